@@ -1,0 +1,166 @@
+"""A lane: one group of warm workers behind a Tune trainable.
+
+Stock practice starts a Ray Train run for every trial, which costs far more than a short trial itself. Tune keeps
+this actor from trial to trial (`reuse_actors`), and the actor keeps one Train run, whose workers take trials
+from a mailbox. Without actor reuse the same class gives one Train run per trial.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+import time
+import uuid
+from typing import Any
+
+import ray
+from ray import tune
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cluster.mailbox import Mailbox
+from cluster.workers import serve
+from train_fn.spec import JobSpec, Reason, Status, TrialResult, TrialSpec
+
+TIMEOUT_GRACE_SECONDS = 30.0
+"""A trial ends itself at its timeout. A rank that hangs does not: its group is killed this much later."""
+
+_TRAIN_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a dead rank is noticed within this time; default 2
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # runs are visible in the Ray dashboard
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LaneSpec:
+    """What every lane of a sweep has in common.
+
+    Attributes:
+        job: What to tune.
+        cpus_per_worker: Logical CPUs that one worker reserves.
+        worker_environment: Environment variables of the worker processes.
+        storage_path: Where Ray Train keeps its files; nothing of ours is in them.
+    """
+
+    job: JobSpec
+    cpus_per_worker: float
+    worker_environment: dict[str, str]
+    storage_path: str
+
+
+class WorkerGroup:
+    """One Ray Train run in a thread, and the mailbox in front of it."""
+
+    def __init__(self, lane: LaneSpec) -> None:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        self.mailbox = Mailbox.options(scheduling_strategy=here).remote()
+        self.error: BaseException | None = None
+        self._trainer = _trainer(lane, self.mailbox)
+        self._thread = threading.Thread(target=self._fit, name="ray-train-run", daemon=True)
+        self._thread.start()
+
+    def _fit(self) -> None:
+        try:
+            self._trainer.fit()
+        except BaseException as error:
+            self.error = error
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the Train run goes on; it restarts its workers by itself."""
+        return self._thread.is_alive()
+
+    def kill_workers(self) -> None:
+        """Kill the present worker processes; the Train run starts new ones."""
+        for worker in ray.get(self.mailbox.workers.remote()).values():
+            ray.kill(worker)
+
+    def close(self, timeout_seconds: float = 30.0) -> None:
+        """Let the workers end, and the Train run with them."""
+        ray.get(self.mailbox.close.remote())
+        self._thread.join(timeout_seconds)
+        ray.kill(self.mailbox)
+
+
+class Lane(tune.Trainable):
+    """One trial per `step`. Tune's `config` holds `trial`, a `TrialSpec` as a dictionary."""
+
+    def setup(self, config: dict[str, Any], lane: LaneSpec | None = None) -> None:
+        """Start the worker group; it loads while Tune goes on."""
+        assert lane is not None
+        os.environ.update(_TRAIN_ENVIRONMENT)
+        self._spec, self._name = lane, uuid.uuid4().hex
+        self._group = WorkerGroup(lane)
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next trial."""
+        self._trial = TrialSpec.from_dict(new_config["trial"])
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Run the trial. Whatever comes of it is a result; Tune never sees an error."""
+        started = time.perf_counter()
+        if not self._group.is_alive:
+            self._group = WorkerGroup(self._spec)
+        values = self._run()
+        values["seconds"] = {**values["seconds"], "total": time.perf_counter() - started}
+        result = {"trial_result": values, "lane_name": self._name, "done": True}
+        for objective in ("samples_per_second", "validation_loss"):
+            if values[objective] is not None:
+                result[objective] = values[objective]
+        return result
+
+    def _run(self) -> dict[str, Any]:
+        mailbox, limit = self._group.mailbox, self._spec.job.timeout_seconds + TIMEOUT_GRACE_SECONDS
+        ray.get(mailbox.put.remote(dataclasses.asdict(self._trial)))
+        while True:
+            result = ray.get(mailbox.wait.remote(1.0))
+            if result is not None:
+                return dict(result)
+            if not self._group.is_alive:
+                return self._gone()
+            if ray.get(mailbox.seconds_in_flight.remote()) > limit:
+                detail = f"a worker hung: no answer {TIMEOUT_GRACE_SECONDS:g} s after the timeout"
+                ray.get(mailbox.fail.remote(Reason.TIMEOUT, detail))
+                self._group.kill_workers()
+
+    def _gone(self) -> dict[str, Any]:
+        detail = f"the worker group ended: {self._group.error}"
+        return dataclasses.asdict(TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED, detail=detail))
+
+    def cleanup(self) -> None:
+        """End the worker group."""
+        self._group.close()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing to keep, but Tune counts a trial as an error without this method."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing to restore."""
+
+
+def _trainer(lane: LaneSpec, mailbox: Any) -> TorchTrainer:
+    job = lane.job
+    on_gpu = job.device == "cuda"
+    collective_seconds = int(job.timeout_seconds + 4 * TIMEOUT_GRACE_SECONDS)
+    return TorchTrainer(
+        serve,
+        train_loop_config={"mailbox": mailbox, "job": dataclasses.asdict(job)},
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=collective_seconds),
+        scaling_config=ScalingConfig(
+            num_workers=job.num_workers,
+            use_gpu=on_gpu,
+            resources_per_worker={"CPU": lane.cpus_per_worker, **({"GPU": 1} if on_gpu else {})},
+            placement_strategy="STRICT_PACK",
+        ),
+        run_config=RunConfig(
+            name=f"lane-{uuid.uuid4().hex[:8]}",
+            storage_path=lane.storage_path,
+            # A worker that dies is replaced as often as needed; a group that can't be placed gives up.
+            failure_config=FailureConfig(max_failures=-1, controller_failure_limit=3),
+            worker_runtime_env={"env_vars": lane.worker_environment},
+        ),
+    )

@@ -1,0 +1,131 @@
+"""What passes between a lane and its group of workers: one trial in, one result out.
+
+A lane outlives its groups: when a rank dies, Ray Train starts a new group under the same mailbox. Only the
+group that joined last may take trials or post results, and a trial that an earlier group had taken is over:
+it failed with that group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from typing import Any
+
+import ray
+
+from train_fn.spec import Reason, Status, TrialResult
+
+CLOSED = "closed"
+IDLE = "idle"
+
+
+class MailboxState:
+    """The mailbox itself, without Ray; every method runs on one event loop."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Condition()
+        self._group: str | None = None
+        self._ranks: dict[int, Any] = {}
+        self._trial: dict[str, Any] | None = None
+        self._taken_by: str | None = None
+        self._taken_at: float | None = None
+        self._result: dict[str, Any] | None = None
+        self._broken: str | None = None
+        self._closed = False
+
+    # The lane's side.
+
+    async def put(self, trial: dict[str, Any]) -> None:
+        """Offer a trial to the group."""
+        self._trial, self._result = trial, None
+        self._taken_by = self._taken_at = None
+        await self._notify()
+
+    async def wait(self, seconds: float) -> dict[str, Any] | None:
+        """The trial's result, or None when there is none yet after `seconds`."""
+        await self._wait_for(lambda: self._result is not None or self._broken is not None, seconds)
+        if self._result is None and self._broken is not None:
+            return _failed(Reason.INTERRUPTED, self._broken)
+        return self._result
+
+    async def fail(self, reason: str, detail: str) -> None:
+        """End the trial in flight from outside; what the group may still post is ignored."""
+        self._end(_failed(reason, detail))
+        await self._notify()
+
+    async def seconds_in_flight(self) -> float:
+        """For how long the group has had the trial; 0 while it has not taken it."""
+        return time.monotonic() - self._taken_at if self._taken_at is not None else 0.0
+
+    async def workers(self) -> dict[int, Any]:
+        """Actor handles of the present group, by rank."""
+        return dict(self._ranks)
+
+    async def close(self) -> None:
+        """No more trials: the group ends by itself."""
+        self._closed = True
+        await self._notify()
+
+    # The group's side.
+
+    async def join(self, group: str, rank: int, worker: Any) -> None:
+        """A rank is ready. The first rank of a new group ends what an earlier group had in flight."""
+        if group != self._group:
+            self._group, self._ranks = group, {}
+            if self._taken_by is not None and self._result is None:
+                self._end(_failed(Reason.WORKER_DIED, "a worker process died during the trial"))
+        self._ranks[rank] = worker
+        await self._notify()
+
+    async def take(self, group: str, seconds: float) -> dict[str, Any] | str:
+        """The next trial for this group; `IDLE` when none came within `seconds`, `CLOSED` to end."""
+
+        def offered() -> bool:
+            return self._closed or (self._trial is not None and self._taken_by is None)
+
+        await self._wait_for(offered, seconds)
+        if self._closed or group != self._group:
+            return CLOSED
+        if self._trial is None or self._taken_by is not None:
+            return IDLE
+        self._taken_by, self._taken_at = group, time.monotonic()
+        return self._trial
+
+    async def post(self, group: str, result: dict[str, Any]) -> None:
+        """The result of the trial that this group has taken."""
+        if group == self._taken_by:
+            self._end(result)
+            await self._notify()
+
+    async def report_broken(self, detail: str) -> None:
+        """The group can't start at all; trying again would not help."""
+        self._broken, self._closed = detail, True
+        await self._notify()
+
+    async def is_closed(self) -> bool:
+        """Whether `close` or `report_broken` was called."""
+        return self._closed
+
+    def _end(self, result: dict[str, Any]) -> None:
+        self._result, self._trial = result, None
+        self._taken_by = self._taken_at = None
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _wait_for(self, condition: Any, seconds: float) -> None:
+        async with self._changed:
+            try:
+                await asyncio.wait_for(self._changed.wait_for(condition), seconds)
+            except TimeoutError:
+                return
+
+
+Mailbox = ray.remote(num_cpus=0, max_concurrency=64)(MailboxState)
+"""The mailbox as an actor, one per lane."""
+
+
+def _failed(reason: str, detail: str) -> dict[str, Any]:
+    return dataclasses.asdict(TrialResult(status=Status.FAILED, reason=str(reason), detail=detail))

@@ -1,0 +1,149 @@
+"""Reaching Ray: a local one of our own, or one that runs already; and what its nodes have."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster.gpus import Gpu, gpus
+from train_fn.spec import Fault, InputError
+
+OBJECT_STORE_BYTES = 256 << 20
+"""Of a local Ray. Results are small; the default, 30% of the machine, would be reserved for nothing."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that lanes can run on, as scheduling sees it."""
+
+    num_cpus: int
+    gpus: list[Gpu] = field(default_factory=list)
+
+    def num_devices(self, device: str) -> int:
+        """How many workers of a kind it can hold."""
+        return len(self.gpus) if device == "cuda" else self.num_cpus
+
+
+def this_node() -> Node:
+    """This machine, without starting anything."""
+    return Node(num_cpus=len(os.sched_getaffinity(0)), gpus=gpus())
+
+
+def lanes_that_fit(nodes: list[Node], device: str, num_workers: int) -> int:
+    """How many groups of `num_workers`, each on one node, fit at the same time."""
+    return sum(
+        min(node.num_devices(device), node.num_cpus) // num_workers
+        for node in nodes
+        if node.num_devices(device) >= num_workers
+    )
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[list[Node]]:
+    """Connect to Ray for the length of the block and list its nodes.
+
+    Args:
+        address: Of a running Ray; None starts a local one, which ends with the block.
+
+    Raises:
+        InputError: There is no Ray at `address`, or it does not take our token.
+    """
+    import ray
+
+    _quiet()
+    options = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        ray.init(
+            address="local",
+            # Ray Train frees what a stopped run held through the dashboard's state API.
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            object_store_memory=OBJECT_STORE_BYTES,
+            num_cpus=len(os.sched_getaffinity(0)),
+            **options,
+        )
+        _protect_token()
+    else:
+        _join(address, options)
+    try:
+        yield _nodes(is_local=address is None)
+    finally:
+        ray.shutdown()
+
+
+def dashboard_url() -> str | None:
+    """Where the connected Ray shows its dashboard, or None."""
+    import ray
+
+    url = ray._private.worker.get_dashboard_url()
+    return f"http://{url}" if url else None
+
+
+def _join(address: str, options: dict[str, object]) -> None:
+    import ray
+
+    # Ray looks for a token by itself only when it chose the cluster by itself.
+    if "RAY_AUTH_MODE" not in os.environ and _has_token():
+        os.environ["RAY_AUTH_MODE"] = "token"
+    try:
+        ray.init(address=address, **options)
+    except ray.exceptions.AuthenticationError as error:
+        problem = f"the Ray at {address} refuses the token: {str(error).splitlines()[0]}"
+        advice = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to its token"
+        raise InputError(Fault("cluster.address", f"{problem}; {advice}")) from None
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(Fault("cluster.address", f"no Ray answers at {address}: {reason}")) from None
+
+
+def _nodes(is_local: bool) -> list[Node]:
+    import ray
+
+    if is_local:
+        return [this_node()]
+    found = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            resources = node["Resources"]
+            num_gpus = int(resources.get("GPU", 0))
+            there = _gpus_of(node["NodeID"])[:num_gpus] if num_gpus else []
+            found.append(Node(num_cpus=int(resources.get("CPU", 0)), gpus=there))
+    return found
+
+
+def _gpus_of(node_id: str) -> list[Gpu]:
+    """Ask NVML on another node, in a task that needs nothing."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    there = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    ask = ray.remote(num_cpus=0)(gpus).options(scheduling_strategy=there)
+    result: list[Gpu] = ray.get(ask.remote())
+    return result
+
+
+def _quiet() -> None:
+    """Keep what Ray says about itself out of the tuner's output."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    for name in ("ray", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _token_path() -> Path:
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+
+
+def _has_token() -> bool:
+    return bool(os.environ.get("RAY_AUTH_TOKEN")) or _token_path().is_file()
+
+
+def _protect_token() -> None:
+    """Ray writes the token readable for everyone; on a shared host that would give the cluster away."""
+    path = _token_path()
+    with contextlib.suppress(OSError):
+        if path.is_file() and path.stat().st_uid == os.getuid() and path.stat().st_mode & 0o077:
+            path.chmod(0o600)

@@ -1,0 +1,231 @@
+"""What is printed: progress on a terminal and in a pipe, the final table, faults."""
+
+import io
+import subprocess
+import sys
+
+import pytest
+
+from train_fn.spec import Fault, InputError, Status, TrialParams, TrialResult
+from tuner.console import Progress, outcome, print_dry_run, print_faults, print_table, training_arguments
+
+ESCAPE = "\x1b"
+
+
+@pytest.fixture(autouse=True)
+def eighty_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def point(size: int = 4, precision: str = "bf16", checkpointing: bool = False) -> TrialParams:
+    return TrialParams(
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=128 // size,
+        precision=precision,
+        gradient_checkpointing=checkpointing,
+    )
+
+
+def complete(speed: float = 12.345, loss: float = 2.3456, seconds: float = 10.0) -> TrialResult:
+    return TrialResult(
+        status=Status.COMPLETE,
+        samples_per_second=speed,
+        samples_per_second_ci95=[speed * 0.98, speed * 1.02],
+        validation_loss=loss,
+        peak_memory_bytes=[150 * 2**20, 207 * 2**20],
+        seconds={"total": seconds},
+    )
+
+
+def out_of_memory(seconds: float = 2.0) -> TrialResult:
+    return TrialResult(status=Status.INFEASIBLE, reason="oom", detail="[enforce]", seconds={"total": seconds})
+
+
+RESULTS = [
+    (0, point(4), complete()),
+    (1, point(128, "fp32"), out_of_memory()),
+    (2, point(16, "fp16", True), complete(98765.4, 12.5)),
+    (113, point(8, "tf32"), TrialResult(status=Status.FAILED, reason="worker-died")),
+    (114, point(2), TrialResult(status=Status.PRUNED)),
+]
+
+
+def printed(recommended: int | None = 2, stream: io.StringIO | None = None) -> str:
+    stream = stream or io.StringIO()
+    print_table(RESULTS, [0, 2], recommended, "It is 3% faster than [bold] 4x32. " * 4, stream=stream)
+    return stream.getvalue()
+
+
+def test_the_table_fits_80_columns_and_keeps_every_cell_whole():
+    text = printed()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if line.split()[:1]}
+    assert rows["0"] == ["0", "4x32", "bf16", "no", "12.35", "+-0.25", "2.3456", "207", "MiB", "pareto"]
+    assert rows["1"] == ["1", "128x1", "fp32", "no", "-", "-", "-", "infeasible:", "oom"]
+    assert rows["2"][:6] == ["2", "16x8", "fp16", "yes", "98765", "+-1975"]
+    assert rows["2"][-1] == "recommended"
+    assert rows["113"][-2:] == ["failed:", "worker-died"]
+    assert rows["114"][-1] == "pruned"
+
+
+def test_the_table_in_a_pipe_has_no_control_codes():
+    assert ESCAPE not in printed()
+
+
+def test_rows_that_did_not_complete_are_dimmed_on_a_terminal():
+    lines = printed(stream=Terminal()).splitlines()
+    dim = [line for line in lines if f"{ESCAPE}[2m" in line]
+    assert any("128x1" in line for line in dim)
+    assert not any("4x32" in line for line in dim)
+
+
+def test_no_color_is_respected(monkeypatch):
+    colour = f"{ESCAPE}[1;32m"
+    assert colour in printed(stream=Terminal())
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert colour not in printed(stream=Terminal())
+
+
+def test_the_recommendation_comes_with_a_block_to_paste():
+    text = printed()
+    assert "Recommended: #2  16x8 fp16 ckpt" in text
+    assert "[bold]" in text
+    block = text[text.index("TrainingArguments") :]
+    assert eval(f"dict({block.split(':', 1)[1]})") == {
+        "per_device_train_batch_size": 16,
+        "gradient_accumulation_steps": 8,
+        "bf16": False,
+        "fp16": True,
+        "tf32": False,
+        "gradient_checkpointing": True,
+    }
+
+
+def test_without_a_recommendation_the_reason_is_printed():
+    text = printed(recommended=None)
+    assert "No recommendation: It is" in text
+    assert "TrainingArguments" not in text
+
+
+def test_a_table_without_trials_prints():
+    stream = io.StringIO()
+    print_table([], [], None, "nothing was measured", stream=stream)
+    assert "No recommendation: nothing was measured" in stream.getvalue()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+def test_training_arguments_switch_on_the_precision_alone(precision):
+    switched_on = [line.split("=")[0].strip() for line in training_arguments(point(4, precision)).splitlines()
+                   if line.endswith("=True,")]  # fmt: skip
+    assert switched_on == ([] if precision == "fp32" else [precision])
+
+
+def test_progress_in_a_pipe_is_one_plain_flushed_line_per_event():
+    stream = io.StringIO()
+    with Progress(9, 24, stream=stream) as progress:
+        progress.phase("starting Ray")
+        progress.trial_started(0, point(4))
+        progress.trial_finished(0, point(4), complete())
+        progress.trial_finished(1, point(128), out_of_memory())
+        progress.note("[note] one lane")
+    lines = stream.getvalue().splitlines()
+    assert lines[:2] == ["starting Ray", "trial 0: 4x32 bf16 started"]
+    assert lines[2].startswith("trial 0: 4x32 bf16 12.35 +-0.25 samples/s, validation loss 2.3456, 207 MiB")
+    assert "known 1 of 9" in lines[2]
+    assert "about 1 min 20 s left" in lines[2]
+    assert "infeasible (oom)" in lines[3]
+    assert "best 4x32 bf16 12.3 samples/s" in lines[3]
+    assert lines[4:] == ["[note] one lane"]
+    assert ESCAPE not in stream.getvalue()
+
+
+def test_progress_is_flushed_line_by_line_by_a_real_pipe():
+    code = "import os; from tuner.console import Progress; p = Progress(4, 4); p.note('hello'); os._exit(0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "hello\n"
+
+
+def test_the_panel_shows_what_is_tried_known_and_best():
+    stream = Terminal()
+    with Progress(9, 24, stream=stream) as progress:
+        progress.phase("starting Ray")
+        progress._live.refresh()
+        progress.trial_started(0, point(4))
+        progress.trial_finished(0, point(4), complete())
+        progress.trial_finished(1, point(128), out_of_memory())
+        progress.trial_started(2, point(8, checkpointing=True))
+        progress._live.refresh()
+    text = stream.getvalue()
+    assert "starting Ray" in text
+    assert "8x16 bf16 ckpt (trial 2)" in text
+    assert "2 of 9 points, 1 infeasible" in text
+    assert "4x32 bf16: 12.35 +-0.25 samples/s, validation loss 2.3456, 207 MiB" in text
+    assert "trial 1: 128x1 bf16 infeasible (oom)" in text
+    assert progress._live is None
+
+
+def test_time_left_follows_the_median_the_lanes_and_the_budget():
+    now = [0.0]
+    progress = Progress(10, 8, time_budget_seconds=50.0, stream=io.StringIO(), clock=lambda: now[0])
+    progress.start()
+    assert progress.seconds_left() is None
+    for number, seconds in enumerate((1.0, 7.0, 100.0)):
+        progress.trial_finished(number, point(), complete(seconds=seconds))
+    assert progress.seconds_left() == 7.0 * (8 - 3)
+    progress.lanes = 2
+    assert progress.seconds_left() == 7.0 * (8 - 3) / 2
+    now[0] = 45.0
+    assert progress.seconds_left() == 5.0
+    now[0] = 60.0
+    assert progress.seconds_left() == 0.0
+
+
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_a_stream_that_breaks_does_not_stop_the_run(kind):
+    stream = kind()
+    progress = Progress(9, 24, stream=stream)
+    progress.start()
+    stream.close()
+    progress.phase("starting Ray")
+    progress.trial_started(0, point())
+    progress.trial_finished(0, point(), complete())
+    progress.note("x")
+    progress.stop()
+    assert progress.seconds_left() == 80.0
+
+
+def test_faults_are_one_plain_line_each():
+    stream = io.StringIO()
+    print_faults(InputError(Fault("data.train", "no such\nfile"), Fault("lora.r", "[bad]")), stream=stream)
+    assert stream.getvalue() == "data.train: no such file\nlora.r: [bad]\n"
+
+
+def test_faults_go_to_standard_error(capsys):
+    print_faults(InputError(Fault("lora.r", "bad")))
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "lora.r: bad\n")
+
+
+def test_a_dry_run_prints_yaml_and_candidates_that_are_comments():
+    import yaml
+
+    stream = io.StringIO()
+    print_dry_run("num_workers: 2\n", [point(4), point(8, checkpointing=True)], stream=stream)
+    assert yaml.safe_load(stream.getvalue()) == {"num_workers": 2}
+    assert "# 8x16 bf16 ckpt" in stream.getvalue()
+
+
+def test_outcomes_in_words():
+    assert outcome(out_of_memory()) == "infeasible (oom)"
+    assert outcome(TrialResult(status=Status.PRUNED)) == "pruned"

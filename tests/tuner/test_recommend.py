@@ -1,0 +1,191 @@
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from train_fn.spec import TrialParams, TrialResult
+from tuner.recommend import pareto_front, recommend
+from tuner.space import Measured
+
+MIB = 2**20
+TOLERANCE = 0.01
+
+
+def trial(number, speed, loss, spread=0.0, peak=100, **result):
+    values = {
+        "status": "complete",
+        "samples_per_second": speed,
+        "samples_per_second_ci95": [speed - spread, speed + spread],
+        "validation_loss": loss,
+        "peak_memory_bytes": [peak * MIB, (peak - 1) * MIB],
+        "memory_budget_bytes": 200 * MIB,
+        "constraints": {"memory": peak / 200 - 1},
+    }
+    size = 2 ** (number % 4)
+    params = TrialParams(
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=8 // size,
+        precision="bf16",
+        gradient_checkpointing=number >= 4,
+    )
+    return Measured(number, params, TrialResult(**{**values, **result}))
+
+
+def out_of_memory(number, violation):
+    result = TrialResult(
+        status="infeasible",
+        reason="oom",
+        memory_budget_bytes=200 * MIB,
+        constraints={} if violation is None else {"memory": violation},
+    )
+    return Measured(number, trial(number, 1.0, 1.0).params, result)
+
+
+def test_the_front_holds_each_trade_and_nothing_that_is_beaten():
+    trials = [trial(0, 10, 2.0), trial(1, 20, 2.5), trial(2, 15, 2.6), trial(3, 5, 2.1)]
+    assert pareto_front(trials, TOLERANCE) == [0, 1]
+
+
+def test_speeds_within_their_intervals_and_losses_within_the_tolerance_are_ties():
+    trials = [trial(0, 10, 2.000, spread=0.6), trial(1, 11, 2.015, spread=0.6)]
+    assert pareto_front(trials, TOLERANCE) == [0, 1], "neither is better beyond noise"
+    assert pareto_front([trial(0, 10, 2.0, spread=0.1), trial(1, 11, 2.015, spread=0.1)], TOLERANCE) == [1]
+    assert pareto_front([trial(0, 10, 2.0, spread=0.1), trial(1, 11, 2.03, spread=0.1)], TOLERANCE) == [0, 1]
+
+
+def test_only_feasible_complete_trials_count():
+    trials = [
+        trial(0, 10, 2.0),
+        trial(1, 99, 1.0, constraints={"memory": 0.1}),
+        trial(2, 99, 1.0, status="failed", reason="timeout"),
+        trial(3, 99, float("nan")),
+        out_of_memory(4, 0.5),
+    ]
+    assert pareto_front(trials, TOLERANCE) == [0]
+    assert recommend(trials, TOLERANCE).number == 0
+
+
+def test_recommends_the_fastest_within_the_tolerance_of_the_best_loss():
+    trials = [trial(0, 10, 2.300), trial(1, 20, 2.320), trial(2, 40, 2.330)]
+    assert recommend(trials, TOLERANCE).number == 1
+    assert recommend(trials, 0.0).number == 0
+    assert recommend(trials, 0.02).number == 2
+
+
+def test_among_equally_fast_ones_the_one_with_most_free_memory_is_recommended():
+    trials = [
+        trial(0, 20, 2.3, 1.0, peak=190),
+        trial(1, 19, 2.3, 1.0, peak=120),
+        trial(2, 10, 2.3, 0.1, peak=50),
+    ]
+    assert recommend(trials, TOLERANCE).number == 1
+    assert recommend([trial(0, 20, 2.3, 0.1, peak=190), *trials[1:]], TOLERANCE).number == 1
+    assert recommend([trial(0, 25, 2.3, 0.1, peak=190), *trials[1:]], TOLERANCE).number == 0
+
+
+def test_a_wide_interval_does_not_carry_a_clearly_slower_trial():
+    trials = [
+        trial(0, 20, 2.3, 15.0, peak=190),
+        trial(1, 19, 2.3, 0.5, peak=150),
+        trial(2, 6, 2.3, 0.5, peak=50),
+    ]
+    assert recommend(trials, TOLERANCE).number == 1
+
+
+def test_why_is_one_sentence_with_the_numbers():
+    trials = [trial(0, 3.42, 2.30, 0.1), trial(2, 6.5, 2.31, 0.1, peak=124), trial(3, 9, 2.5, 0.1)]
+    assert recommend(trials, TOLERANCE).why == (
+        "4x2 bf16 trains 6.5 samples/s, 1.9x the slowest feasible setting (1x8 bf16), "
+        "while 8x1 bf16 (9) is faster at a higher loss; "
+        "its validation loss 2.31 is within 1% of the best (2.3); "
+        "it leaves 38% of the 200 MiB budget free."
+    )
+
+
+def test_why_explains_the_choice_among_equals():
+    trials = [trial(0, 5, 2.3), trial(1, 20, 2.3, 1.0, peak=190), trial(2, 19, 2.3, 1.0, peak=120)]
+    why = recommend(trials, TOLERANCE).why
+    assert "no slower beyond noise than 2x4 bf16 (20), with less memory" in why
+    assert "2.3 is the best" in why
+
+
+def test_why_of_the_only_feasible_trial():
+    assert (
+        "only feasible setting measured"
+        in recommend([trial(0, 5, 2.3), out_of_memory(1, 1.0)], TOLERANCE).why
+    )
+
+
+def test_out_of_memory_everywhere_names_the_smallest_need():
+    found = recommend([out_of_memory(0, 0.9), out_of_memory(1, 0.35), out_of_memory(2, None)], TOLERANCE)
+    assert found.number is None
+    assert found.why == (
+        "None of the 3 settings measured is feasible (3 oom): the smallest need known is 270 MiB per worker "
+        "(2x4 bf16), the budget is 200 MiB (cluster.memory_budget)."
+    )
+
+
+def test_nothing_feasible_names_the_reasons():
+    died = Measured(0, trial(0, 1, 1).params, TrialResult(status="failed", reason="worker-died"))
+    assert "2 worker-died" in recommend([died, died], TOLERANCE).why
+    assert recommend([], TOLERANCE) == recommend([], 0.5)
+    assert recommend([], TOLERANCE).number is None
+
+
+def test_missing_intervals_and_peaks_are_no_obstacle():
+    bare = replace(trial(0, 5, 2.3).result, samples_per_second_ci95=None, peak_memory_bytes=[])
+    trials = [Measured(0, trial(0, 5, 2.3).params, bare), trial(1, 5, 2.3, peak=150)]
+    assert recommend(trials, TOLERANCE).number == 1, "an unknown peak is no reason to prefer it"
+
+
+def clearly_faster(one, other):
+    return one.result.samples_per_second_ci95[0] > other.result.samples_per_second_ci95[1]
+
+
+def clearly_lower(one, other):
+    return one.result.validation_loss * (1 + TOLERANCE) < other.result.validation_loss
+
+
+def beats(one, other):
+    faster, lower = clearly_faster(one, other), clearly_lower(one, other)
+    return (faster and not clearly_lower(other, one)) or (lower and not clearly_faster(other, one))
+
+
+measurements = st.lists(
+    st.tuples(st.floats(1, 20), st.floats(2.0, 2.2), st.floats(0, 8), st.integers(10, 190)),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(measurements)
+def test_the_front_is_never_empty_and_no_member_is_beaten_beyond_noise(values):
+    trials = [trial(number, *value) for number, value in enumerate(values)]
+    front, best = pareto_front(trials, TOLERANCE), recommend(trials, TOLERANCE).number
+
+    assert best in front
+    beaten = {t.number for t in trials if any(beats(o, t) for o in trials)}
+    assert set(front) - {best} == {t.number for t in trials} - beaten - {best}
+
+
+@given(measurements)
+def test_nothing_within_the_tolerance_is_clearly_faster_than_the_recommended(values):
+    trials = [trial(number, *value) for number, value in enumerate(values)]
+    best = trials[recommend(trials, TOLERANCE).number]
+    limit = min(t.result.validation_loss for t in trials) * (1 + TOLERANCE)
+
+    assert best.result.validation_loss <= limit
+    assert not any(clearly_faster(t, best) for t in trials if t.result.validation_loss <= limit)
+
+
+def test_the_front_is_not_empty_where_ties_go_round_in_a_circle():
+    """Each is beaten by the next: the third's interval is so wide that its speed ties with all."""
+    circle = [
+        trial(0, 10, 2.000),
+        trial(1, 20, 2.018),
+        trial(2, 10, 1.996, spread=15),
+        trial(3, 2, 1.975),
+        trial(4, 5, 1.992),
+    ]
+    assert all(any(beats(o, t) for o in circle) for t in circle)
+    assert pareto_front(circle, TOLERANCE) == [recommend(circle, TOLERANCE).number]

@@ -1,0 +1,130 @@
+import csv
+import json
+import math
+
+import pytest
+
+from train_fn.spec import TrialResult
+from tuner.results import load_result, write_results
+from tuner.space import candidates
+from tuner.study import open_study
+
+CONTRACT_KEYS = {
+    "study", "global_batch_size", "num_workers", "device", "trials", "pareto_front", "recommended",
+    "why", "wall_seconds",
+}  # fmt: skip
+TRIAL_KEYS = {
+    "number", "params", "status", "reason", "samples_per_second", "samples_per_second_ci95",
+    "validation_loss", "train_loss", "peak_memory_bytes", "memory_budget_bytes", "constraints",
+    "seconds", "lane",
+}  # fmt: skip
+COMPLETE = TrialResult(
+    status="complete",
+    samples_per_second=6.5,
+    samples_per_second_ci95=[6.4, 6.6],
+    validation_loss=2.3,
+    train_loss=[2.5, 2.4],
+    peak_memory_bytes=[120, 124],
+    memory_budget_bytes=200,
+    constraints={"memory": -0.38},
+    seconds={"total": 9.1, "setup": 0.1, "probe": 1.0, "train": 6.0, "validate": 2.0},
+    lane=0,
+)
+DIVERGED = TrialResult(status="infeasible", reason="diverged", train_loss=[2.5, math.nan, math.inf])
+OOM = TrialResult(status="infeasible", reason="oom", memory_budget_bytes=200, constraints={"memory": 0.5})
+
+
+@pytest.fixture
+def study(tmp_path):
+    points = candidates(16, 2, ("fp32",), (False,))
+    return open_study("demo", f"sqlite:///{tmp_path}/s.db", points, "grid", 0, 9, {"global_batch_size": 16})
+
+
+def write(folder, study):
+    return write_results(
+        folder,
+        study,
+        global_batch_size=16,
+        num_workers=2,
+        device="cpu",
+        loss_tolerance=0.01,
+        wall_seconds=12.5,
+    )
+
+
+def no_constant(name):
+    raise AssertionError(f"{name} is not JSON")
+
+
+def test_result_json_has_the_shape_of_the_contract(tmp_path, study):
+    for result in (COMPLETE, DIVERGED, OOM):
+        study.tell(study.ask(), result)
+    written = write(tmp_path / "out", study)
+
+    text = (tmp_path / "out/result.json").read_text()
+    result = json.loads(text, parse_constant=no_constant)
+    assert result == written == load_result(tmp_path / "out") == load_result(tmp_path / "out/result.json")
+    assert result.keys() >= CONTRACT_KEYS
+    assert all(t.keys() >= TRIAL_KEYS for t in result["trials"])
+    assert result["trials"][0]["params"] == {
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 8,
+        "precision": "fp32",
+        "gradient_checkpointing": False,
+    }
+    assert [t["status"] for t in result["trials"]] == ["complete", "infeasible", "infeasible"]
+    assert result["trials"][1]["train_loss"] == [2.5, None, None]
+    assert (result["recommended"], result["pareto_front"]) == (0, [0])
+    assert result["why"].startswith("1x8 fp32 trains 6.5 samples/s")
+    assert [s["params"]["per_device_train_batch_size"] for s in result["skipped"]] == [8]
+    assert "4x2 fp32 ran out of memory" in result["skipped"][0]["why"]
+    assert result["wall_seconds"] == 12.5
+    assert result["versions"]["optuna"].startswith("5.")
+
+
+def test_a_trial_of_result_json_is_a_result_again(tmp_path, study):
+    study.tell(study.ask(), COMPLETE)
+    assert TrialResult.from_dict(write(tmp_path, study)["trials"][0]) == COMPLETE
+
+
+def test_trials_csv_has_one_row_per_trial(tmp_path, study):
+    for result in (COMPLETE, DIVERGED, OOM):
+        study.tell(study.ask(), result)
+    write(tmp_path, study)
+
+    with (tmp_path / "trials.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [r["number"] for r in rows] == ["0", "1", "2"]
+    first = {k: v for k, v in rows[0].items() if v != ""}
+    assert first["samples_per_second_low"] == "6.4"
+    assert first["peak_memory_bytes"] == "124"
+    assert first["last_train_loss"] == "2.4"
+    assert first["train_seconds"] == "6.0"
+    assert [r["recommended"] for r in rows] == ["True", "False", "False"]
+    assert rows[1]["last_train_loss"] == ""
+    assert rows[2]["reason"] == "oom"
+
+
+def test_nothing_measured_gives_an_empty_but_valid_result(tmp_path, study):
+    result = write(tmp_path, study)
+    assert (result["trials"], result["recommended"], result["pareto_front"]) == ([], None, [])
+    assert (tmp_path / "trials.csv").read_text().startswith("number")
+
+
+def test_files_are_replaced_as_a_whole_and_nothing_is_left_behind(tmp_path, study, monkeypatch):
+    write(tmp_path / "out", study)
+    before = (tmp_path / "out/result.json").read_text()
+    study.tell(study.ask(), COMPLETE)
+
+    def full_disk(*_):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full_disk)
+        with pytest.raises(OSError, match="no space"):
+            write(tmp_path / "out", study)
+    assert (tmp_path / "out/result.json").read_text() == before
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["result.json", "trials.csv"]
+
+    write(tmp_path / "out", study)
+    assert len(load_result(tmp_path / "out")["trials"]) == 1

@@ -1,0 +1,177 @@
+import optuna
+import pytest
+
+from train_fn.spec import PRECISIONS, TrialResult
+from tuner.sampler import CandidateSampler, choose_by_grid, make_sampler
+from tuner.space import candidates, proven_infeasible
+from tuner.study import open_study
+
+SAMPLERS = ("model", "tpe", "random", "grid")
+POINTS = candidates(48, 2, ("fp32", "bf16"), (False, True))
+FEW_POINTS = candidates(24, 2, ("fp32", "bf16"), (False, True))
+BUDGET_MIB = 400
+FINE = TrialResult(status="complete", samples_per_second=1.0, validation_loss=2.0)
+DIVERGED = TrialResult(status="infeasible", reason="diverged", constraints={"finite": 1.0})
+
+
+def need_mib(params):
+    """Memory as a small LoRA job takes it: affine in the batch, halved by bf16 and by checkpointing."""
+    per_sample = 60 if params.precision == "fp32" else 30
+    return 100 + per_sample * params.per_device_train_batch_size * (
+        0.5 if params.gradient_checkpointing else 1
+    )
+
+
+def measure(spec, budget_mib=BUDGET_MIB):
+    params, need = spec.params, need_mib(spec.params)
+    constraints = {"memory": need / budget_mib - 1}
+    if need > budget_mib:
+        return TrialResult(status="infeasible", reason="oom", constraints=constraints)
+    size = params.per_device_train_batch_size
+    speed = (
+        size
+        / (0.3 + 0.1 * size)
+        * (1.5 if params.precision == "bf16" else 1)
+        / (1 + params.gradient_checkpointing)
+    )
+    loss = 2.30 if params.precision == "fp32" else 2.31
+    return TrialResult(
+        status="complete", samples_per_second=speed, validation_loss=loss, constraints=constraints
+    )
+
+
+def opened(path, sampler, points=POINTS, seed=0, max_trials=1000):
+    return open_study("s", f"sqlite:///{path}", points, sampler, seed, max_trials, {"global_batch_size": 48})
+
+
+def run(study, trials=1000):
+    """Ask and tell until nothing is left; the points in the order in which they were measured."""
+    order = []
+    while len(order) < trials and (spec := study.ask()) is not None:
+        order.append(spec.params)
+        study.tell(spec, measure(spec))
+    return order
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_exhausts_the_candidates_without_repeats_or_proven_points(sampler):
+    study = opened(":memory:", sampler, FEW_POINTS)
+    order = []
+    while (spec := study.ask()) is not None:
+        proofs = [(params, result) for _, params, result in study.measured()]
+        assert proven_infeasible(spec.params, proofs) is None
+        order.append(spec.params)
+        study.tell(spec, measure(spec, budget_mib=250))
+
+    assert len(order) == len(set(order))
+    skipped = [params for params, _ in study.skipped()]
+    assert sorted(map(str, [*order, *skipped])) == sorted(map(str, FEW_POINTS))
+    assert all(need_mib(p) > 250 for p in skipped)
+    assert skipped, "this budget leaves larger batches proven infeasible"
+    assert study.open_points() == []
+    assert study.ask() is None
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_order_is_the_same_whichever_process_continues(tmp_path, sampler):
+    in_one_go = run(opened(":memory:", sampler, FEW_POINTS), 12)
+    piecewise = [point for _ in range(3) for point in run(opened(tmp_path / "s.db", sampler, FEW_POINTS), 4)]
+    assert piecewise == in_one_go
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_point_lost_with_its_driver_comes_again_at_once(tmp_path, sampler):
+    first = opened(tmp_path / "s.db", sampler)
+    run(first, 12)
+    lost = first.ask()
+
+    assert opened(tmp_path / "s.db", sampler).ask().params == lost.params
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_points_in_flight_are_not_given_out_again(sampler):
+    study = opened(":memory:", sampler, POINTS[:6])
+    specs = [study.ask() for _ in range(6)]
+
+    assert len({spec.params for spec in specs}) == 6
+    assert study.ask() is None
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_narrowing_and_widening_the_search_continues_the_study(tmp_path, sampler):
+    narrow = candidates(48, 2, ("bf16",), (False,), per_device=[2, 4])
+    assert set(run(opened(tmp_path / "s.db", sampler, narrow))) == set(narrow)
+
+    rest = run(opened(tmp_path / "s.db", sampler), 5)
+    assert len(rest) == 5
+    assert not set(rest) & set(narrow)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_single_candidate_is_enough(tmp_path, sampler):
+    points = candidates(2, 2, ("fp32",), (False,))
+    study = open_study("s", f"sqlite:///{tmp_path}/s.db", points, sampler, 0, 9, {"global_batch_size": 2})
+    assert run(study) == points
+
+
+def test_grid_keeps_the_candidates_order(tmp_path):
+    assert run(opened(tmp_path / "s.db", "grid"), 3) == POINTS[:3]
+
+
+def test_random_depends_on_the_seed():
+    orders = {tuple(run(opened(":memory:", "random", seed=seed), 3)) for seed in range(3)}
+    assert len(orders) == 3
+
+
+def test_tpe_learns_from_constraints():
+    """Where three of four precisions violate a constraint, TPE soon asks for the fourth most of the time."""
+    points = candidates(48, 2, PRECISIONS, (False, True))
+    good_after_startup = 0
+    for seed in range(3):
+        study = opened(":memory:", "tpe", points, seed=seed)
+        for turn in range(20):
+            spec = study.ask()
+            good = spec.params.precision == "bf16"
+            study.tell(spec, FINE if good else DIVERGED)
+            good_after_startup += good and turn >= 10
+    assert good_after_startup >= 12, "of 30; a random order has 7"
+
+
+def test_model_climbs_then_looks_beside_the_boundary_then_rescues(tmp_path):
+    order = [str(p) for p in run(opened(tmp_path / "s.db", "model"), 10)]
+
+    # bf16 without checkpointing fits up to 10 samples, with it up to 20.
+    assert order[:5] == ["1x24 bf16", "2x12 bf16", "4x6 bf16", "8x3 bf16", "24x1 bf16"]
+    assert order[5:7] == ["12x2 bf16", "6x4 bf16"]
+    assert order[7:9] == ["12x2 bf16 ckpt", "24x1 bf16 ckpt"]
+    assert order[9] == "1x24 fp32"
+
+
+def test_model_climbs_with_checkpointing_where_nothing_else_is_searched(tmp_path):
+    points = candidates(48, 2, ("bf16",), (True,))
+    order = [p.per_device_train_batch_size for p in run(opened(tmp_path / "s.db", "model", points))]
+    assert order[:5] == [1, 2, 4, 8, 24]
+
+
+def test_model_keeps_climbing_on_a_second_lane(tmp_path):
+    study = opened(tmp_path / "s.db", "model")
+    assert [str(study.ask().params) for _ in range(3)] == ["1x24 bf16", "2x12 bf16", "4x6 bf16"]
+
+
+def test_an_unknown_sampler_names_the_known_ones():
+    with pytest.raises(ValueError, match="model, tpe, random, grid"):
+        make_sampler("gp", POINTS, 0)
+
+
+def test_candidates_of_two_global_batches_are_refused():
+    with pytest.raises(ValueError, match="one global batch"):
+        CandidateSampler([*POINTS, *candidates(16, 2, ("fp32",), (False,))], choose_by_grid)
+
+
+def test_the_sampler_never_invents_a_point():
+    study = optuna.create_study(sampler=CandidateSampler(POINTS[:1], choose_by_grid))
+    with pytest.raises(ValueError, match="learning_rate"):
+        study.ask().suggest_float("learning_rate", 0, 1)
+    study.ask(study.sampler.distributions)
+    with pytest.raises(RuntimeError, match="no candidate is open"):
+        study.ask(study.sampler.distributions)

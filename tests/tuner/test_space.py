@@ -1,0 +1,72 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from train_fn.spec import TrialParams, TrialResult
+from tuner.space import candidates, factorisations, precisions_of, proven_infeasible
+
+
+def point(size, precision="bf16", checkpointing=False, samples=8):
+    return TrialParams(
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=samples // size,
+        precision=precision,
+        gradient_checkpointing=checkpointing,
+    )
+
+
+OOM = TrialResult(status="infeasible", reason="oom")
+
+
+@given(st.integers(1, 600), st.integers(1, 8))
+def test_factorisations_are_exact_and_complete(global_batch_size, num_workers):
+    found = factorisations(global_batch_size, num_workers)
+
+    assert all(num_workers * size * accumulation == global_batch_size for size, accumulation in found)
+    every = [
+        size for size in range(1, global_batch_size + 1) if global_batch_size % (num_workers * size) == 0
+    ]
+    assert [size for size, _ in found] == every
+
+
+def test_a_batch_that_the_workers_cannot_share_has_no_factorisation():
+    assert factorisations(16, 3) == []
+    assert factorisations(0, 1) == []
+
+
+def test_candidates_are_the_product_in_a_stable_order():
+    points = candidates(16, 2, ("bf16", "fp32"), (True, False))
+
+    assert len(points) == len(set(points)) == 4 * 2 * 2
+    assert points == candidates(16, 2, ["fp32", "bf16", "bf16"], [False, True])
+    assert [str(p) for p in points[:5]] == ["1x8 fp32", "2x4 fp32", "4x2 fp32", "8x1 fp32", "1x8 fp32 ckpt"]
+
+
+def test_candidates_keep_only_the_batches_asked_for():
+    points = candidates(48, 2, ["bf16"], [False], per_device=[6, 5, 4])
+    assert [str(p) for p in points] == ["4x6 bf16", "6x4 bf16"]
+
+
+def test_precisions_follow_the_device():
+    assert precisions_of("cpu", None) == ("fp32", "bf16")
+    assert precisions_of("cuda", (7, 5)) == ("fp32", "fp16")
+    assert set(precisions_of("cuda", (8, 0))) == {"fp32", "tf32", "bf16", "fp16"}
+    assert precisions_of("cuda", (12, 0)) == precisions_of("cuda", (8, 9))
+
+
+def test_out_of_memory_proves_larger_batches_of_the_same_setting_only():
+    measured = [(point(4), OOM), (point(8), OOM)]
+
+    assert "4x2 bf16" in proven_infeasible(point(8), measured)
+    assert proven_infeasible(point(4), measured) is not None
+    assert proven_infeasible(point(2), measured) is None
+    assert proven_infeasible(point(8, checkpointing=True), measured) is None
+    assert proven_infeasible(point(8, precision="fp32"), measured) is None
+
+
+def test_only_out_of_memory_proves_anything():
+    for other in (
+        TrialResult(status="infeasible", reason="diverged"),
+        TrialResult(status="failed", reason="worker-died"),
+        TrialResult(status="complete", samples_per_second=1.0, validation_loss=1.0),
+    ):
+        assert proven_infeasible(point(8), [(point(4), other)]) is None

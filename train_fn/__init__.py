@@ -1,0 +1,1 @@
+"""What runs on every GPU: the measured LoRA training function. Knows torch; knows neither Ray nor Optuna."""

@@ -1,0 +1,131 @@
+"""Looks at a job's model, adapter and data before anything is started, and reports everything that is wrong.
+
+Runs in the driver. The model is built without memory (on the meta device), the data is read and tokenised as
+on the ranks, which then find the tokens in the cache.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from train_fn import data, rows
+from train_fn.demo import model_source
+from train_fn.quiet import quiet_libraries
+from train_fn.spec import Fault, InputError, JobSpec, LoraSpec
+
+WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+_MAX_NAMES = 12
+"""How many module names a message lists."""
+
+
+def check(job: JobSpec) -> list[Fault]:
+    """Return every fault that can be found without starting a worker; an empty list where the job can run."""
+    quiet_libraries()
+    faults: list[Fault] = []
+    source = rows.attempt(faults, model_source, job)
+    config = tokenizer = None
+    if source is not None and rows.attempt(faults, _check_source, source):
+        config = rows.attempt(faults, _load_config, source)
+        if config is not None:
+            tokenizer = rows.attempt(faults, _load_tokenizer, source)
+            rows.attempt(faults, _check_weights, source)
+            rows.attempt(faults, _check_targets, config, job.lora)
+    rows.attempt(faults, _check_data, job, config, tokenizer)
+    return list(dict.fromkeys(faults))
+
+
+def _check_source(source: str) -> bool:
+    path = Path(source)
+    if path.is_dir() or (rows.HUB_ID.fullmatch(source) and not path.exists()):
+        return True
+    what = "is a file; name the folder that holds the model" if path.exists() else "does not exist"
+    raise InputError(Fault("model", f"{source} {what}"))
+
+
+def _load_config(source: str) -> Any:
+    from transformers import AutoConfig
+
+    folder = Path(source)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise InputError(Fault("model", f"{source} is no model folder: it has no config.json"))
+    try:
+        return AutoConfig.from_pretrained(source)
+    except Exception as e:  # broken JSON, an unknown architecture, an unreachable hub, a gated model, ...
+        problem = (
+            "config.json can't be loaded" if folder.is_dir() else "is no folder here and no model on the hub"
+        )
+        raise InputError(Fault("model", f"{source}: {problem}: {rows.first_line(e)}")) from e
+
+
+def _load_tokenizer(source: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except Exception as e:
+        raise InputError(Fault("model", f"{source}: no tokenizer can be loaded: {rows.first_line(e)}")) from e
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # what is made up where files are missing
+        raise InputError(Fault("model", f"{source} has no tokenizer files, such as tokenizer.json"))
+    return tokenizer
+
+
+def _check_weights(source: str) -> None:
+    """Open a folder's checkpoints; only their headers are read. Nothing is downloaded from the hub."""
+    from safetensors import safe_open
+
+    folder = Path(source)
+    if not folder.is_dir():
+        return
+    if not any(True for pattern in WEIGHT_PATTERNS for _ in folder.glob(pattern)):
+        raise InputError(Fault("model", f"{source} has no weights: none of {', '.join(WEIGHT_PATTERNS)}"))
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except Exception as e:  # cut off, or a Git LFS pointer
+            raise InputError(Fault("model", f"{path} is no safetensors file: {rows.first_line(e)}")) from e
+
+
+def _check_targets(config: Any, lora: LoraSpec) -> None:
+    """Attach the adapter to the model's skeleton, as a trial will to the model."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from train_fn.model import attached
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except Exception as e:
+        problem = f"{config.model_type} is no causal language model that can be built: {rows.first_line(e)}"
+        raise InputError(Fault("model", problem)) from e
+    try:
+        with attached(model, lora, seed=0, gradient_checkpointing=False):
+            pass
+    except (ValueError, TypeError, re.error) as e:
+        linear = ", ".join(_linear_names(model))
+        problem = f"{rows.first_line(e).rstrip('.')}; use all-linear or some of: {linear}"
+        raise InputError(Fault("lora.target_modules", problem)) from e
+
+
+def _linear_names(model: Any) -> list[str]:
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    linear = (n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head)
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in linear))[:_MAX_NAMES]
+
+
+def _check_data(job: JobSpec, config: Any, tokenizer: Any) -> None:
+    """Load the data; without a tokenizer it is only read."""
+    if tokenizer is None:
+        count = len(rows.read(job.data)[0].numbers)
+    else:
+        count = len(data.load(job.data, tokenizer, data.max_positions(config)).train)
+    if count < job.global_batch_size:
+        name = job.data.train or "the demo"
+        problem = f"{name} has {count} training samples, fewer than global_batch_size {job.global_batch_size}"
+        raise InputError(Fault("data.train", f"{problem}; use more data or at most {count}"))

@@ -1,0 +1,59 @@
+"""What ranks say to each other in a trial. One rank without a process group works the same way.
+
+Every method is a collective: all ranks must call it, in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+class Ranks:
+    """The data-parallel ranks, as seen from one of them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._grouped = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if self._grouped else 0
+        self.world_size = dist.get_world_size() if self._grouped else 1
+
+    def sum_(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum a tensor over ranks, in place."""
+        if self._grouped:
+            dist.all_reduce(values)
+        return values
+
+    def sum(self, *values: float) -> list[float]:
+        """Sum numbers over ranks, in double precision."""
+        return self.sum_(torch.tensor(values, dtype=torch.float64, device=self.device)).tolist()
+
+    def max(self, values: Sequence[float]) -> list[float]:
+        """Element-wise maximum over ranks."""
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        if self._grouped and len(values):
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in rank order, on every rank."""
+        if not self._grouped:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value on every rank."""
+        if not self._grouped:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        self.sum(0.0)

@@ -1,0 +1,56 @@
+"""Data-parallel gradient reduction: one collective per optimizer step, which carries the vote as well.
+
+`DistributedDataParallel` reduces buckets while the last micro-batch is still in its backward pass; a rank that
+runs out of memory there leaves the others waiting. An adapter's gradients are small (megabytes), so there is
+next to nothing to overlap: here they live in one flat buffer that backward passes accumulate into, and one
+all-reduce after the last micro-batch sums it. The same values in the same order on every rank, as with DDP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from train_fn.collective import Ranks
+
+
+class FlatGradients:
+    """The gradients of `parameters` as views into one fp32 buffer, followed by two slots: loss and failures."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        size = sum(p.numel() for p in parameters)
+        self._buffer = torch.zeros(size + 2, dtype=torch.float32, device=parameters[0].device)
+        self.values = self._buffer[:size]
+        start = 0
+        for p in parameters:
+            p.grad = self.values[start : start + p.numel()].view_as(p)
+            start += p.numel()
+
+    def zero_(self) -> None:
+        """Clear the gradients, in place: they must remain views."""
+        self._buffer.zero_()
+
+    def reduce(self, ranks: Ranks, loss: torch.Tensor | None, failed: bool) -> tuple[float, bool]:
+        """Collective: sum the gradients over ranks.
+
+        Args:
+            ranks: All of which must call this.
+            loss: This rank's part of the loss; None if it failed.
+            failed: This rank has failed in this step.
+
+        Returns:
+            The loss summed over ranks, and whether any rank has failed.
+        """
+        if loss is not None:
+            self._buffer[-2] = loss
+        self._buffer[-1] = float(failed)
+        total_loss, failures = ranks.sum_(self._buffer)[-2:].tolist()
+        return total_loss, failures > 0
+
+    def clip_(self, max_norm: float) -> None:
+        """Scale the gradients down to `max_norm` where their norm is larger; 0 switches it off."""
+        if max_norm > 0:
+            norm = torch.linalg.vector_norm(self.values)
+            self.values.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))

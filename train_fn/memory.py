@@ -1,0 +1,240 @@
+"""The memory budget of one worker: enforced by the real allocator, and measured in the same terms.
+
+A trial that does not fit must fail the way it would on the user's machine: an allocation is refused, the
+exception is caught, the next trial starts from a clean slate. Nothing here estimates or simulates.
+
+CUDA: the caching allocator's own cap and statistics. CPU: `RLIMIT_DATA`, which makes the C library refuse
+memory and PyTorch's allocator raise. Linux with glibc only; the figures come from /proc.
+
+On a CPU a trial has two phases. The *probe*, which runs the worst case, is exact: every block of 64 KiB or
+more is mapped on its own, so what is freed is gone, and both the limit and the high-water mark mean live
+memory. That costs page faults which double the time of a step, so *training* goes back to a heap that keeps
+its blocks (what any other PyTorch process has), under the same limit with room for fragmentation. Holes that
+training leaves in the heap are filled while the next probe runs, or they would be memory outside its budget.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import resource
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # mallopt(3)
+_EXACT_BLOCK_BYTES = 64 << 10
+_HEAP_BLOCK_BYTES = 32 << 20  # the largest threshold that glibc accepts, and where its own adjustment ends
+_FRAGMENTATION = 0.5  # of the budget, on top of it, while training on the heap
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception means that memory ran out; any other `RuntimeError` does not."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # oneDNN reports a refused scratchpad by this text alone.
+    refused = isinstance(error, RuntimeError) and "std::bad_alloc" in str(error)
+    return refused or (isinstance(error, Exception) and bool(should_reduce_batch_size(error)))
+
+
+class Memory(ABC):
+    """One worker's memory through one trial: `start_probe`, `start_training`, `peak_bytes`, `release`."""
+
+    budget_bytes: int
+
+    @abstractmethod
+    def start_probe(self, held_bytes: int) -> None:
+        """Begin a trial's accounting; `held_bytes` of the budget are taken already (the base model)."""
+
+    @abstractmethod
+    def start_training(self) -> None:
+        """The worst case is behind: favour speed over exact accounting."""
+
+    @abstractmethod
+    def enforced(self) -> contextlib.AbstractContextManager[None]:
+        """Refuse, inside the block, any memory beyond the budget."""
+
+    @abstractmethod
+    def peak_bytes(self) -> int:
+        """The most that was held at once since `start_probe`, `held_bytes` included."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Give freed memory back, so that the next trial starts where this one did."""
+
+
+class CpuMemory(Memory):
+    """A budget over the process's private data (`VmData`)."""
+
+    def __init__(self, budget_bytes: int) -> None:
+        self.budget_bytes = budget_bytes
+        self._heap = _Heap()
+        self._held_bytes = self._limit_bytes = 0
+        self._base_bytes = self._file_bytes = 0
+        self._probe_peak_bytes: int | None = None
+
+    def start_probe(self, held_bytes: int) -> None:
+        """Set the limit to what is in use now, plus what the budget leaves over `held_bytes`."""
+        self.release()
+        self._heap.keep_blocks_below(_EXACT_BLOCK_BYTES)
+        self._heap.fill_holes()
+        self._held_bytes, self._probe_peak_bytes = held_bytes, None
+        self._limit_bytes = _proc_status("VmData") + self.budget_bytes - held_bytes
+        self._file_bytes = _proc_status("RssFile")
+        self._base_bytes = _proc_status("VmRSS") - held_bytes
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts from here
+
+    def start_training(self) -> None:
+        """Keep the probe's peak, which is exact, and let the heap keep its blocks from here on."""
+        self._probe_peak_bytes = self.peak_bytes()
+        self._heap.free_fillings()
+        self._heap.keep_blocks_below(_HEAP_BLOCK_BYTES)
+        usable_bytes = (self.budget_bytes - self._held_bytes) + int(self.budget_bytes * _FRAGMENTATION)
+        self._limit_bytes = _proc_status("VmData") - self._heap.free_bytes() + usable_bytes
+
+    @contextlib.contextmanager
+    def enforced(self) -> Iterator[None]:
+        """Lower `RLIMIT_DATA` around the computation alone: Ray's threads must not meet it while idle."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (max(self._limit_bytes, 0), hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+    def peak_bytes(self) -> int:
+        """Resident high-water mark over the base; file pages (libraries touched late) don't count."""
+        if self._probe_peak_bytes is not None:
+            return self._probe_peak_bytes
+        new_file_bytes = max(_proc_status("RssFile") - self._file_bytes, 0)
+        return max(_proc_status("VmHWM") - self._base_bytes - new_file_bytes, 0)
+
+    def release(self) -> None:
+        """Collect garbage and hand the heap's free pages back to the kernel."""
+        gc.collect()
+        self._heap.free_fillings()
+        self._heap.trim()
+
+
+class _Heap:
+    """The C library's heap."""
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None)
+        self._libc.mallinfo2.restype = _MallInfo
+        self._libc.malloc.restype = ctypes.c_void_p
+        self._libc.malloc.argtypes = [ctypes.c_size_t]
+        self._libc.free.argtypes = [ctypes.c_void_p]
+        self._libc.mallopt(_M_ARENA_MAX, 1)  # for threads to come; see `train_fn.environment`
+        self._fillings: list[int] = []
+
+    def keep_blocks_below(self, block_bytes: int) -> None:
+        """Serve smaller blocks from the heap, and map larger ones on their own."""
+        self._libc.mallopt(_M_MMAP_THRESHOLD, block_bytes)
+        self._libc.mallopt(_M_TRIM_THRESHOLD, 2 * block_bytes)
+
+    def free_bytes(self) -> int:
+        """Bytes that are free but still belong to the heap."""
+        return int(self._libc.mallinfo2().fordblks)
+
+    def trim(self) -> None:
+        """Return free pages to the kernel; address space below the highest block in use stays."""
+        self._libc.malloc_trim(0)
+
+    def fill_holes(self) -> None:
+        """Occupy every free stretch of `_EXACT_BLOCK_BYTES` or more, without touching its pages."""
+        size = _HEAP_BLOCK_BYTES
+        while size >= _EXACT_BLOCK_BYTES:
+            before = self._libc.mallinfo2()
+            block = self._libc.malloc(size)
+            after = self._libc.mallinfo2()
+            if block and (after.hblkhd, after.arena) == (before.hblkhd, before.arena):
+                self._fillings.append(block)
+                continue
+            self._libc.free(block)  # it was mapped, or the heap grew: no such hole is left
+            size //= 2
+
+    def free_fillings(self) -> None:
+        """Undo `fill_holes`."""
+        for block in self._fillings:
+            self._libc.free(block)
+        self._fillings.clear()
+
+
+class CudaMemory(Memory):
+    """The caching allocator's cap; the CUDA context itself (some hundred MiB) lies outside of it."""
+
+    def __init__(self, budget_bytes: int, device: torch.device) -> None:
+        self.budget_bytes = budget_bytes
+        self._device = device
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(budget_bytes / total, 1.0), device)
+
+    def start_probe(self, held_bytes: int) -> None:
+        """Reset the peak statistics; `held_bytes` is counted by the allocator itself."""
+        self.release()
+        torch.cuda.reset_peak_memory_stats(self._device)
+
+    def start_training(self) -> None:
+        """Nothing changes: the cap and the peak go on."""
+
+    def enforced(self) -> contextlib.AbstractContextManager[None]:
+        """The cap is always on."""
+        return contextlib.nullcontext()
+
+    def peak_bytes(self) -> int:
+        """Peak of allocated (not reserved) bytes: cached blocks are given up before an allocation fails."""
+        return int(torch.cuda.max_memory_allocated(self._device))
+
+    def release(self) -> None:
+        """Collect garbage and empty the allocator's cache."""
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def resolve_budget(budget: int | float | None, device: torch.device, workers_on_node: int) -> int:
+    """What one worker may hold, in bytes.
+
+    Args:
+        budget: Bytes (int), a fraction of the device (float), or None for what is free now. The "device"
+            of a CPU worker is its share of the machine's memory.
+        device: The worker's device.
+        workers_on_node: How many workers share a CPU node's memory.
+    """
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+    else:
+        machine = psutil.virtual_memory()
+        total = machine.total // workers_on_node
+        # Without a budget a tenth is left, so that the kernel's OOM killer is never the one to decide.
+        free = int(machine.available * 0.9) // workers_on_node
+    if budget is None:
+        return free
+    return int(budget * total) if isinstance(budget, float) else budget
+
+
+def open_memory(budget_bytes: int, device: torch.device) -> Memory:
+    """The memory accounting of a device."""
+    return CudaMemory(budget_bytes, device) if device.type == "cuda" else CpuMemory(budget_bytes)
+
+
+class _MallInfo(ctypes.Structure):
+    """`struct mallinfo2` of glibc; `fordblks` is the number of free bytes on the heap."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in ["arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"]
+    ]
+
+
+def _proc_status(key: str) -> int:
+    """Read one memory line of /proc/self/status, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) << 10
+    raise RuntimeError(f"/proc/self/status has no {key}: the memory budget needs Linux")

@@ -1,0 +1,162 @@
+"""The frozen base model and the fresh adapter of each trial.
+
+A lane loads the base once per precision and lends it to one trial after the other; a trial attaches an
+adapter, trains it, and takes it off again. Nothing of a trial may stay behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from train_fn.spec import LoraSpec
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """What a precision means.
+
+    Attributes:
+        base_dtype: The frozen weights are kept in it. Adapter and optimizer are always fp32.
+        autocast_dtype: Compute in it under autocast; None computes in fp32.
+        tf32: Let CUDA multiply fp32 matrices in TF32.
+        scale_loss: Gradients need a scaler (fp16's range is narrow).
+    """
+
+    base_dtype: torch.dtype
+    autocast_dtype: torch.dtype | None = None
+    tf32: bool = False
+    scale_loss: bool = False
+
+    @contextlib.contextmanager
+    def matmuls(self) -> Iterator[None]:
+        """Multiply fp32 matrices as this precision says, inside the block."""
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The context of a forward pass."""
+        # No cache of cast weights: each is used once per forward pass, so a cache would only hold memory.
+        enabled = self.autocast_dtype is not None
+        return torch.autocast(device.type, self.autocast_dtype, enabled=enabled, cache_enabled=False)
+
+
+NUMERICS = {
+    "fp32": Numerics(torch.float32),
+    "tf32": Numerics(torch.float32, tf32=True),
+    "bf16": Numerics(torch.bfloat16, torch.bfloat16),
+    "fp16": Numerics(torch.float16, torch.float16, scale_loss=True),
+}
+
+
+class BaseModel:
+    """A base model that is resident in one precision at a time."""
+
+    def __init__(self, source: str, device: torch.device) -> None:
+        from transformers import AutoConfig, AutoTokenizer
+
+        self.source, self.device = source, device
+        self.tokenizer = AutoTokenizer.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source)
+        self.positions: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+        self._model: nn.Module | None = None
+        self._dtype: torch.dtype | None = None
+
+    @property
+    def pad_token_id(self) -> int:
+        """Any token will do where the tokenizer has none: padding is masked and unsupervised."""
+        return int(self.tokenizer.pad_token_id or 0)
+
+    def load(self, dtype: torch.dtype) -> nn.Module:
+        """The model in `dtype`, from the cache if it is the resident one."""
+        if self._model is None or self._dtype != dtype:
+            self.drop()
+            self._model, self._dtype = _load(self.source, dtype, self.device), dtype
+        return self._model
+
+    def drop(self) -> None:
+        """Forget the resident model; after a failed attach it may be half changed."""
+        self._model = self._dtype = None
+        gc.collect()  # modules refer to each other in cycles
+
+    @property
+    def held_bytes(self) -> int:
+        """What the resident model's parameters and buffers take."""
+        if self._model is None:
+            return 0
+        tensors = [*self._model.parameters(), *self._model.buffers()]
+        unique = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+        return sum(unique.values())
+
+
+def _load(source: str, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, low_cpu_mem_usage=True).to(device)
+    model.requires_grad_(False)
+    if device.type == "cpu":
+        # Weights may be pages of the checkpoint file; only private memory counts against the budget.
+        for tensor in [*model.parameters(), *model.buffers()]:
+            tensor.data = tensor.data.clone()
+    return model
+
+
+@contextlib.contextmanager
+def attached(base: Any, lora: LoraSpec, seed: int, gradient_checkpointing: bool) -> Iterator[nn.Module]:
+    """Attach a fresh fp32 adapter for the length of the block.
+
+    The initial weights depend on `seed` alone, not on the precision of the base.
+
+    Args:
+        base: The frozen `PreTrainedModel`; changed in place and restored.
+        lora: The adapter's settings.
+        seed: Of the adapter's initialisation.
+        gradient_checkpointing: Recompute activations in the backward pass (non-reentrant).
+    """
+    from peft import get_peft_model
+    from peft.tuners.lora import LoraLayer
+
+    torch.manual_seed(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's advice on settings that are the user's choice
+        model = get_peft_model(base, _peft_config(lora), autocast_adapter_dtype=True)
+    torch.manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            # Again, now that it is fp32: peft drew them in the dtype of the base.
+            module.reset_lora_parameters("default", init_lora_weights=True)
+    if gradient_checkpointing:
+        base.activation_checkpointing_enable({"use_reentrant": False})
+        base.disable_input_require_grads()  # only the reentrant kind needs gradients at its input
+    try:
+        yield model.train()
+    finally:
+        base.activation_checkpointing_disable()
+        for p in model.parameters():
+            p.grad = None
+        model.unload()
+        base.__dict__.pop("peft_config", None)
+        base.eval()
+
+
+def _peft_config(lora: LoraSpec) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+    )

@@ -1,0 +1,127 @@
+"""How ranks agree on the way a trial ends.
+
+What a rank does alone may fail on that rank alone, memory above all, and a rank that left would keep the
+others waiting for it in a collective (optuna#5190, composer#2117). So lone work is *attempted*, and its outcome
+travels with the next collective: all ranks stop at the same point, for the same reason, ready for the next trial.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import torch
+
+from train_fn.collective import Ranks
+from train_fn.memory import Memory, is_out_of_memory
+from train_fn.spec import Reason, Status
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why lone work did not succeed.
+
+    Attributes:
+        reason: What ended it.
+        detail: One line for people.
+        needed_bytes: For `oom`: about how much would have had to fit, at least.
+    """
+
+    reason: Reason
+    detail: str
+    needed_bytes: int = 0
+
+    @property
+    def status(self) -> Status:
+        """A point that can't fit or diverges is infeasible for good; anything else merely failed."""
+        infeasible = self.reason in (Reason.OOM, Reason.DIVERGED)
+        return Status.INFEASIBLE if infeasible else Status.FAILED
+
+
+class Stopped(Exception):
+    """All ranks have agreed to end the trial, for this failure."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.detail)
+        self.failure = failure
+
+
+class Attempts:
+    """Lone work of one rank within the budget and the deadline; the first failure is kept for the next vote."""
+
+    def __init__(self, ranks: Ranks, memory: Memory, timeout_seconds: float) -> None:
+        self.failure: Failure | None = None
+        self._ranks, self._memory = ranks, memory
+        self._timeout_seconds = timeout_seconds
+        self._deadline = time.monotonic() + timeout_seconds
+
+    def run(self, work: Callable[[], T], *, limited: bool = True) -> T | None:
+        """Do `work`; None when it failed, or when something has failed before.
+
+        Args:
+            work: What to do.
+            limited: Under the memory budget. On CUDA the budget is always on.
+        """
+        if self.failure is None and time.monotonic() > self._deadline:
+            self.failure = Failure(Reason.TIMEOUT, f"took longer than {self._timeout_seconds:g} s")
+        if self.failure is not None:
+            return None
+        try:
+            with self._memory.enforced() if limited else contextlib.nullcontext():
+                return work()
+        except Exception as error:
+            if isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error):
+                raise  # the CUDA context is broken: only a new process helps
+            self.failure = self._describe(error)
+        return None
+
+    def agree(self) -> None:
+        """Collective: go on only if no rank has failed.
+
+        Raises:
+            Stopped: On every rank, with the same failure.
+        """
+        if self._ranks.sum(float(self.failure is not None))[0]:
+            self.stop()
+
+    def stop(self) -> NoReturn:
+        """Collective: end the trial with the gravest failure of any rank (memory first)."""
+        failures = [f for f in self._ranks.gather(self.failure) if f is not None]
+        order = (Reason.OOM, Reason.ERROR, Reason.TIMEOUT)
+        raise Stopped(min(failures, key=lambda f: (order.index(f.reason), -f.needed_bytes)))
+
+    def _describe(self, error: Exception) -> Failure:
+        if is_out_of_memory(error):
+            needed = max(
+                self._memory.peak_bytes() + requested_bytes(str(error)), self._memory.budget_bytes + 1
+            )
+            return Failure(Reason.OOM, one_line(error), needed)
+        log.error("trial failed on rank %d", self._ranks.rank, exc_info=error)
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(frame.filename).name}:{frame.lineno}"
+        return Failure(Reason.ERROR, f"{type(error).__name__}: {one_line(error)} ({where})")
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an exception's text, without PyTorch's source location, at most 200 characters."""
+    text = re.sub(r"^\[enforce fail at [^\]]*\] [^.]*\. ", "", str(error).strip())
+    return (text.splitlines() or [type(error).__name__])[0][:200]
+
+
+def requested_bytes(message: str) -> int:
+    """The size that an allocator was asked for, read from its message; 0 where it does not say."""
+    if match := re.search(r"tried to allocate (\d+) bytes", message):
+        return int(match[1])
+    if match := re.search(r"[Tt]ried to allocate ([\d.]+) ([KMG])iB", message):
+        return int(float(match[1]) * 1024 ** ("KMG".index(match[2]) + 1))
+    return 0

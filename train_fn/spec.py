@@ -1,0 +1,217 @@
+"""The vocabulary that `train_fn`, `cluster` and `tuner` share. Standard library only.
+
+A `JobSpec` is what stays the same in every trial of a study, a `TrialSpec` is the one point to measure, a
+`TrialResult` is what came of it. All of them are plain frozen dataclasses that travel as dictionaries:
+`asdict(x)` on one side, `X.from_dict(d)` on the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Self
+
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+"""Every precision that a trial can name. Which of them a device offers is `cluster.devices`' knowledge."""
+
+
+class Status(StrEnum):
+    """How a trial ended."""
+
+    COMPLETE = "complete"
+    """Measured to the end; both objectives are set."""
+    INFEASIBLE = "infeasible"
+    """The point itself can't run (out of memory, diverged): known for good, never tried again."""
+    FAILED = "failed"
+    """Something else went wrong (a worker died, a timeout, an error); says nothing about memory."""
+    PRUNED = "pruned"
+    """Ended early because it could not matter any more."""
+
+
+class Reason(StrEnum):
+    """Why a trial is not complete, in one word."""
+
+    OOM = "oom"
+    DIVERGED = "diverged"
+    TIMEOUT = "timeout"
+    WORKER_DIED = "worker-died"
+    ERROR = "error"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong with the user's input.
+
+    Attributes:
+        key: The configuration key as written in the contract, e.g. `cluster.memory_budget`.
+        problem: What is wrong and what would be right, in one line.
+    """
+
+    key: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.problem}"
+
+
+class InputError(Exception):
+    """The user's input is wrong; nothing was started. Carries one `Fault` per line to print."""
+
+    def __init__(self, *faults: Fault) -> None:
+        super().__init__("\n".join(str(f) for f in faults))
+        self.faults = list(faults)
+
+    def __reduce__(self) -> tuple[type, tuple[Fault, ...]]:
+        return type(self), tuple(self.faults)
+
+
+class _Record:
+    """`from_dict` for the frozen dataclasses below; nested records are rebuilt by the subclasses that have them."""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Rebuild a record from `dataclasses.asdict`; keys that it does not know are ignored."""
+        names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        return cls(**{k: v for k, v in values.items() if k in names})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialParams(_Record):
+    """One point of the search space, in the names of Hugging Face's `TrainingArguments`."""
+
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    precision: str
+    gradient_checkpointing: bool
+
+    def __str__(self) -> str:
+        checkpointing = " ckpt" if self.gradient_checkpointing else ""
+        split = f"{self.per_device_train_batch_size}x{self.gradient_accumulation_steps}"
+        return f"{split} {self.precision}{checkpointing}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSpec(_Record):
+    """A point to measure. `number` is the trial's number in the study."""
+
+    number: int
+    params: TrialParams
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Rebuild a spec from `dataclasses.asdict`."""
+        return cls(number=values["number"], params=TrialParams.from_dict(values["params"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec(_Record):
+    """Where samples come from and how they become tokens; keys as in the configuration's `data`.
+
+    Exactly one layout applies: `text`, else `messages`, else `prompt` + `response`.
+    """
+
+    train: str | None = None
+    validation: str | float | None = None
+    prompt: str | None = "prompt"
+    response: str | None = "response"
+    messages: str | None = None
+    text: str | None = None
+    image: str | None = None
+    max_length: int = 512
+    max_validation_samples: int = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSpec(_Record):
+    """The adapter; `target_modules` is `all-linear`, one regular expression, or a list of module names."""
+
+    r: int = 8
+    alpha: float = 16
+    dropout: float = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSpec(_Record):
+    """AdamW at a constant learning rate; `max_grad_norm` 0 switches clipping off."""
+
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSpec(_Record):
+    """Everything that is equal in all trials of a study.
+
+    Attributes:
+        model: Folder or hub id of the base model; None is the built-in demo model.
+        device: `cpu` or `cuda`.
+        memory_budget: What one worker may hold: bytes (int), a fraction of its device (float in (0, 1]),
+            or None for all that is free when the lane starts.
+        steps: Optimizer steps of a trial, warm-up included.
+        warmup_steps: Steps at the start that are not timed.
+        batching: `balanced` or `plain`.
+        timeout_seconds: A trial that takes longer fails with reason `timeout`.
+    """
+
+    model: str | None = None
+    data: DataSpec = field(default_factory=DataSpec)
+    global_batch_size: int = 16
+    num_workers: int = 2
+    lora: LoraSpec = field(default_factory=LoraSpec)
+    optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
+    steps: int = 20
+    warmup_steps: int = 2
+    seed: int = 0
+    batching: str = "balanced"
+    timeout_seconds: float = 600.0
+    device: str = "cpu"
+    memory_budget: int | float | None = None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Rebuild a job from `dataclasses.asdict`."""
+        nested: dict[str, type[_Record]] = {"data": DataSpec, "lora": LoraSpec, "optimizer": OptimizerSpec}
+        return super().from_dict({k: nested[k].from_dict(v) if k in nested else v for k, v in values.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult(_Record):
+    """What came of one trial; the keys are those of a trial in `result.json`.
+
+    Attributes:
+        reason: One word where `status` is not `complete`, see `Reason`.
+        detail: A line for people (the allocator's own words, the exception), or None.
+        samples_per_second: Global throughput over the timed steps; the slowest rank counts.
+        samples_per_second_ci95: Its 95% interval.
+        validation_loss: Mean cross-entropy per supervised token over the whole validation set, in nats.
+        train_loss: The same over the global batch of each optimizer step.
+        step_seconds: Wall time of each timed optimizer step, the slowest rank's.
+        peak_memory_bytes: Per rank, in rank order: the largest amount held, base model included.
+        memory_budget_bytes: The budget that the trial ran under.
+        constraints: Optuna's convention: > 0 is violated. `memory` is in units of the budget.
+        seconds: Wall time by phase: `total`, `setup`, `probe`, `train`, `validate`.
+        lane: Which lane ran it, from 0.
+    """
+
+    status: Status
+    reason: str | None = None
+    detail: str | None = None
+    samples_per_second: float | None = None
+    samples_per_second_ci95: list[float] | None = None
+    validation_loss: float | None = None
+    train_loss: list[float] = field(default_factory=list)
+    step_seconds: list[float] = field(default_factory=list)
+    peak_memory_bytes: list[int] = field(default_factory=list)
+    memory_budget_bytes: int | None = None
+    constraints: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    lane: int | None = None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Rebuild a result from `dataclasses.asdict` or from a trial in `result.json`."""
+        return super().from_dict({**values, "status": Status(values["status"])})

@@ -1,0 +1,288 @@
+"""One trial: attach a fresh adapter, prove that the worst case fits, train, validate, report.
+
+All ranks call `run_trial` together with the same arguments and get the same result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from train_fn import batching
+from train_fn.collate import Batch, collate, worst_case
+from train_fn.collective import Ranks
+from train_fn.data import Samples, SampleSets
+from train_fn.gradients import FlatGradients
+from train_fn.loss import summed_loss
+from train_fn.memory import Memory
+from train_fn.model import NUMERICS, BaseModel, Numerics, attached
+from train_fn.outcome import Attempts, Failure, Stopped
+from train_fn.spec import JobSpec, Reason, Status, TrialParams, TrialResult, TrialSpec
+from train_fn.timing import rate_with_interval
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What a rank keeps from trial to trial."""
+
+    job: JobSpec
+    base: BaseModel
+    samples: SampleSets
+    memory: Memory
+    ranks: Ranks
+
+
+def run_trial(worker: Worker, spec: TrialSpec) -> TrialResult:
+    """Measure one point. Collective over all ranks.
+
+    Returns:
+        The result, the same on every rank. Memory that ran out, a loss that is not finite, a timeout and an
+        error in the model's code are results, not exceptions.
+
+    Raises:
+        RuntimeError: A collective failed (another rank is gone), or the device is unusable: the process
+            group has to be started anew.
+    """
+    return _Trial(worker, spec.params).run()
+
+
+class _Trial:
+    """The state of one trial on one rank, in the order of its phases."""
+
+    def __init__(self, worker: Worker, params: TrialParams) -> None:
+        self.worker, self.job, self.params = worker, worker.job, params
+        self.ranks, self.memory = worker.ranks, worker.memory
+        self.numerics: Numerics = NUMERICS[params.precision]
+        self.attempts = Attempts(self.ranks, self.memory, self.job.timeout_seconds)
+        self.seconds: dict[str, float] = {}
+        self.train_loss: list[float] = []
+        self.step_seconds: list[float] = []
+        self.validation_loss: float | None = None
+
+    def run(self) -> TrialResult:
+        """All phases, whatever happens in them, and the clean-up after them."""
+        started = time.perf_counter()
+        failure: Failure | None = None
+        try:
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(self.numerics.matmuls())
+                with self._phase("setup"):
+                    self._set_up(stack)
+                with self._phase("probe"):
+                    self._probe()
+                with self._phase("train"):
+                    self._train()
+                with self._phase("validate"):
+                    self._validate()
+        except Stopped as stopped:
+            failure = stopped.failure
+        result = self._result(failure)
+        self.__dict__.pop("model", None)
+        self.__dict__.pop("optimizer", None)
+        self.__dict__.pop("gradients", None)
+        self.memory.release()
+        self.seconds["total"] = time.perf_counter() - started
+        return result
+
+    # The phases.
+
+    def _set_up(self, stack: contextlib.ExitStack) -> None:
+        """Load the base in this precision, start the memory accounting, attach the adapter."""
+        base = self.worker.base
+        loaded = self.attempts.run(lambda: base.load(self.numerics.base_dtype), limited=False)
+        held = base.held_bytes
+        if held > self.memory.budget_bytes and self.attempts.failure is None:
+            self.attempts.failure = Failure(
+                Reason.OOM, f"the base model alone takes {held} bytes in {self.params.precision}", held
+            )
+        self.attempts.agree()
+        assert loaded is not None
+        self.memory.start_probe(held)
+        if self.attempts.run(lambda: self._attach(loaded, stack)) is None:
+            base.drop()  # it may be half changed
+        self.attempts.agree()
+
+    def _attach(self, base: nn.Module, stack: contextlib.ExitStack) -> nn.Module:
+        job, optimizer = self.job, self.job.optimizer
+        model = attached(base, job.lora, job.seed, self.params.gradient_checkpointing)
+        self.model = stack.enter_context(model)
+        self.head = base.get_output_embeddings()
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self.gradients = FlatGradients(trainable)
+        self.optimizer = torch.optim.AdamW(
+            trainable, lr=optimizer.learning_rate, weight_decay=optimizer.weight_decay, fused=True
+        )
+        self.scaler = torch.amp.GradScaler(self.ranks.device.type, enabled=self.numerics.scale_loss)
+        torch.manual_seed(job.seed + self.ranks.rank)  # dropout, should there be any
+        return self.model
+
+    def _probe(self) -> None:
+        """Run the worst micro-batch and the worst evaluation batch, with the optimizer's state in place."""
+        per_device = self.params.per_device_train_batch_size
+        pad, samples = self.worker.base.pad_token_id, self.worker.samples
+
+        def worst() -> None:
+            allocate_state(self.optimizer)
+            self._loss(worst_case(samples.train, per_device, pad)).backward()
+            self.gradients.zero_()
+            with self._evaluating():
+                self._loss(worst_case(samples.validation, per_device, pad))
+
+        self.attempts.run(worst)
+        self.attempts.agree()
+
+    def _train(self) -> None:
+        """Optimizer steps over the global batches, each timed; the first ones are warm-up."""
+        self.memory.start_training()
+        train = self.worker.samples.train
+        batches = batching.global_batches(
+            len(train), self.job.global_batch_size, self.job.steps, self.job.seed
+        )
+        for step, batch in enumerate(batches):
+            started = time.perf_counter()
+            loss, any_failed = self._step(train, batch)
+            if any_failed:
+                self.attempts.stop()
+            self.train_loss.append(loss)
+            if not math.isfinite(loss):
+                raise Stopped(Failure(Reason.DIVERGED, f"loss is {loss} in optimizer step {step + 1}"))
+            self._synchronize()
+            if step >= self.job.warmup_steps:
+                self.step_seconds.append(time.perf_counter() - started)
+        self.attempts.agree()
+        self.step_seconds = self.ranks.max(self.step_seconds)
+
+    def _step(self, train: Samples, batch: np.ndarray) -> tuple[float, bool]:
+        """One optimizer step over a global batch; returns its loss per token and whether a rank failed."""
+        micro_batches = self._deal(train, batch)
+        num_targets = int(train.supervised[batch].sum())
+        loss = self.attempts.run(lambda: self._accumulate(train, micro_batches, num_targets))
+        total_loss, any_failed = self.gradients.reduce(self.ranks, loss, self.attempts.failure is not None)
+        if not any_failed and math.isfinite(total_loss):
+            self.attempts.run(self._update)  # a failure here is voted on with the next collective
+        return total_loss, any_failed
+
+    def _accumulate(
+        self, train: Samples, micro_batches: batching.MicroBatches, num_targets: int
+    ) -> torch.Tensor:
+        self.gradients.zero_()
+        total = torch.zeros((), dtype=torch.float32, device=self.ranks.device)
+        for indices in micro_batches:
+            loss = self._loss(collate(train, indices, self.worker.base.pad_token_id)) / num_targets
+            self.scaler.scale(loss).backward()
+            total += loss.detach()
+        return total
+
+    def _update(self) -> None:
+        if self.numerics.scale_loss:
+            self.scaler.unscale_(self.optimizer)
+        self.gradients.clip_(self.job.optimizer.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def _validate(self) -> None:
+        """Mean loss per supervised token of the whole validation set, however it is split over ranks."""
+        samples, ranks = self.worker.samples.validation, self.ranks
+        per_device = self.params.per_device_train_batch_size
+        share = batching.by_length(samples.lengths, per_device, ranks.world_size, ranks.rank)
+        total = torch.zeros((), dtype=torch.float64, device=ranks.device)
+        with self._evaluating():
+            for indices in share:
+                batch = collate(samples, indices, self.worker.base.pad_token_id)
+                loss = self.attempts.run(lambda batch=batch: self._loss(batch))  # type: ignore[misc]
+                if loss is not None:
+                    total += loss
+        self.attempts.agree()
+        summed = ranks.sum_(total).item()
+        self.validation_loss = summed / int(samples.supervised.sum())
+        if not math.isfinite(self.validation_loss):
+            raise Stopped(Failure(Reason.DIVERGED, f"validation loss is {self.validation_loss}"))
+
+    # What they share.
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        with self.numerics.autocast(self.ranks.device):
+            return summed_loss(self.model, self.head, batch.to(self.ranks.device))
+
+    def _deal(self, train: Samples, batch: np.ndarray) -> batching.MicroBatches:
+        per_device, world_size = self.params.per_device_train_batch_size, self.ranks.world_size
+        if self.job.batching == "plain":
+            return batching.plain(batch, per_device, world_size)[self.ranks.rank]
+        return batching.balanced(batch, train.lengths, per_device, world_size)[self.ranks.rank]
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.model.train()
+
+    @contextlib.contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = time.perf_counter() - started
+
+    def _synchronize(self) -> None:
+        if self.ranks.device.type == "cuda":
+            torch.cuda.synchronize(self.ranks.device)
+
+    def _result(self, failure: Failure | None) -> TrialResult:
+        """Collective: the trial's result, the same on every rank."""
+        budget = self.memory.budget_bytes
+        peaks = self.ranks.gather(self.memory.peak_bytes())
+        rate, interval = None, None
+        if failure is None:
+            rate, interval = rate_with_interval(self.job.global_batch_size, self.step_seconds)
+        return TrialResult(
+            status=failure.status if failure else Status.COMPLETE,
+            reason=failure.reason if failure else None,
+            detail=failure.detail if failure else None,
+            samples_per_second=rate,
+            samples_per_second_ci95=interval,
+            validation_loss=self.validation_loss,
+            train_loss=self.train_loss,
+            step_seconds=self.step_seconds,
+            peak_memory_bytes=peaks,
+            memory_budget_bytes=budget,
+            constraints=constraints(failure, max(peaks), budget),
+            seconds=self.seconds,
+        )
+
+
+def allocate_state(optimizer: torch.optim.Optimizer) -> None:
+    """Make the optimizer allocate its state, which it does in its first step, and leave all values as they were.
+
+    The gradients must be zero. With a learning rate of 0 no parameter moves, and moments of zero stay zero.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    for state in optimizer.state.values():
+        state["step"].zero_()
+
+
+def constraints(failure: Failure | None, peak_bytes: int, budget_bytes: int) -> dict[str, float]:
+    """Optuna's constraints of a trial: violated above 0, `memory` in units of the budget.
+
+    A trial that ran is within its budget by definition, whatever rounding says; one that ran out is beyond it.
+    """
+    if failure is None:
+        return {"memory": min(peak_bytes / budget_bytes - 1, 0.0)}
+    if failure.reason == Reason.OOM:
+        return {"memory": max(failure.needed_bytes / budget_bytes - 1, 0.001)}
+    return {"finite": 1.0} if failure.reason == Reason.DIVERGED else {}

@@ -1,0 +1,313 @@
+"""What the person sees: progress while trials run, the final table, faults.
+
+On a terminal rich draws a live panel; anywhere else (a pipe, the log of a Ray job) every event is one plain
+line. Rich is imported where it is used, so that importing this module costs nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import wraps
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TextIO
+
+from train_fn.spec import InputError, Status, TrialParams, TrialResult
+from tuner.units import human_bytes, human_seconds
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+logger = logging.getLogger(__name__)
+_Args = ParamSpec("_Args")
+Row = tuple[int, TrialParams, TrialResult]
+
+
+def _never_fatal(
+    method: Callable[Concatenate[Progress, _Args], None],
+) -> Callable[Concatenate[Progress, _Args], None]:
+    """A terminal that goes away must not take hours of measuring with it."""
+
+    @wraps(method)
+    def guarded(self: Progress, *args: _Args.args, **kwargs: _Args.kwargs) -> None:
+        try:
+            method(self, *args, **kwargs)
+        except Exception:
+            logger.debug("progress could not be shown", exc_info=True)
+
+    return guarded
+
+
+class Progress:
+    """Shows what is being tried, what is known, the best so far and an estimate of the time left."""
+
+    def __init__(
+        self,
+        total_candidates: int,
+        max_trials: int,
+        time_budget_seconds: float | None = None,
+        *,
+        lanes: int = 1,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._total = total_candidates
+        self._max_trials = max_trials
+        self._time_budget_seconds = time_budget_seconds
+        self.lanes = lanes
+        self._stream = stream or sys.stdout
+        self._clock = clock
+        self._started = clock()
+        self._phase = ""
+        self._running: dict[int, TrialParams] = {}
+        self._finished: dict[int, tuple[TrialParams, TrialResult]] = {}
+        self._live: Any = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @_never_fatal
+    def start(self) -> None:
+        """Start the clock, and on a terminal the live panel."""
+        self._started = self._clock()
+        console = _console(self._stream) if self._stream.isatty() else None
+        if console is not None and not console.is_dumb_terminal:
+            from rich.live import Live
+
+            self._live = Live(
+                get_renderable=self._panel, console=console, refresh_per_second=4, transient=True
+            )
+            self._live.start()
+
+    @_never_fatal
+    def stop(self) -> None:
+        """Take the panel away; stopping twice is fine."""
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+
+    @_never_fatal
+    def phase(self, text: str) -> None:
+        """What goes on while no trial runs, e.g. `starting Ray`."""
+        self._phase = text
+        if self._live is None:
+            self._print(text)
+
+    @_never_fatal
+    def note(self, text: str) -> None:
+        """A line that stays visible."""
+        self._print(text)
+
+    @_never_fatal
+    def trial_started(self, number: int, params: TrialParams) -> None:
+        """A lane has begun to measure a point."""
+        self._phase = ""
+        self._running[number] = params
+        if self._live is None:
+            self._print(f"trial {number}: {params} started")
+
+    @_never_fatal
+    def trial_finished(self, number: int, params: TrialParams, result: TrialResult) -> None:
+        """A point is known; also for one that an earlier run of the study measured."""
+        self._running.pop(number, None)
+        self._finished[number] = (params, result)
+        line = f"trial {number}: {params} {outcome(result)}"
+        if self._live is None:
+            best, left = self._best(), self.seconds_left()
+            line += f" | known {len(self._finished)} of {self._total}"
+            line += f" | best {best[0]} {best[1].samples_per_second:.3g} samples/s" if best else ""
+            line += f" | about {human_seconds(left)} left" if left is not None else ""
+        self._print(line)
+
+    def seconds_left(self) -> float | None:
+        """Median time of a trial times the trials that remain, over the lanes; None while unknown."""
+        seconds = [r.seconds["total"] for _, r in list(self._finished.values()) if r.seconds.get("total")]
+        if not seconds:
+            return None
+        remaining = max(min(self._total, self._max_trials) - len(self._finished), 0)
+        estimate = statistics.median(seconds) * remaining / max(self.lanes, 1)
+        if self._time_budget_seconds is None:
+            return estimate
+        return min(estimate, max(self._time_budget_seconds - self.elapsed_seconds(), 0.0))
+
+    def elapsed_seconds(self) -> float:
+        """Wall time since `start`."""
+        return self._clock() - self._started
+
+    def _best(self) -> tuple[TrialParams, TrialResult] | None:
+        complete = [(p, r) for p, r in list(self._finished.values()) if r.samples_per_second is not None]
+        return max(complete, key=lambda item: item[1].samples_per_second or 0.0, default=None)
+
+    def _print(self, text: str) -> None:
+        if self._live is not None:
+            self._live.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def _panel(self) -> RenderableType:
+        from rich.panel import Panel
+        from rich.table import Table
+
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style="dim", no_wrap=True)
+        grid.add_column(overflow="fold")
+        for label, text in self._panel_lines():
+            grid.add_row(label, _plain_text(text))
+        return Panel(grid, title="tuning", title_align="left", border_style="cyan")
+
+    def _panel_lines(self) -> list[tuple[str, str]]:
+        # list(...) copies: trials are reported from another thread than the one that draws.
+        running = [f"{params} (trial {number})" for number, params in list(self._running.items())]
+        results = [result for _, result in list(self._finished.values())]
+        infeasible = sum(result.status is Status.INFEASIBLE for result in results)
+        failed = sum(result.status is Status.FAILED for result in results)
+        known = f"{len(results)} of {self._total} points, {infeasible} infeasible"
+        best, left = self._best(), self.seconds_left()
+        lines = [("trying", ", ".join(running) or self._phase or "choosing the next point")]
+        lines += [("known", known + (f", {failed} failed" if failed else ""))]
+        lines += [("best", f"{best[0]}: {outcome(best[1])}")] if best else []
+        time_left = "" if left is None else f", about {human_seconds(left)} left"
+        return [*lines, ("elapsed", human_seconds(self.elapsed_seconds()) + time_left)]
+
+
+def outcome(result: TrialResult) -> str:
+    """What came of a trial, in a few words."""
+    if result.samples_per_second is None:
+        return f"{result.status} ({result.reason})" if result.reason else str(result.status)
+    parts = [f"{_speed(result)} samples/s"]
+    if result.validation_loss is not None:
+        parts.append(f"validation loss {result.validation_loss:.4f}")
+    if result.peak_memory_bytes:
+        parts.append(human_bytes(max(result.peak_memory_bytes)))
+    return ", ".join(parts)
+
+
+def print_table(
+    results: Sequence[Row],
+    pareto: Sequence[int],
+    recommended: int | None,
+    why: str,
+    *,
+    stream: TextIO | None = None,
+) -> None:
+    """Print all trials, the Pareto front, and the recommendation as a block to paste.
+
+    Args:
+        results: Number, point and result of every trial, in the order to print.
+        pareto: Numbers of the trials on the Pareto front.
+        recommended: Number of the recommended trial, None if nothing is feasible.
+        why: One sentence.
+        stream: Where to print; None is standard output.
+    """
+    console = _console(stream or sys.stdout)
+    console.print(_table(results, pareto, recommended))
+    known = {number: (params, result) for number, params, result in results}
+    if pareto:
+        console.print(_plain_text("\nPareto front (speed against validation loss)"), style="bold")
+    for number in pareto:
+        params, result = known[number]
+        console.print(_plain_text(f"  #{number}  {params}  {outcome(result)}"))
+    if recommended is None:
+        console.print(_plain_text(f"\nNo recommendation: {why}"), style="bold")
+        return
+    params, _ = known[recommended]
+    console.print(_plain_text(f"\nRecommended: #{recommended}  {params}"), style="bold green")
+    console.print(_plain_text(why))
+    console.print(_plain_text("\nFor transformers.TrainingArguments:"))
+    console.print(_plain_text(training_arguments(params)))
+
+
+def training_arguments(params: TrialParams) -> str:
+    """The point as keyword arguments of Hugging Face's `TrainingArguments`, ready to paste."""
+    chosen = {
+        "per_device_train_batch_size": params.per_device_train_batch_size,
+        "gradient_accumulation_steps": params.gradient_accumulation_steps,
+        "bf16": params.precision == "bf16",
+        "fp16": params.precision == "fp16",
+        "tf32": params.precision == "tf32",
+        "gradient_checkpointing": params.gradient_checkpointing,
+    }
+    return "\n".join(f"    {name}={value}," for name, value in chosen.items())
+
+
+def _table(results: Sequence[Row], pareto: Sequence[int], recommended: int | None) -> RenderableType:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("BxA", no_wrap=True)
+    table.add_column("prec", no_wrap=True)
+    table.add_column("ckpt", no_wrap=True)
+    for name in ("samples/s", "val loss", "peak"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("status", overflow="fold")
+    for number, params, result in results:
+        mark = "recommended" if number == recommended else "pareto" if number in pareto else ""
+        style = "bold green" if number == recommended else "" if result.status is Status.COMPLETE else "dim"
+        table.add_row(*map(_plain_text, _cells(number, params, result, mark)), style=style)
+    return table
+
+
+def _cells(number: int, params: TrialParams, result: TrialResult, mark: str) -> list[str]:
+    loss, peaks = result.validation_loss, result.peak_memory_bytes
+    status = mark or (result.status if result.reason is None else f"{result.status}: {result.reason}")
+    return [
+        str(number),
+        f"{params.per_device_train_batch_size}x{params.gradient_accumulation_steps}",
+        params.precision,
+        "yes" if params.gradient_checkpointing else "no",
+        "-" if result.samples_per_second is None else _speed(result),
+        "-" if loss is None else f"{loss:.4f}",
+        human_bytes(max(peaks)) if peaks else "-",
+        status,
+    ]
+
+
+def _speed(result: TrialResult) -> str:
+    """Samples per second with half the width of its 95% interval."""
+    speed, interval = result.samples_per_second or 0.0, result.samples_per_second_ci95
+    digits = 0 if speed >= 1000 else 1 if speed >= 100 else 2
+    spread = f" +-{(interval[1] - interval[0]) / 2:.{digits}f}" if interval else ""
+    return f"{speed:.{digits}f}{spread}"
+
+
+def print_faults(error: InputError, *, stream: TextIO | None = None) -> None:
+    """One plain line per fault, `key: problem`, on standard error."""
+    for fault in error.faults:
+        print(" ".join(str(fault).split()), file=stream or sys.stderr, flush=True)
+
+
+def print_dry_run(
+    config_yaml: str, candidates: Sequence[TrialParams], *, stream: TextIO | None = None
+) -> None:
+    """Print the resolved configuration, then the points that a run would consider."""
+    out = stream or sys.stdout
+    print(config_yaml.rstrip(), file=out)
+    print(f"\n# {len(candidates)} candidates (per-device batch x accumulation, precision)", file=out)
+    for params in candidates:
+        print(f"# {params}", file=out)
+    out.flush()
+
+
+def _console(stream: TextIO) -> Console:
+    """Rich's console; it finds out about NO_COLOR, the terminal and its width (80 where there is none)."""
+    from rich.console import Console
+
+    return Console(file=stream, highlight=False, soft_wrap=False)
+
+
+def _plain_text(text: object) -> RenderableType:
+    """Text in which brackets are brackets, not rich's markup."""
+    from rich.text import Text
+
+    return Text(str(text))

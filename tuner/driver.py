@@ -1,0 +1,76 @@
+"""The search as the driver runs it: trials from the study to the lanes, results into the study and the files."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from train_fn.spec import Reason, TrialResult, TrialSpec
+from tuner.console import Progress
+from tuner.study import TuningStudy
+
+log = logging.getLogger(__name__)
+
+MAX_LOST_TRIALS = 2
+"""In a row. A trial is lost when its lane breaks, which says nothing about the trial, so it would be tried again;
+but a lane that can't start would break for ever."""
+
+
+@dataclass
+class StudySource:
+    """Gives Ray Tune the study's trials (a `cluster.sweep.TrialSource`).
+
+    Attributes:
+        study: The record.
+        progress: What the person sees.
+        record: Writes the result files; called after every result.
+        deadline: No trial starts after this `time.monotonic()`; None is no limit.
+        broken: Why the search can't go on, once it can't.
+    """
+
+    study: TuningStudy
+    progress: Progress
+    record: Callable[[], object]
+    deadline: float | None = None
+    broken: str | None = None
+    _lost_in_a_row: int = field(default=0, init=False)
+
+    def ask(self) -> TrialSpec | None:
+        """The next trial, or None when nothing is left, time is up, or the lanes are broken."""
+        if self.broken or self.is_time_up():
+            return None
+        spec = self.study.ask()
+        if spec is not None:
+            log.info("trial %d starts: %s", spec.number, spec.params)
+            self.progress.trial_started(spec.number, spec.params)
+        return spec
+
+    def tell(self, spec: TrialSpec, result: TrialResult) -> None:
+        """Record a result before anything else is done with it."""
+        self.study.tell(spec, result)
+        log.info(
+            "trial %d ends: %s: %s %s %s",
+            spec.number,
+            spec.params,
+            result.status,
+            result.reason,
+            result.detail,
+        )
+        self.progress.trial_finished(spec.number, spec.params, result)
+        lost = result.reason == Reason.INTERRUPTED
+        self._lost_in_a_row = self._lost_in_a_row + 1 if lost else 0
+        if self._lost_in_a_row >= MAX_LOST_TRIALS:
+            self.broken = result.detail or "the lanes break"
+        self.record()
+
+    def is_time_up(self) -> bool:
+        """Whether the time budget is spent."""
+        return self.deadline is not None and time.monotonic() > self.deadline
+
+    def has_work(self) -> bool:
+        """Whether another sweep would find something to do."""
+        if self.broken or self.is_time_up() or not self.study.open_points():
+            return False
+        return len(self.study.measured()) < self.study.max_trials

@@ -1,0 +1,176 @@
+"""What the measurements mean: the Pareto front, one recommendation and the sentence that explains it. Pure.
+
+Differences inside the noise are ties: speeds whose 95% intervals overlap, and validation losses within
+`loss_tolerance` of each other. Among ties the configuration with more free memory is the better one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from train_fn.spec import Status, TrialParams, TrialResult
+from tuner.space import Measured, is_out_of_memory
+from tuner.units import human_bytes
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The trial to use, None where nothing is feasible; `why` is one sentence for people."""
+
+    number: int | None
+    why: str
+
+
+@dataclass(frozen=True)
+class _Feasible:
+    """What the comparison needs of one feasible, complete trial."""
+
+    number: int
+    params: TrialParams
+    speed: float
+    slowest: float
+    fastest: float
+    loss: float
+    peak_bytes: int
+    budget_bytes: int | None
+
+    def is_faster(self, other: _Feasible) -> bool:
+        """Beyond noise: the intervals don't overlap."""
+        return self.slowest > other.fastest
+
+    def has_lower_loss(self, other: _Feasible, tolerance: float) -> bool:
+        """Beyond the tolerance."""
+        return other.loss > _limit(self.loss, tolerance)
+
+    def dominates(self, other: _Feasible, tolerance: float) -> bool:
+        """Better beyond noise in one objective and not worse beyond noise in the other."""
+        faster, lower = self.is_faster(other), self.has_lower_loss(other, tolerance)
+        return (faster and not other.has_lower_loss(self, tolerance)) or (lower and not other.is_faster(self))
+
+
+def pareto_front(trials: Sequence[Measured], loss_tolerance: float) -> list[int]:
+    """Numbers of the feasible trials that no other one dominates, and of the recommended one.
+
+    Ties are not transitive (a equals b, b equals c, c beats a), so the recommended trial may be dominated by
+    one whose loss is just outside the tolerance of the best. It belongs to the front all the same, which
+    therefore is never empty where something is feasible.
+    """
+    feasible = _feasible(trials)
+    front = {t.number for t in feasible if not any(o.dominates(t, loss_tolerance) for o in feasible)}
+    return sorted(front | ({_best(feasible, loss_tolerance).number} if feasible else set()))
+
+
+def recommend(trials: Sequence[Measured], loss_tolerance: float) -> Recommendation:
+    """The fastest feasible trial within the tolerance of the best loss; of equals the smallest peak."""
+    feasible = _feasible(trials)
+    if not feasible:
+        return Recommendation(None, _why_nothing(trials))
+    best = _best(feasible, loss_tolerance)
+    return Recommendation(best.number, _why(best, feasible, loss_tolerance))
+
+
+def _feasible(trials: Sequence[Measured]) -> list[_Feasible]:
+    return [f for f in (_as_feasible(*trial) for trial in trials) if f is not None]
+
+
+def _as_feasible(number: int, params: TrialParams, result: TrialResult) -> _Feasible | None:
+    speed, loss = result.samples_per_second, result.validation_loss
+    if result.status != Status.COMPLETE or any(v > 0 for v in result.constraints.values()):
+        return None
+    if speed is None or loss is None or not (math.isfinite(speed) and math.isfinite(loss)):
+        return None
+    interval = [speed, *(result.samples_per_second_ci95 or [])]
+    peak = max(result.peak_memory_bytes, default=0)
+    return _Feasible(
+        number, params, speed, min(interval), max(interval), loss, peak, result.memory_budget_bytes
+    )
+
+
+def _limit(loss: float, tolerance: float) -> float:
+    """The highest loss that still equals `loss`."""
+    return loss + tolerance * abs(loss)
+
+
+def _within_tolerance(feasible: list[_Feasible], tolerance: float) -> list[_Feasible]:
+    limit = _limit(min(t.loss for t in feasible), tolerance)
+    return [t for t in feasible if t.loss <= limit]
+
+
+def _best(feasible: list[_Feasible], tolerance: float) -> _Feasible:
+    good = _within_tolerance(feasible, tolerance)
+    equals = [t for t in good if not any(o.is_faster(t) for o in good)]
+    return min(equals, key=lambda t: (t.peak_bytes or math.inf, -t.speed, t.number))
+
+
+def _why(best: _Feasible, feasible: list[_Feasible], tolerance: float) -> str:
+    parts = [_why_speed(best, feasible, tolerance), _why_loss(best, feasible, tolerance), _why_memory(best)]
+    return "; ".join(part for part in parts if part) + "."
+
+
+def _why_speed(best: _Feasible, feasible: list[_Feasible], tolerance: float) -> str:
+    rate = f"{best.params} trains {_number(best.speed)} samples/s"
+    if len(feasible) == 1:
+        return f"{rate} and is the only feasible setting measured"
+    slowest = min(feasible, key=lambda t: t.speed)
+    if slowest is not best and slowest.speed > 0:
+        rate += f", {best.speed / slowest.speed:.2g}x the slowest feasible setting ({slowest.params})"
+    equal = max(_within_tolerance(feasible, tolerance), key=lambda t: t.speed)
+    if equal is not best:
+        return (
+            f"{rate}, no slower beyond noise than {equal.params} ({_number(equal.speed)}), with less memory"
+        )
+    fastest = max(feasible, key=lambda t: t.speed)
+    if fastest.is_faster(best):
+        return f"{rate}, while {fastest.params} ({_number(fastest.speed)}) is faster at a higher loss"
+    return rate
+
+
+def _why_loss(best: _Feasible, feasible: list[_Feasible], tolerance: float) -> str:
+    lowest = min(t.loss for t in feasible)
+    loss = f"its validation loss {best.loss:.4g}"
+    if best.loss == lowest:
+        return f"{loss} is the best"
+    return f"{loss} is within {100 * tolerance:.3g}% of the best ({lowest:.4g})"
+
+
+def _why_memory(best: _Feasible) -> str:
+    if not best.peak_bytes:
+        return ""
+    if not best.budget_bytes:
+        return f"it needs {human_bytes(best.peak_bytes)} per worker"
+    free = 1 - best.peak_bytes / best.budget_bytes
+    return f"it leaves {max(free, 0):.0%} of the {human_bytes(best.budget_bytes)} budget free"
+
+
+def _why_nothing(trials: Sequence[Measured]) -> str:
+    if not trials:
+        return "Nothing was measured."
+    counts = Counter(str(t.result.reason or t.result.status) for t in trials)
+    causes = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+    why = f"None of the {len(trials)} settings measured is feasible ({causes})"
+    needs = [need for need in map(_need, trials) if need is not None]
+    if not needs:
+        return f"{why}."
+    need_bytes, budget_bytes, params = min(needs, key=lambda need: need[0])
+    least = f"the smallest need known is {human_bytes(need_bytes)} per worker ({params})"
+    return f"{why}: {least}, the budget is {human_bytes(budget_bytes)} (cluster.memory_budget)."
+
+
+def _need(trial: Measured) -> tuple[float, int, TrialParams] | None:
+    """(bytes needed, budget, point) of a trial that ran out of memory, where it is known by how much."""
+    violation, budget_bytes = trial.result.constraints.get("memory"), trial.result.memory_budget_bytes
+    if (
+        not is_out_of_memory(trial.result)
+        or violation is None
+        or budget_bytes is None
+        or not math.isfinite(violation)
+    ):
+        return None
+    return budget_bytes * (1 + violation), budget_bytes, trial.params
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"

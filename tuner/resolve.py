@@ -1,0 +1,101 @@
+"""What follows from a configuration: study name, output folder, storage, and its identity.
+
+Two runs belong to the same study if the settings that decide what a trial measures are equal. How the
+search goes about it (`search.*`, lanes, Ray's address, limits of time) is no part of that: the same points
+measure the same there, so a study may go on with more trials or with another sampler.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import PurePosixPath
+
+from tuner.checks import masked_storage
+from tuner.config import Config
+from tuner.units import exact_duration, exact_size
+
+Fingerprint = dict[str, str | int | float | None]
+
+
+def resolve(config: Config, device: str) -> Config:
+    """Fill in what follows from the other keys: demo defaults, device, study name, folder, storage.
+
+    Args:
+        config: As the user gave it; resolving it again changes nothing.
+        device: `cpu` or `cuda`, what `cluster.device` turned out to be.
+    """
+    config = config.for_device(device)
+    name = config.study.name or study_name(config, device)
+    output_dir = config.output_dir or f"runs/{name}"
+    storage = config.study.storage or f"sqlite:///{output_dir}/study.db"
+    study = config.study.model_copy(update={"name": name, "storage": storage})
+    return config.model_copy(update={"study": study, "output_dir": output_dir})
+
+
+def fingerprint(config: Config, device: str) -> Fingerprint:
+    """The settings that decide what a trial measures, flat, by dotted key; fit for JSON."""
+    config = config.for_device(device)
+    values: Fingerprint = {
+        "model": config.model,
+        "global_batch_size": config.global_batch_size,
+        "num_workers": config.num_workers,
+        "cluster.device": device,
+        "cluster.memory_budget": config.cluster.memory_budget,
+    }
+    for section in ("data", "lora", "optimizer", "trial"):
+        for name, value in getattr(config, section).model_dump(exclude={"timeout"}).items():
+            values[f"{section}.{name}"] = ",".join(value) if isinstance(value, list) else value
+    return values
+
+
+def differences(old: Fingerprint, new: Fingerprint) -> list[str]:
+    """One line per setting that differs, naming the key and both values."""
+    return [
+        f"{key}: the study was measured with {json.dumps(old.get(key))}, now it is {json.dumps(new.get(key))}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+
+
+def study_name(config: Config, device: str) -> str:
+    """A readable name, the same for the same fingerprint, e.g. `SmolLM2-135M-gsm8k-g16-w2-3f9a1c`."""
+    what = "-".join(dict.fromkeys((_basename(config.model), _basename(config.data.train))))
+    text = json.dumps(fingerprint(config, device), sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:6]
+    return f"{what}-g{config.global_batch_size}-w{config.num_workers}-{digest}"
+
+
+def _basename(source: str | None) -> str:
+    if source is None:
+        return "demo"
+    stem = re.sub(r"\.(jsonl?|parquet|csv)$", "", PurePosixPath(source).name)
+    return re.sub(r"[^\w.-]+", "-", stem).strip("-.")[:40] or "unnamed"
+
+
+def to_yaml(config: Config) -> str:
+    """YAML that loads back to an equal configuration; a password in the storage URL becomes `***`."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        """Keeps lists on one line, as people write them in a configuration."""
+
+    def one_line(dumper: yaml.SafeDumper, items: list[object]) -> yaml.SequenceNode:
+        return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
+
+    Dumper.add_representer(list, one_line)
+    return str(yaml.dump(_written(config), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=1000))
+
+
+def _written(config: Config) -> dict[str, object]:
+    """The values with sizes and durations in readable units and without secrets."""
+    values = config.model_dump()
+    if isinstance(config.cluster.memory_budget, int):
+        values["cluster"]["memory_budget"] = exact_size(config.cluster.memory_budget)
+    values["trial"]["timeout"] = exact_duration(config.trial.timeout)
+    if config.study.time_budget is not None:
+        values["study"]["time_budget"] = exact_duration(config.study.time_budget)
+    if config.study.storage is not None:
+        values["study"]["storage"] = masked_storage(config.study.storage)
+    return values

@@ -1,0 +1,146 @@
+"""The files that a study leaves for people and programs: `result.json` and `trials.csv`.
+
+Both are written from the study's record alone and replaced as a whole, so a reader never sees half a file.
+The shape of `result.json` is a contract: keys are added, never renamed.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import os
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tuner.recommend import pareto_front, recommend
+from tuner.space import Measured
+from tuner.study import TuningStudy
+
+RESULT_FILE = "result.json"
+TRIALS_FILE = "trials.csv"
+PACKAGES = ("ray", "torch", "transformers", "peft", "accelerate", "datasets", "optuna")
+"""Whose versions are noted: a measurement is only as repeatable as they are."""
+
+
+def write_results(
+    output_dir: Path | str,
+    study: TuningStudy,
+    *,
+    global_batch_size: int,
+    num_workers: int,
+    device: str,
+    loss_tolerance: float,
+    wall_seconds: float,
+) -> dict[str, Any]:
+    """Write both files and return what `result.json` holds.
+
+    Args:
+        output_dir: The folder; made where it does not exist.
+        study: The record.
+        global_batch_size: Samples per optimizer step over all workers.
+        num_workers: Data-parallel ranks.
+        device: `cpu` or `cuda`.
+        loss_tolerance: `search.loss_tolerance`.
+        wall_seconds: How long the search took.
+    """
+    trials = study.measured()
+    recommendation = recommend(trials, loss_tolerance)
+    result = _jsonable(
+        {
+            "study": study.name,
+            "global_batch_size": global_batch_size,
+            "num_workers": num_workers,
+            "device": device,
+            "trials": [_trial(t) for t in trials],
+            "skipped": [{"params": dataclasses.asdict(p), "why": why} for p, why in study.skipped()],
+            "pareto_front": pareto_front(trials, loss_tolerance),
+            "recommended": recommendation.number,
+            "why": recommendation.why,
+            "wall_seconds": wall_seconds,
+            "versions": {package: metadata.version(package) for package in PACKAGES},
+        }
+    )
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
+    _write_atomically(Path(output_dir) / TRIALS_FILE, _csv(result))
+    _write_atomically(Path(output_dir) / RESULT_FILE, json.dumps(result, indent=2, allow_nan=False) + "\n")
+    return result
+
+
+def load_result(path: Path | str) -> dict[str, Any]:
+    """Read a `result.json`, given as the file or as the output folder that holds it."""
+    file = Path(path) / RESULT_FILE if Path(path).is_dir() else Path(path)
+    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return result
+
+
+def _trial(trial: Measured) -> dict[str, Any]:
+    return {
+        "number": trial.number,
+        "params": dataclasses.asdict(trial.params),
+        **dataclasses.asdict(trial.result),
+        "status": trial.result.status.value,
+    }
+
+
+def _jsonable(value: Any) -> Any:
+    """The same value with NaN and infinities as null: JSON has no word for them."""
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _row(trial: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    """One trial as a flat line: lists are reduced to what a table is sorted by."""
+    low, high = trial["samples_per_second_ci95"] or (None, None)
+    return {
+        "number": trial["number"],
+        **trial["params"],
+        "status": trial["status"],
+        "reason": trial["reason"],
+        "samples_per_second": trial["samples_per_second"],
+        "samples_per_second_low": low,
+        "samples_per_second_high": high,
+        "validation_loss": trial["validation_loss"],
+        "last_train_loss": (trial["train_loss"] or [None])[-1],
+        "peak_memory_bytes": max(trial["peak_memory_bytes"], default=None),
+        "memory_budget_bytes": trial["memory_budget_bytes"],
+        "memory_violation": trial["constraints"].get("memory"),
+        **{
+            f"{phase}_seconds": trial["seconds"].get(phase)
+            for phase in ("total", "setup", "probe", "train", "validate")
+        },
+        "lane": trial["lane"],
+        "pareto": trial["number"] in result["pareto_front"],
+        "recommended": trial["number"] == result["recommended"],
+    }
+
+
+def _csv(result: dict[str, Any]) -> str:
+    rows = [_row(trial, result) for trial in result["trials"]]
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["number"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", newline="", dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
+        try:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)  # temporary files are private by default
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise

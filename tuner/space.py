@@ -1,0 +1,104 @@
+"""The search space: every exact split of the global batch, times precision, times gradient checkpointing.
+
+Small and finite, so it is written out as a list of `TrialParams`; what one measurement proves about other
+points is also decided here. Pure: no Optuna, no Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from train_fn.spec import PRECISIONS, Reason, Status, TrialParams, TrialResult
+
+AMPERE = (8, 0)
+"""The first CUDA compute capability whose tensor cores know bf16 and tf32."""
+
+
+class Measured(NamedTuple):
+    """One finished trial of a study."""
+
+    number: int
+    params: TrialParams
+    result: TrialResult
+
+
+def factorisations(global_batch_size: int, num_workers: int) -> list[tuple[int, int]]:
+    """Every (per-device batch, accumulation steps) with an exact product, smallest batch first.
+
+    The list is empty where `global_batch_size` is no multiple of `num_workers`.
+    """
+    if global_batch_size < 1 or num_workers < 1 or global_batch_size % num_workers:
+        return []
+    samples = global_batch_size // num_workers
+    return [(size, samples // size) for size in range(1, samples + 1) if samples % size == 0]
+
+
+def candidates(
+    global_batch_size: int,
+    num_workers: int,
+    precisions: Sequence[str],
+    gradient_checkpointing: Sequence[bool],
+    per_device: Sequence[int] | None = None,
+) -> list[TrialParams]:
+    """All points to consider, in a stable order: precision, then checkpointing, then ascending batch.
+
+    Args:
+        global_batch_size: Samples per optimizer step over all workers.
+        num_workers: Data-parallel ranks.
+        precisions: Those to search; duplicates and order do not matter.
+        gradient_checkpointing: The settings to search.
+        per_device: Only these per-device batches; None means every divisor.
+    """
+    splits = [
+        s for s in factorisations(global_batch_size, num_workers) if per_device is None or s[0] in per_device
+    ]
+    return [
+        TrialParams(
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            precision=precision,
+            gradient_checkpointing=checkpointing,
+        )
+        for precision in PRECISIONS
+        if precision in precisions
+        for checkpointing in (False, True)
+        if checkpointing in gradient_checkpointing
+        for size, accumulation in splits
+    ]
+
+
+def precisions_of(device: str, compute_capability: tuple[int, int] | None) -> tuple[str, ...]:
+    """The precisions that a device computes natively; an unknown CUDA capability counts as a modern one."""
+    if device == "cpu":
+        return ("fp32", "bf16")
+    if compute_capability is not None and tuple(compute_capability) < AMPERE:
+        return ("fp32", "fp16")
+    return PRECISIONS
+
+
+def is_out_of_memory(result: TrialResult) -> bool:
+    """Whether the trial proved that its point does not fit."""
+    return result.status == Status.INFEASIBLE and result.reason == Reason.OOM
+
+
+def same_setting(one: TrialParams, other: TrialParams) -> bool:
+    """Whether two points differ in nothing but the split of the batch."""
+    return (one.precision, one.gradient_checkpointing) == (other.precision, other.gradient_checkpointing)
+
+
+def proven_infeasible(point: TrialParams, measured: Iterable[tuple[TrialParams, TrialResult]]) -> str | None:
+    """Why `point` can't fit, or None: an equal or smaller batch in its setting ran out of memory."""
+    sizes = [
+        params
+        for params, result in measured
+        if is_out_of_memory(result)
+        and same_setting(params, point)
+        and params.per_device_train_batch_size <= point.per_device_train_batch_size
+    ]
+    if not sizes:
+        return None
+    smallest = min(sizes, key=lambda params: params.per_device_train_batch_size)
+    return (
+        f"{smallest} ran out of memory, a batch of {point.per_device_train_batch_size} needs at least as much"
+    )

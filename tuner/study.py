@@ -1,0 +1,297 @@
+"""The record of a tuning run: one durable Optuna study, and nothing beside it.
+
+What was measured is in the study's storage before a trial counts as finished, so that a run that is killed at
+any moment goes on from it and measures nothing twice. Readable with any Optuna tool: parameters, two
+objectives, constraints, and everything else of a `TrialResult` as user attributes.
+
+One driver works on a study at a time: opening it declares the trials that are still running to be dead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sqlite3
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from train_fn.spec import Fault, InputError, Reason, Status, TrialParams, TrialResult, TrialSpec
+from tuner.sampler import SearchState, make_sampler, params_of, result_of, samples_per_worker, search_state
+from tuner.space import Measured, proven_infeasible
+
+DIRECTIONS = {"samples_per_second": "maximize", "validation_loss": "minimize"}
+"""The two objectives, in the order of Optuna's values."""
+
+STATES = {
+    Status.COMPLETE: TrialState.COMPLETE,
+    # PRUNED, not FAIL: Optuna's samplers learn from the constraints of pruned trials and ignore failed ones.
+    Status.INFEASIBLE: TrialState.PRUNED,
+    Status.PRUNED: TrialState.PRUNED,
+    Status.FAILED: TrialState.FAIL,
+}
+
+INTERRUPTED = TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED)
+
+_FINGERPRINT = "fingerprint"
+_BUSY_TIMEOUT_SECONDS = 30
+_CONNECT_TIMEOUT_SECONDS = 10
+_ADVICE = "expected one such as sqlite:///runs/study.db or postgresql://user:password@host/database"
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+class TuningStudy:
+    """Asks for points and records what came of them. Made by `open_study`; for use from one thread."""
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        storage: optuna.storages.BaseStorage,
+        candidates: Sequence[TrialParams],
+        max_trials: int,
+        global_batch_size: int,
+    ) -> None:
+        self._study = study
+        self._storage = storage
+        self._study_id = storage.get_study_id_from_name(study.study_name)
+        self._candidates = list(candidates)
+        self._samples_per_worker = samples_per_worker(candidates)
+        self._max_trials = max_trials
+        self._global_batch_size = global_batch_size
+        self._asked: dict[int, optuna.Trial] = {}
+        self._settle_orphans()
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return str(self._study.study_name)
+
+    @property
+    def candidates(self) -> list[TrialParams]:
+        """The points that this run considers."""
+        return list(self._candidates)
+
+    @property
+    def max_trials(self) -> int:
+        """How many trials the whole study may have, interrupted ones not counted."""
+        return self._max_trials
+
+    def ask(self) -> TrialSpec | None:
+        """The next point to measure; None while nothing is open or `max_trials` are measured or in flight."""
+        state = self._state()
+        if not state.open or state.turn >= self._max_trials:
+            return None
+        trial = self._study.ask(self._study.sampler.distributions)
+        params = params_of(trial.params, self._samples_per_worker)
+        assert params is not None
+        trial.set_user_attr("gradient_accumulation_steps", params.gradient_accumulation_steps)
+        trial.set_user_attr("global_batch_size", self._global_batch_size)
+        self._asked[trial.number] = trial
+        return TrialSpec(number=trial.number, params=params)
+
+    def tell(self, spec: TrialSpec, result: TrialResult) -> None:
+        """Record what came of a trial; telling a finished one again changes nothing."""
+        trial = self._asked.get(spec.number)
+        if trial is None:
+            if spec.number in {
+                t.number for t in self._study.get_trials(deepcopy=False) if t.state.is_finished()
+            }:
+                return
+            raise ValueError(f"trial {spec.number} was not asked for in this run")
+        result = _with_finite_objectives(result)
+        _set_constraints(trial, result)
+        self._store(spec.number, result)
+        self._finish(spec.number, result)
+        del self._asked[spec.number]
+
+    def measured(self) -> list[Measured]:
+        """Every finished trial as (number, params, result), by number; interrupted ones are left out."""
+        return self._state().measured
+
+    def open_points(self) -> list[TrialParams]:
+        """Candidates that are neither measured, nor running, nor proven infeasible."""
+        return self._state().open
+
+    def skipped(self) -> list[tuple[TrialParams, str]]:
+        """Candidates that need no trial, each with the reason: a smaller batch ran out of memory."""
+        state = self._state()
+        proofs = [(m.params, m.result) for m in state.measured]
+        tried = {params for params, _ in proofs} | set(state.running)
+        reasons = [(c, proven_infeasible(c, proofs)) for c in self._candidates if c not in tried]
+        return [(point, why) for point, why in reasons if why is not None]
+
+    def close(self) -> None:
+        """Give the storage's connection back."""
+        self._storage.remove_session()
+
+    def _state(self) -> SearchState:
+        return search_state(self._candidates, self._study.get_trials(deepcopy=False))
+
+    def _settle_orphans(self) -> None:
+        """Finish what a killed driver left running: told where its result is stored, else interrupted."""
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            result = result_of(trial)
+            if result is None:
+                result = INTERRUPTED
+                self._store(trial.number, result)
+            self._finish(trial.number, result)
+
+    def _store(self, number: int, result: TrialResult) -> None:
+        """Write a result to the trial's user attributes; `status` comes last and says that all are there."""
+        trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+        values = dataclasses.asdict(result)
+        values["status"] = str(values.pop("status"))
+        for key, value in values.items():
+            if value not in (None, [], {}):
+                self._storage.set_trial_user_attr(trial_id, key, value)
+
+    def _finish(self, number: int, result: TrialResult) -> None:
+        complete = result.status == Status.COMPLETE
+        values = [getattr(result, objective) for objective in DIRECTIONS] if complete else None
+        self._study.tell(number, values, state=STATES[result.status], skip_if_finished=True)
+
+
+def _with_finite_objectives(result: TrialResult) -> TrialResult:
+    """The result, or a failed one where a complete trial lacks an objective: Optuna would refuse it."""
+    missing = [o for o in DIRECTIONS if not _is_finite(getattr(result, o))]
+    if result.status != Status.COMPLETE or not missing:
+        return result
+    detail = f"the trial ended without a finite {' and '.join(missing)}"
+    return dataclasses.replace(result, status=Status.FAILED, reason=Reason.ERROR, detail=detail)
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _set_constraints(trial: optuna.Trial, result: TrialResult) -> None:
+    """Tell Optuna's samplers what is violated; an infeasible trial always violates something."""
+    constraints = {k: v for k, v in result.constraints.items() if not math.isnan(v)}
+    if result.status == Status.INFEASIBLE and not any(v > 0 for v in constraints.values()):
+        constraints["memory" if result.reason == Reason.OOM else "finite"] = 1.0
+    for key in constraints.keys() - trial.constraints.keys():
+        trial.set_constraint(key, constraints[key])
+
+
+def open_study(
+    name: str,
+    storage_url: str,
+    candidates: Sequence[TrialParams],
+    sampler_name: str,
+    seed: int,
+    max_trials: int,
+    fingerprint: dict[str, Any],
+) -> TuningStudy:
+    """Open or create a study.
+
+    Args:
+        name: Its name within the storage.
+        storage_url: SQLAlchemy URL; the folder of an SQLite file is made.
+        candidates: The points that this run considers; a later run may consider others.
+        sampler_name: `model`, `tpe`, `random` or `grid`.
+        seed: Seeds the sampler.
+        max_trials: Of the whole study, all its runs together.
+        fingerprint: Everything that must be equal for two measurements to be comparable, as JSON values;
+            at least `global_batch_size`; flat, by configuration key.
+
+    Raises:
+        InputError: The storage can't be opened, or the study was measured under another fingerprint.
+    """
+    sampler = make_sampler(sampler_name, candidates, seed)
+    url = _parse(storage_url)
+    try:
+        storage = _open_storage(url)
+        study = optuna.create_study(
+            storage=storage,
+            study_name=name,
+            directions=list(DIRECTIONS.values()),
+            load_if_exists=True,
+            sampler=sampler,
+            pruner=optuna.pruners.NopPruner(),
+        )
+        _check_fingerprint(study, fingerprint)
+        if study.metric_names is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.set_metric_names(list(DIRECTIONS))
+        return TuningStudy(study, storage, candidates, max_trials, fingerprint["global_batch_size"])
+    except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, OSError, RuntimeError) as error:
+        raise InputError(Fault("study.storage", _why_not_opened(url, error))) from error
+
+
+def _parse(storage_url: str) -> URL:
+    """The URL in parts, with the PostgreSQL driver that this project installs."""
+    try:
+        url = make_url(storage_url)
+    except (SQLAlchemyError, ValueError):
+        # Nothing of the text is shown, nor the parser's words: both may hold a password.
+        raise InputError(Fault("study.storage", f"is not a database URL; {_ADVICE}")) from None
+    is_bare = url.drivername in ("postgres", "postgresql")
+    return url.set(drivername="postgresql+psycopg") if is_bare else url
+
+
+def _open_storage(url: URL) -> optuna.storages.BaseStorage:
+    options: dict[str, Any] = {}
+    if url.get_backend_name() == "sqlite":
+        options = {"connect_args": {"timeout": _BUSY_TIMEOUT_SECONDS, "factory": _WriteAheadConnection}}
+        if url.database and not url.database.startswith((":memory:", "file:")):
+            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    elif url.get_backend_name() == "postgresql":
+        options = {"connect_args": {"connect_timeout": _CONNECT_TIMEOUT_SECONDS}, "pool_pre_ping": True}
+    address = url.render_as_string(hide_password=False)
+    return optuna.storages.get_storage(optuna.storages.RDBStorage(address, engine_kwargs=options))
+
+
+class _WriteAheadConnection(sqlite3.Connection):
+    """Commits without waiting for the disk: Optuna commits a dozen times per trial (4x faster here).
+
+    A killed process still loses nothing, a power cut at most the last trials, and the file stays whole.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.execute("PRAGMA journal_mode = WAL")
+        self.execute("PRAGMA synchronous = NORMAL")
+
+
+def _why_not_opened(url: URL, error: BaseException) -> str:
+    """One line out of a stack of wrapped exceptions, without the password."""
+    shown = url.set(query={}).render_as_string(hide_password=True)
+    cause = error.__cause__ or error
+    lines = str(getattr(cause, "orig", None) or cause).strip().splitlines() or [type(cause).__name__]
+    reason = lines[0]
+    if isinstance(error, ImportError) and url.get_backend_name() == "postgresql":
+        reason = "its driver is missing, install lora-batch-tuner[postgresql]"
+    for secret in (url.password, *(v for k, v in url.query.items() if "pass" in k.lower())):
+        reason = reason.replace(str(secret), "***") if secret else reason
+    return f"{shown} can't be opened: {reason}; {_ADVICE}"
+
+
+def _check_fingerprint(study: optuna.Study, fingerprint: dict[str, Any]) -> None:
+    """Stamp a new study; refuse one whose measurements can't be compared with this run's."""
+    new = json.loads(json.dumps(fingerprint))
+    stored = study.user_attrs.get(_FINGERPRINT)
+    if stored is None:
+        expected = [optuna.study.StudyDirection[d.upper()] for d in DIRECTIONS.values()]
+        if study.get_trials(deepcopy=False) or study.directions != expected:
+            problem = f"{study.study_name!r} in this storage was made by another program"
+            raise InputError(Fault("study.name", f"{problem}; choose another name"))
+        study.set_user_attr(_FINGERPRINT, json.dumps(new, sort_keys=True))
+        return
+    old = json.loads(stored)
+    differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    if differing:
+        raise InputError(*(_difference(study.study_name, k, old.get(k), new.get(k)) for k in differing))
+
+
+def _difference(study_name: str, key: str, old: Any, new: Any) -> Fault:
+    measured = f"study {study_name!r} was measured with {json.dumps(old)}, now it is {json.dumps(new)}"
+    return Fault(key, f"{measured}; keep the old value or choose another study.name")
