@@ -8,6 +8,7 @@ from a mailbox. Without actor reuse the same class gives one Train run per trial
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import threading
 import time
@@ -107,7 +108,8 @@ class Lane(tune.Trainable):
             self._group = WorkerGroup(self._spec)
         values = self._run()
         values["seconds"] = {**values["seconds"], "total": time.perf_counter() - started}
-        result = {"trial_result": values, "lane_name": self._name, "done": True}
+        # As text: Tune flattens nested dictionaries on their way to the searcher.
+        result = {"trial_result": json.dumps(values), "lane_name": self._name, "done": True}
         for objective in ("samples_per_second", "validation_loss"):
             if values[objective] is not None:
                 result[objective] = values[objective]

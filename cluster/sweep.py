@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import tempfile
@@ -68,7 +69,7 @@ class SourceSearcher(Searcher):
             self._source.tell(spec, lost)
             return
         lane = self._lanes.setdefault(result["lane_name"], len(self._lanes))
-        self._source.tell(spec, TrialResult.from_dict({**result["trial_result"], "lane": lane}))
+        self._source.tell(spec, TrialResult.from_dict({**json.loads(result["trial_result"]), "lane": lane}))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save."""

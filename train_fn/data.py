@@ -195,6 +195,5 @@ def _texts(values: list[Any], key: str, numbers: np.ndarray, source: str) -> lis
         return [str(value) for value in values]
     for value, number in zip(values, numbers, strict=True):
         if not isinstance(value, str):
-            problem = f"row {number} of {source} holds {rows.kind(value)} where text is needed"
-            raise InputError(Fault(key, problem))
+            raise InputError(Fault(key, rows.not_text(value, number, source)))
     return values

@@ -138,13 +138,37 @@ def _read(source: str, key: str, splits: tuple[str, ...], data: DataSpec) -> Row
         dataset = _read_hub(source, key, splits)
     if len(dataset) == 0:
         raise InputError(Fault(key, f"{source} holds no samples"))
+    _check_columns(source, dataset, columns(data))
+    if path.is_file() and FORMATS[path.suffix] == "json" and data.messages is None:
+        _check_mixed(path, dataset, columns(data))
+    return Rows(source, dataset, np.arange(len(dataset)))
+
+
+def _check_columns(source: str, dataset: datasets.Dataset, named: dict[str, str]) -> None:
     has = ", ".join(dataset.column_names)
-    absent = {k: c for k, c in columns(data).items() if c not in dataset.column_names}
+    absent = {key: column for key, column in named.items() if column not in dataset.column_names}
     if absent:
         raise InputError(
             *(Fault(k, f"{source} has no column '{c}'; it has {has}") for k, c in absent.items())
         )
-    return Rows(source, dataset, np.arange(len(dataset)))
+
+
+def _check_mixed(path: Path, dataset: datasets.Dataset, named: dict[str, str]) -> None:
+    """Name the row that makes a column more than text: the reader changes values of mixed columns."""
+    from datasets import Value
+
+    named = {key: column for key, column in named.items() if dataset.features[column] != Value("string")}
+    if not named:
+        return
+    for number, row in enumerate(_json_rows(path), 1):
+        for key, column in named.items():
+            if not isinstance(row.get(column), str):
+                raise InputError(Fault(key, not_text(row.get(column), number, str(path))))
+
+
+def not_text(value: object, number: int, source: str) -> str:
+    """Return the message about a row that holds something else than text."""
+    return f"row {number} of {source} holds {kind(value)} where text is needed"
 
 
 def _read_file(path: Path, key: str) -> datasets.Dataset:
@@ -153,11 +177,15 @@ def _read_file(path: Path, key: str) -> datasets.Dataset:
     reader = _reader(path, key)
     options = _READER_OPTIONS.get(reader, {})
     try:
-        return datasets.load_dataset(reader, data_files=str(path.resolve()), split="train", **options)
+        dataset = datasets.load_dataset(reader, data_files=str(path.resolve()), split="train", **options)
     except Exception as e:  # the library wraps what readers raise in errors of many kinds
         problem = _json_fault(path) if reader == "json" else None
         problem = problem or f"can't be read: {first_line(e.__cause__ or e)}"
         raise InputError(Fault(key, f"{path} {problem}")) from e
+    if reader == "csv" and any(column.startswith("__index_level_") for column in dataset.column_names):
+        problem = "has rows with more fields than its header; put text that holds commas in quotes"
+        raise InputError(Fault(key, f"{path} {problem}"))
+    return dataset
 
 
 def _reader(path: Path, key: str) -> str:
@@ -223,6 +251,13 @@ def _filled_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         for number, line in enumerate(file, 1):
             if filled := line.removeprefix(codecs.BOM_UTF8).strip():
                 yield number, filled
+
+
+def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    if _is_array(path):
+        yield from json.loads(path.read_text(encoding="utf-8-sig"))
+    else:
+        yield from (json.loads(line) for _, line in _filled_lines(path))
 
 
 def _array_fault(path: Path) -> str | None:
