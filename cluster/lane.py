@@ -18,7 +18,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.mailbox import Mailbox
@@ -74,9 +74,9 @@ class WorkerGroup:
         return self._thread.is_alive()
 
     def kill_workers(self) -> None:
-        """Kill the present worker processes; the Train run starts new ones."""
+        """Kill the present workers, and their processes with them; the Train run starts new ones."""
         for worker in ray.get(self.mailbox.workers.remote()).values():
-            ray.kill(worker)
+            ray.kill(worker["actor"])
 
     def close(self, timeout_seconds: float = 30.0) -> None:
         """Let the workers end, and the Train run with them."""
@@ -144,14 +144,16 @@ class Lane(tune.Trainable):
         """Nothing to restore."""
 
 
-def _trainer(lane: LaneSpec, mailbox: Any) -> TorchTrainer:
+def _trainer(lane: LaneSpec, mailbox: Any) -> DataParallelTrainer:
     job = lane.job
     on_gpu = job.device == "cuda"
-    collective_seconds = int(job.timeout_seconds + 4 * TIMEOUT_GRACE_SECONDS)
-    return TorchTrainer(
+    return DataParallelTrainer(
         serve,
-        train_loop_config={"mailbox": mailbox, "job": dataclasses.asdict(job)},
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=collective_seconds),
+        train_loop_config={
+            "mailbox": mailbox,
+            "job": dataclasses.asdict(job),
+            "environment": lane.worker_environment,
+        },
         scaling_config=ScalingConfig(
             num_workers=job.num_workers,
             use_gpu=on_gpu,
@@ -163,6 +165,5 @@ def _trainer(lane: LaneSpec, mailbox: Any) -> TorchTrainer:
             storage_path=lane.storage_path,
             # A worker that dies is replaced as often as needed; a group that can't be placed gives up.
             failure_config=FailureConfig(max_failures=-1, controller_failure_limit=3),
-            worker_runtime_env={"env_vars": lane.worker_environment},
         ),
     )

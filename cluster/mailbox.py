@@ -26,7 +26,7 @@ class MailboxState:
     def __init__(self) -> None:
         self._changed = asyncio.Condition()
         self._group: str | None = None
-        self._ranks: dict[int, Any] = {}
+        self._ranks: dict[int, dict[str, Any]] = {}
         self._trial: dict[str, Any] | None = None
         self._taken_by: str | None = None
         self._taken_at: float | None = None
@@ -58,8 +58,8 @@ class MailboxState:
         """For how long the group has had the trial; 0 while it has not taken it."""
         return time.monotonic() - self._taken_at if self._taken_at is not None else 0.0
 
-    async def workers(self) -> dict[int, Any]:
-        """Actor handles of the present group, by rank."""
+    async def workers(self) -> dict[int, dict[str, Any]]:
+        """The present group by rank: the process id and the actor that looks after it."""
         return dict(self._ranks)
 
     async def close(self) -> None:
@@ -69,7 +69,7 @@ class MailboxState:
 
     # The group's side.
 
-    async def join(self, group: str, rank: int, worker: Any) -> None:
+    async def join(self, group: str, rank: int, worker: dict[str, Any]) -> None:
         """A rank is ready. The first rank of a new group ends what an earlier group had in flight."""
         if group != self._group:
             self._group, self._ranks = group, {}

@@ -94,8 +94,9 @@ class CpuMemory(Memory):
         self._probe_peak_bytes = self.peak_bytes()
         self._heap.free_fillings()
         self._heap.keep_blocks_below(_HEAP_BLOCK_BYTES)
+        # Free blocks of the heap come on top: they may be too scattered to be of use.
         usable_bytes = (self.budget_bytes - self._held_bytes) + int(self.budget_bytes * _FRAGMENTATION)
-        self._limit_bytes = _proc_status("VmData") - self._heap.free_bytes() + usable_bytes
+        self._limit_bytes = _proc_status("VmData") + usable_bytes
 
     @contextlib.contextmanager
     def enforced(self) -> Iterator[None]:
@@ -137,10 +138,6 @@ class _Heap:
         """Serve smaller blocks from the heap, and map larger ones on their own."""
         self._libc.mallopt(_M_MMAP_THRESHOLD, block_bytes)
         self._libc.mallopt(_M_TRIM_THRESHOLD, 2 * block_bytes)
-
-    def free_bytes(self) -> int:
-        """Bytes that are free but still belong to the heap."""
-        return int(self._libc.mallinfo2().fordblks)
 
     def trim(self) -> None:
         """Return free pages to the kernel; address space below the highest block in use stays."""
