@@ -1,8 +1,8 @@
 """A lane: one group of warm workers behind a Tune trainable.
 
-Stock practice starts a Ray Train run for every trial, which costs far more than a short trial itself. Tune keeps
-this actor from trial to trial (`reuse_actors`), and the actor keeps one Train run, whose workers take trials
-from a mailbox. Without actor reuse the same class gives one Train run per trial.
+Stock practice starts a Ray Train run for every trial, which costs far more than a short trial itself. Tune
+keeps this actor from trial to trial (`reuse_actors`), and the actor keeps one Train run, whose workers take
+trials from a mailbox. Without actor reuse the same class gives one Train run per trial.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cluster.gpus import Gpu, gpus
 from train_fn.spec import Fault, InputError
@@ -55,7 +56,7 @@ def connected(address: str | None) -> Iterator[list[Node]]:
     import ray
 
     _quiet()
-    options = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         ray.init(
             address="local",
@@ -83,7 +84,7 @@ def dashboard_url() -> str | None:
     return f"http://{url}" if url else None
 
 
-def _join(address: str, options: dict[str, object]) -> None:
+def _join(address: str, options: dict[str, Any]) -> None:
     import ray
 
     # Ray looks for a token by itself only when it chose the cluster by itself.

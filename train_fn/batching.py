@@ -77,6 +77,11 @@ def balanced(
     return shares
 
 
+def padded_tokens(shares: list[MicroBatches], lengths: np.ndarray) -> int:
+    """Tokens, padding included, of the rank that has most of them: what a step's time depends on."""
+    return max(sum(len(m) * int(lengths[m].max()) for m in micro_batches) for micro_batches in shares)
+
+
 def by_length(lengths: np.ndarray, per_device: int, num_ranks: int, rank: int) -> MicroBatches:
     """One rank's share of an evaluation: every sample once over all ranks, like lengths together.
 

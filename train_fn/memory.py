@@ -9,8 +9,8 @@ memory and PyTorch's allocator raise. Linux with glibc only; the figures come fr
 On a CPU a trial has two phases. The *probe*, which runs the worst case, is exact: every block of 64 KiB or
 more is mapped on its own, so what is freed is gone, and both the limit and the high-water mark mean live
 memory. That costs page faults which double the time of a step, so *training* goes back to a heap that keeps
-its blocks (what any other PyTorch process has), under the same limit with room for fragmentation. Holes that
-training leaves in the heap are filled while the next probe runs, or they would be memory outside its budget.
+its blocks (what any other PyTorch process has), under a limit with room for that. Holes that training leaves
+in the heap are filled while the next probe runs, or they would be memory outside its budget.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # mallopt(3)
 _EXACT_BLOCK_BYTES = 64 << 10
 _HEAP_BLOCK_BYTES = 32 << 20  # the largest threshold that glibc accepts, and where its own adjustment ends
-_FRAGMENTATION = 0.5  # of the budget, on top of it, while training on the heap
+_HEAP_FACTOR = 4  # a heap that keeps its blocks holds up to 3 times what is live (measured: 2.9)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -94,9 +94,8 @@ class CpuMemory(Memory):
         self._probe_peak_bytes = self.peak_bytes()
         self._heap.free_fillings()
         self._heap.keep_blocks_below(_HEAP_BLOCK_BYTES)
-        # Free blocks of the heap come on top: they may be too scattered to be of use.
-        usable_bytes = (self.budget_bytes - self._held_bytes) + int(self.budget_bytes * _FRAGMENTATION)
-        self._limit_bytes = _proc_status("VmData") + usable_bytes
+        usable_bytes = self.budget_bytes - self._held_bytes
+        self._limit_bytes = _proc_status("VmData") + _HEAP_FACTOR * usable_bytes
 
     @contextlib.contextmanager
     def enforced(self) -> Iterator[None]:
@@ -225,7 +224,18 @@ class _MallInfo(ctypes.Structure):
 
     _fields_ = [
         (name, ctypes.c_size_t)
-        for name in ["arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"]
+        for name in [
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        ]
     ]
 
 

@@ -78,7 +78,7 @@ class BaseModel:
         """Any token will do where the tokenizer has none: padding is masked and unsupervised."""
         return int(self.tokenizer.pad_token_id or 0)
 
-    def load(self, dtype: torch.dtype) -> nn.Module:
+    def load(self, dtype: torch.dtype) -> Any:
         """The model in `dtype`, from the cache if it is the resident one."""
         if self._model is None or self._dtype != dtype:
             self.drop()

@@ -1,8 +1,9 @@
 """How ranks agree on the way a trial ends.
 
 What a rank does alone may fail on that rank alone, memory above all, and a rank that left would keep the
-others waiting for it in a collective (optuna#5190, composer#2117). So lone work is *attempted*, and its outcome
-travels with the next collective: all ranks stop at the same point, for the same reason, ready for the next trial.
+others waiting for it in a collective (optuna#5190, composer#2117). So lone work is *attempted*, and its
+outcome travels with the next collective: all ranks stop at the same point, for the same reason, ready for the
+next trial.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Failure:
         return Status.INFEASIBLE if infeasible else Status.FAILED
 
 
-class Stopped(Exception):
+class TrialStoppedError(Exception):
     """All ranks have agreed to end the trial, for this failure."""
 
     def __init__(self, failure: Failure) -> None:
@@ -57,7 +58,7 @@ class Stopped(Exception):
 
 
 class Attempts:
-    """Lone work of one rank within the budget and the deadline; the first failure is kept for the next vote."""
+    """Lone work of one rank within budget and deadline; the first failure is kept for the next vote."""
 
     def __init__(self, ranks: Ranks, memory: Memory, timeout_seconds: float) -> None:
         self.failure: Failure | None = None
@@ -89,7 +90,7 @@ class Attempts:
         """Collective: go on only if no rank has failed.
 
         Raises:
-            Stopped: On every rank, with the same failure.
+            TrialStoppedError: On every rank, with the same failure.
         """
         if self._ranks.sum(float(self.failure is not None))[0]:
             self.stop()
@@ -98,7 +99,7 @@ class Attempts:
         """Collective: end the trial with the gravest failure of any rank (memory first)."""
         failures = [f for f in self._ranks.gather(self.failure) if f is not None]
         order = (Reason.OOM, Reason.ERROR, Reason.TIMEOUT)
-        raise Stopped(min(failures, key=lambda f: (order.index(f.reason), -f.needed_bytes)))
+        raise TrialStoppedError(min(failures, key=lambda f: (order.index(f.reason), -f.needed_bytes)))
 
     def _describe(self, error: Exception) -> Failure:
         if is_out_of_memory(error):

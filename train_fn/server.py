@@ -4,11 +4,11 @@
 
 Whatever starts it (a Ray Train worker, or a test) talks to it in lines of JSON: the job on the first line of
 standard input, then, to rank 0 alone, one `TrialSpec` per line; `{"ready": pid}`, `{"broken": why}` or one
-`TrialResult` per line comes back on standard output. End of input ends the process, and so does its parent's
-death.
+`TrialResult` per line comes back on standard output. End of input ends the process, and so does its
+parent's death.
 
-Why a process: the budget of a CPU worker is a limit on its whole process, and a thread of Ray's that is refused
-memory takes the process down. Here there are no other threads, which also makes for clean measurements.
+Why a process: the budget of a CPU worker is a limit on its whole process, and a thread of Ray's that is
+refused memory takes the process down. Here nothing else runs, which also makes for clean measurements.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from typing import Any
 from train_fn.spec import JobSpec, TrialSpec
 
 IDLE_SECONDS = 10.0
-"""How long rank 0 waits for a trial before it tells the other ranks that there is none: a waiting rank sits in
-a collective, and must not reach its timeout just because nobody asks for anything."""
+"""How long rank 0 waits for a trial before it tells the other ranks that there is none: a waiting rank sits
+in a collective, and must not reach its timeout just because nobody asks for anything."""
 
 COLLECTIVE_GRACE_SECONDS = 120.0
 """A collective may last as long as a trial and this much more before it fails."""

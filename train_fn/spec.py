@@ -68,7 +68,7 @@ class InputError(Exception):
 
 
 class _Record:
-    """`from_dict` for the frozen dataclasses below; nested records are rebuilt by the subclasses that have them."""
+    """`from_dict` for the dataclasses below; nested records are rebuilt by those that have them."""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:

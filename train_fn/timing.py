@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist, fmean, stdev
+from statistics import NormalDist, fmean, linear_regression, stdev
 
 
 def student_t_975(degrees_of_freedom: int) -> float:
@@ -24,17 +24,37 @@ def student_t_975(degrees_of_freedom: int) -> float:
     return z + g1 / n + g2 / n**2 + g3 / n**3
 
 
-def rate_with_interval(units_per_step: float, step_seconds: Sequence[float]) -> tuple[float, list[float]]:
+def rate_with_interval(
+    units_per_step: float, step_seconds: Sequence[float], step_work: Sequence[float]
+) -> tuple[float, list[float]]:
     """Mean rate over steps and its 95% interval.
 
-    The rate is total units over total time; the interval is that of the mean step time, inverted.
+    Every trial times the same global batches, so that some of them hold longer samples is no uncertainty: a
+    line is fitted to time against work, and what scatters about it is the noise. The rate is total units
+    over total time; the interval is that of the mean step time, inverted.
+
+    Args:
+        units_per_step: What one step does, e.g. samples.
+        step_seconds: Time of each step.
+        step_work: Anything that a step's time should be proportional to, e.g. its padded tokens.
 
     Returns:
         Units per second, and [low, high]. With fewer than two steps the interval is [0, inf].
     """
-    mean = fmean(step_seconds)
-    if len(step_seconds) < 2:
+    count, mean = len(step_seconds), fmean(step_seconds)
+    if count < 2:
         return units_per_step / mean, [0.0, math.inf]
-    half = student_t_975(len(step_seconds) - 1) * stdev(step_seconds) / math.sqrt(len(step_seconds))
+    half = _half_width(step_seconds, step_work)
     high = units_per_step / (mean - half) if half < mean else math.inf
     return units_per_step / mean, [units_per_step / (mean + half), high]
+
+
+def _half_width(seconds: Sequence[float], work: Sequence[float]) -> float:
+    """Half of the 95% interval of the mean time, at these amounts of work."""
+    count = len(seconds)
+    plain = student_t_975(count - 1) * stdev(seconds) / math.sqrt(count)
+    if count < 4 or len(set(work)) < 2:
+        return plain
+    slope, intercept = linear_regression(work, seconds)
+    squares = sum((t - intercept - slope * w) ** 2 for t, w in zip(seconds, work, strict=True))
+    return student_t_975(count - 2) * math.sqrt(squares / (count - 2) / count)

@@ -10,10 +10,10 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from train_fn import batching
 from train_fn.collate import Batch, collate, worst_case
@@ -23,7 +23,7 @@ from train_fn.gradients import FlatGradients
 from train_fn.loss import summed_loss
 from train_fn.memory import Memory
 from train_fn.model import NUMERICS, BaseModel, Numerics, attached
-from train_fn.outcome import Attempts, Failure, Stopped
+from train_fn.outcome import Attempts, Failure, TrialStoppedError
 from train_fn.spec import JobSpec, Reason, Status, TrialParams, TrialResult, TrialSpec
 from train_fn.timing import rate_with_interval
 
@@ -64,6 +64,7 @@ class _Trial:
         self.seconds: dict[str, float] = {}
         self.train_loss: list[float] = []
         self.step_seconds: list[float] = []
+        self.step_work: list[float] = []
         self.validation_loss: float | None = None
 
     def run(self) -> TrialResult:
@@ -81,7 +82,7 @@ class _Trial:
                     self._train()
                 with self._phase("validate"):
                     self._validate()
-        except Stopped as stopped:
+        except TrialStoppedError as stopped:
             failure = stopped.failure
         result = self._result(failure)
         self.__dict__.pop("model", None)
@@ -109,7 +110,7 @@ class _Trial:
             base.drop()  # it may be half changed
         self.attempts.agree()
 
-    def _attach(self, base: nn.Module, stack: contextlib.ExitStack) -> nn.Module:
+    def _attach(self, base: Any, stack: contextlib.ExitStack) -> Any:
         job, optimizer = self.job, self.job.optimizer
         model = attached(base, job.lora, job.seed, self.params.gradient_checkpointing)
         self.model = stack.enter_context(model)
@@ -152,7 +153,9 @@ class _Trial:
                 self.attempts.stop()
             self.train_loss.append(loss)
             if not math.isfinite(loss):
-                raise Stopped(Failure(Reason.DIVERGED, f"loss is {loss} in optimizer step {step + 1}"))
+                raise TrialStoppedError(
+                    Failure(Reason.DIVERGED, f"loss is {loss} in optimizer step {step + 1}")
+                )
             self._synchronize()
             if step >= self.job.warmup_steps:
                 self.step_seconds.append(time.perf_counter() - started)
@@ -161,7 +164,9 @@ class _Trial:
 
     def _step(self, train: Samples, batch: np.ndarray) -> tuple[float, bool]:
         """One optimizer step over a global batch; returns its loss per token and whether a rank failed."""
-        micro_batches = self._deal(train, batch)
+        shares = self._deal(train, batch)
+        micro_batches = shares[self.ranks.rank]
+        self.step_work.append(batching.padded_tokens(shares, train.lengths))
         num_targets = int(train.supervised[batch].sum())
         loss = self.attempts.run(lambda: self._accumulate(train, micro_batches, num_targets))
         total_loss, any_failed = self.gradients.reduce(self.ranks, loss, self.attempts.failure is not None)
@@ -203,7 +208,7 @@ class _Trial:
         summed = ranks.sum_(total).item()
         self.validation_loss = summed / int(samples.supervised.sum())
         if not math.isfinite(self.validation_loss):
-            raise Stopped(Failure(Reason.DIVERGED, f"validation loss is {self.validation_loss}"))
+            raise TrialStoppedError(Failure(Reason.DIVERGED, f"validation loss is {self.validation_loss}"))
 
     # What they share.
 
@@ -211,11 +216,11 @@ class _Trial:
         with self.numerics.autocast(self.ranks.device):
             return summed_loss(self.model, self.head, batch.to(self.ranks.device))
 
-    def _deal(self, train: Samples, batch: np.ndarray) -> batching.MicroBatches:
+    def _deal(self, train: Samples, batch: np.ndarray) -> list[batching.MicroBatches]:
         per_device, world_size = self.params.per_device_train_batch_size, self.ranks.world_size
         if self.job.batching == "plain":
-            return batching.plain(batch, per_device, world_size)[self.ranks.rank]
-        return batching.balanced(batch, train.lengths, per_device, world_size)[self.ranks.rank]
+            return batching.plain(batch, per_device, world_size)
+        return batching.balanced(batch, train.lengths, per_device, world_size)
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -244,7 +249,8 @@ class _Trial:
         peaks = self.ranks.gather(self.memory.peak_bytes())
         rate, interval = None, None
         if failure is None:
-            rate, interval = rate_with_interval(self.job.global_batch_size, self.step_seconds)
+            work = self.step_work[self.job.warmup_steps :]
+            rate, interval = rate_with_interval(self.job.global_batch_size, self.step_seconds, work)
         return TrialResult(
             status=failure.status if failure else Status.COMPLETE,
             reason=failure.reason if failure else None,
@@ -262,7 +268,7 @@ class _Trial:
 
 
 def allocate_state(optimizer: torch.optim.Optimizer) -> None:
-    """Make the optimizer allocate its state, which it does in its first step, and leave all values as they were.
+    """Make the optimizer allocate its state, as its first step would, and leave all values as they were.
 
     The gradients must be zero. With a learning rate of 0 no parameter moves, and moments of zero stay zero.
     """
@@ -279,7 +285,7 @@ def allocate_state(optimizer: torch.optim.Optimizer) -> None:
 def constraints(failure: Failure | None, peak_bytes: int, budget_bytes: int) -> dict[str, float]:
     """Optuna's constraints of a trial: violated above 0, `memory` in units of the budget.
 
-    A trial that ran is within its budget by definition, whatever rounding says; one that ran out is beyond it.
+    A trial that ran is within its budget by definition, whatever rounding says; one that ran out is beyond.
     """
     if failure is None:
         return {"memory": min(peak_bytes / budget_bytes - 1, 0.0)}

@@ -1,4 +1,4 @@
-"""The search as the driver runs it: trials from the study to the lanes, results into the study and the files."""
+"""The search as the driver runs it: trials from the study to the lanes, results into study and files."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tuner.study import TuningStudy
 log = logging.getLogger(__name__)
 
 MAX_LOST_TRIALS = 2
-"""In a row. A trial is lost when its lane breaks, which says nothing about the trial, so it would be tried again;
-but a lane that can't start would break for ever."""
+"""In a row. A trial is lost when its lane breaks, which says nothing about the trial, so it would be tried
+again; but a lane that can't start would break for ever."""
 
 
 @dataclass

@@ -4,8 +4,8 @@
     python -m tuner.run --config tune.yaml     # your model and data
     python -m tuner.run --help
 
-Exit codes: 0 a configuration is recommended; 2 the input is wrong, nothing was started; 3 nothing is feasible;
-130 interrupted, with everything measured kept; 1 anything else.
+Exit codes: 0 a configuration is recommended; 2 the input is wrong, nothing was started; 3 nothing is
+feasible; 130 interrupted, with everything measured kept; 1 anything else.
 """
 
 from __future__ import annotations
