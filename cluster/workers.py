@@ -1,8 +1,8 @@
 """The Ray Train function: each worker looks after one rank's process and relays trials to it.
 
-The measuring happens in `train_fn.server`, a process without Ray in it; the worker here reserves the
-resources, starts the process where Ray put it, passes trials in and results out, and dies with it, so that Ray
-Train sees the failure and starts the group anew.
+The measuring happens in `train_fn.server`, a process without Ray in it. The worker here reserves the
+resources, starts the process where Ray put it, passes trials in and results out, and dies with it, so that
+Ray Train sees the failure and starts the group anew.
 """
 
 from __future__ import annotations

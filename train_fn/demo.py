@@ -29,8 +29,8 @@ NUM_VALIDATION_SAMPLES = 200
 VOCAB_SIZE = 1_280
 """About as many tokens as this text yields; more would stay unused."""
 MODEL = {
-    "hidden_size": 128,
-    "intermediate_size": 384,
+    "hidden_size": 96,
+    "intermediate_size": 256,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,

@@ -1,9 +1,9 @@
 """Data-parallel gradient reduction: one collective per optimizer step, which carries the vote as well.
 
 `DistributedDataParallel` reduces buckets while the last micro-batch is still in its backward pass; a rank
-that runs out of memory there leaves the others waiting. An adapter's gradients are small (megabytes), so there
-is next to nothing to overlap: here they live in one flat buffer that backward passes accumulate into, and one
-all-reduce after the last micro-batch sums it: DDP under `no_sync`, with its reduction made explicit.
+that runs out of memory there leaves the others waiting. An adapter's gradients are small (megabytes), so
+there is next to nothing to overlap: here they live in one flat buffer that backward passes accumulate into,
+and one all-reduce after the last micro-batch sums it: DDP under `no_sync`, its reduction made explicit.
 """
 
 from __future__ import annotations

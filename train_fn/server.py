@@ -1,6 +1,6 @@
 """A rank as a process of its own, which measures one trial after the other.
 
-    python -m train_fn.server --device cpu        # with torchrun's variables: RANK, WORLD_SIZE, MASTER_ADDR, ...
+    python -m train_fn.server --device cpu     # and torchrun's variables: RANK, WORLD_SIZE, MASTER_ADDR, ...
 
 Whatever starts it (a Ray Train worker, or a test) talks to it in lines of JSON: the job on the first line of
 standard input, then, to rank 0 alone, one `TrialSpec` per line; `{"ready": pid}`, `{"broken": why}` or one

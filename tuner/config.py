@@ -16,14 +16,14 @@ from train_fn.spec import PRECISIONS, DataSpec, JobSpec, LoraSpec, OptimizerSpec
 from tuner.units import parse_duration, parse_size, shown
 
 DEMO_DEFAULTS: dict[str, Any] = {
-    "trial.steps": 6,
+    "trial.steps": 8,
     "data.max_validation_samples": 64,
     "optimizer.learning_rate": 5e-3,
     "study.time_budget": "160s",
 }
 """Defaults of a run on the built-in model and data, for keys that the user did not set."""
 
-DEMO_DEFAULTS_CPU: dict[str, Any] = {"cluster.memory_budget": "72MiB"}
+DEMO_DEFAULTS_CPU: dict[str, Any] = {"cluster.memory_budget": "56MiB"}
 """The same, only where the device turns out to be the CPU."""
 
 

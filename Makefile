@@ -1,0 +1,45 @@
+# make demo   tune the built-in demo (no GPU needed)
+# make test   everything that CI checks
+PYTHON ?= python3.11
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test format lint types imports unit bench clean
+
+demo: .venv/installed
+	$(BIN)/python -m tuner.run
+
+test: lint types imports unit
+
+format: .venv/installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: .venv/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: .venv/installed-dev
+	$(BIN)/mypy
+
+imports: .venv/installed-dev
+	$(BIN)/lint-imports
+
+unit: .venv/installed-dev
+	$(BIN)/pytest
+
+# Warm lanes against one TorchTrainer.fit() per trial; takes some minutes.
+bench: .venv/installed-dev
+	$(BIN)/python tests/benchmarks/bench_lanes.py
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
