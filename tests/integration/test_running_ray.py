@@ -1,0 +1,120 @@
+"""Runs on a Ray that is there already, shared by this module: lanes, faults, jobs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, SMALL
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+FOUNDING_CASE = """
+# InternVL2.5 with LoRA on two RTX 4090s (modelscope/ms-swift#3674): G = 16, per-device 4 runs, 8 does not.
+global_batch_size: 16
+num_workers: 2
+trial: {steps: 4, warmup_steps: 1}
+data: {max_validation_samples: 16}
+search:
+  per_device_train_batch_size: [4, 8]
+  precision: [fp32]
+  gradient_checkpointing: [false]
+cluster: {memory_budget: 96MiB}
+"""
+
+
+def by_split(result):
+    return {
+        (t["params"]["per_device_train_batch_size"], t["params"]["gradient_checkpointing"]): t
+        for t in result["trials"]
+    }
+
+
+def test_founding_case_and_a_fresh_run_per_trial_agrees_with_the_warm_lane(start, cluster, tmp_path):
+    config = tmp_path / "tune.yaml"
+    config.write_text(FOUNDING_CASE)
+    flags = [f"--config={config}", "--search.sampler=grid"]
+    warm = start(*flags, output_dir=tmp_path / "warm", address=cluster.address)
+    assert warm.wait() == 0, warm.output
+    fresh = start(
+        *flags, "--cluster.reuse-workers=false", output_dir=tmp_path / "fresh", address=cluster.address
+    )
+    assert fresh.wait() == 0, fresh.output
+
+    for result in (warm.result(), fresh.result()):
+        trials = by_split(result)
+        assert trials[4, False]["status"] == "complete"
+        assert (trials[8, False]["status"], trials[8, False]["reason"]) == ("infeasible", "oom")
+        assert result["recommended"] == trials[4, False]["number"]
+    one, other = by_split(warm.result()), by_split(fresh.result())
+    assert one.keys() == other.keys()
+    for split, trial in one.items():
+        for key in ("status", "reason", "train_loss", "validation_loss"):
+            assert trial[key] == other[split][key], (split, key)
+
+
+def test_killed_rank_fails_its_trial_and_the_others_are_measured(start, cluster, tmp_path):
+    # The second trial is the one that is killed: by then the group is warm.
+    run = start(*SMALL, "--trial.steps=30", "--search.sampler=grid", address=cluster.address)
+    run.wait_for(lambda: "trial 1: " in run.output)
+    time.sleep(0.5)
+    victim = run.ranks()[1]
+    killed_at = time.monotonic()
+    victim.kill()
+    run.wait_for(lambda: "worker-died" in run.output, 60)
+    assert run.wait() == 0, run.output
+    back_seconds = time.monotonic() - killed_at
+    trials = run.result()["trials"]
+    assert [(t["number"], t["status"], t["reason"]) for t in trials if t["status"] == "failed"] == [
+        (1, "failed", "worker-died")
+    ]
+    others = [t for t in trials if t["number"] != 1]
+    assert len(others) + len(run.result()["skipped"]) == 5
+    assert {t["status"] for t in others} <= {"complete", "infeasible"}
+    assert back_seconds < 180
+
+
+def test_budget_too_small_for_the_base_model_says_what_it_needs(start, cluster):
+    run = start(*SMALL, "--cluster.memory-budget=1MiB", address=cluster.address)
+    assert run.wait() == 3, run.output
+    assert "MiB" in run.result()["why"]
+    assert "out of memory" in run.result()["why"]
+    assert run.result()["recommended"] is None
+
+
+@pytest.fixture
+def submit(cluster):
+    """`ray job submit` from the command line, as a person would."""
+
+    def run(*flags: str) -> subprocess.CompletedProcess[str]:
+        ray = str(Path(sys.executable).parent / "ray")
+        command = [ray, "job", "submit", f"--address={cluster.dashboard}", "--working-dir=."]
+        return subprocess.run(
+            [*command, "--", sys.executable, "-m", "tuner.run", *flags],
+            cwd=ROOT,
+            env=cluster.environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+    return run
+
+
+def test_submitted_as_a_job(submit, tmp_path):
+    done = submit(*SMALL, "--search.per-device-train-batch-size=2,4", f"--output-dir={tmp_path / 'job'}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Recommended: #" in done.stdout
+    result = json.loads((tmp_path / "job" / "result.json").read_text())
+    assert result["recommended"] is not None
+
+
+def test_a_job_with_wrong_input_fails_with_one_line(submit, tmp_path):
+    done = submit("--global-batch-size=15", f"--output-dir={tmp_path / 'job'}")
+    assert done.returncode == 1  # the CLI knows 0 and 1; the job's own code stands in its message
+    assert "exit code 2" in done.stdout + done.stderr
+    assert "global_batch_size: " in done.stdout + done.stderr
