@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -59,16 +59,16 @@ def worst_case(samples: Samples, per_device: int, pad_token_id: int) -> Batch:
     Three things cost memory and are each taken at their largest: the padded length (the longest samples), the
     number of supervised positions (each makes a row of logits; unsupervised ones are added until there are as
     many as the `per_device` most supervised samples have), and the attention mask (where lengths differ, one
-    sample is shorter, since an unpadded batch takes a cheaper path).
+    position is masked, since an unpadded batch takes a cheaper path).
     """
     by_length = np.argsort(-samples.lengths, kind="stable")
-    rows = np.resize(by_length, per_device)
-    shorter = by_length[samples.lengths[by_length] < samples.lengths[rows[0]]]
-    if per_device > 1 and len(shorter) and samples.lengths[rows[-1]] == samples.lengths[rows[0]]:
-        rows[-1] = shorter[0]
-    batch = collate(samples, rows.tolist(), pad_token_id)
+    batch = collate(samples, np.resize(by_length, per_device).tolist(), pad_token_id)
     most_supervised = np.resize(np.sort(samples.supervised)[::-1], per_device).sum()
     _supervise(batch, int(most_supervised))
+    if batch.attention_mask is None and per_device > 1 and samples.lengths.min() < samples.lengths.max():
+        mask = torch.ones_like(batch.input_ids)
+        mask[-1, -1] = 0
+        batch = replace(batch, attention_mask=mask)
     return batch
 
 

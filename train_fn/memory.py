@@ -101,7 +101,8 @@ class CpuMemory(Memory):
     def enforced(self) -> Iterator[None]:
         """Lower `RLIMIT_DATA` around the computation alone: Ray's threads must not meet it while idle."""
         soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (max(self._limit_bytes, 0), hard))
+        own = soft if soft != resource.RLIM_INFINITY else self._limit_bytes  # of `ulimit -d`: it holds, too
+        resource.setrlimit(resource.RLIMIT_DATA, (max(min(self._limit_bytes, own), 0), hard))
         try:
             yield
         finally:

@@ -33,30 +33,34 @@ def check(config: Config, nodes: list[Node], device: str) -> list[Fault]:
 
 
 def _check_devices(config: Config, nodes: list[Node], device: str) -> list[Fault]:
-    largest = max((node.num_devices(device) for node in nodes), default=0)
     noun = "GPUs" if device == "cuda" else "CPU cores"
-    if largest == 0:
+    if not any(node.num_devices(device) for node in nodes):
         return [Fault("cluster.device", f"{device} asked for, but no node has {noun}; cpu always works")]
-    if config.num_workers > largest:
-        problem = f"{config.num_workers} workers need as many {noun} on one node, the largest has {largest}"
+    # Every worker takes a CPU core, the one of a GPU too.
+    most = max(min(node.num_devices(device), node.num_cpus) for node in nodes)
+    if config.num_workers > most:
+        need = "CPU cores" if device == "cpu" else "GPUs, with a CPU core each,"
+        problem = f"{config.num_workers} workers need as many {need} on one node; use at most {most}"
         return [Fault("num_workers", problem)]
     faults = []
     fitting = lanes_that_fit(nodes, device, config.num_workers)
-    if (config.cluster.lanes or 1) > max(fitting, 1):
-        problem = f"{config.cluster.lanes} lanes of {config.num_workers} workers asked for, {fitting} fit"
+    lanes = config.cluster.lanes or 1
+    if lanes > fitting:
+        problem = f"{lanes} lanes of {config.num_workers} workers don't fit; use at most {fitting}"
         faults.append(Fault("cluster.lanes", problem))
     offered = device_precisions(device, nodes)
     if missing := [p for p in config.search.precision or () if p not in offered]:
-        problem = f"{', '.join(missing)} is not to be had on this {device}; it offers {', '.join(offered)}"
+        problem = f"{', '.join(missing)} is not supported on {device} here; use some of: {', '.join(offered)}"
         faults.append(Fault("search.precision", problem))
     return faults
 
 
 def _check_output_dir(config: Config) -> list[Fault]:
+    """Try the folder, or the nearest one above it that there is: a run that is refused leaves nothing."""
     folder = Path(str(config.output_dir))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        present = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=present):
             return []
     except OSError as error:
         return [Fault("output_dir", f"{folder} can't be written: {error.strerror}; name another folder")]

@@ -90,6 +90,7 @@ def tune(config: Config, options: Options) -> int:
         )
         stack.callback(study.close)
         output_dir = Path(str(config.output_dir))
+        output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         _log_to(output_dir / "tuner.log")
         return _search(config, device, study, address, nodes)

@@ -270,6 +270,8 @@ def _why_not_opened(url: URL, error: BaseException) -> str:
     reason = lines[0]
     if isinstance(error, ImportError) and url.get_backend_name() == "postgresql":
         reason = "its driver is missing, install lora-batch-tuner[postgresql]"
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        reason = f"{error.filename} is no folder"
     for secret in (url.password, *(v for k, v in url.query.items() if "pass" in k.lower())):
         reason = reason.replace(str(secret), "***") if secret else reason
     return f"{shown} can't be opened: {reason}; {_ADVICE}"

@@ -166,7 +166,7 @@ class Cluster:
         """Kill what this cluster started, and nothing else."""
         children = psutil.Process(self._process.pid).children(recursive=True)
         self._process.terminate()
-        psutil.wait_procs([psutil.Process(self._process.pid), *children], timeout=15)
+        psutil.wait_procs([psutil.Process(self._process.pid), *children], timeout=3)
         for process in children:
             if process.is_running():
                 process.kill()

@@ -1,0 +1,222 @@
+"""The mailbox between a lane and its groups, on a plain event loop: no Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from typing import Any
+
+from cluster.mailbox import CLOSED, IDLE, MailboxState
+
+TRIAL, NEXT_TRIAL = {"number": 0}, {"number": 1}
+RESULT = {"status": "complete", "samples_per_second": 2.0}
+LONG, SOON = 10.0, 0.02
+
+
+def on_event_loop(test: Callable[[MailboxState], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """Run an async test with a mailbox of its own; what hangs fails after five seconds."""
+
+    @wraps(test)
+    def run() -> None:
+        async def limited() -> None:
+            await asyncio.wait_for(test(MailboxState()), 5.0)
+
+        asyncio.run(limited())
+
+    del run.__wrapped__  # or pytest would take the mailbox for a fixture
+    return run
+
+
+def failure(result: dict[str, Any] | None) -> tuple[str, str]:
+    assert result is not None
+    return str(result["status"]), result["reason"]
+
+
+@on_event_loop
+async def test_a_trial_goes_in_and_its_result_comes_out(mailbox: MailboxState) -> None:
+    await mailbox.join("a", 0, {"pid": 1})
+    await mailbox.put(TRIAL)
+    assert await mailbox.take("a", SOON) == TRIAL
+    await mailbox.post("a", RESULT)
+    assert await mailbox.wait(SOON) == RESULT
+
+
+@on_event_loop
+async def test_both_sides_wake_up_for_each_other(mailbox: MailboxState) -> None:
+    await mailbox.join("a", 0, {})
+    taking = asyncio.create_task(mailbox.take("a", LONG))
+    await asyncio.sleep(0)
+    await mailbox.put(TRIAL)
+    assert await taking == TRIAL
+    waiting = asyncio.create_task(mailbox.wait(LONG))
+    await asyncio.sleep(0)
+    await mailbox.post("a", RESULT)
+    assert await waiting == RESULT
+
+
+@on_event_loop
+async def test_a_trial_that_was_put_first_waits_for_a_group(mailbox: MailboxState) -> None:
+    await mailbox.put(TRIAL)
+    await mailbox.join("a", 0, {})
+    await mailbox.join("a", 1, {})
+    assert await mailbox.wait(SOON) is None
+    assert await mailbox.take("a", SOON) == TRIAL
+
+
+@on_event_loop
+async def test_a_trial_is_taken_once(mailbox: MailboxState) -> None:
+    await mailbox.join("a", 0, {})
+    await mailbox.put(TRIAL)
+    assert await mailbox.take("a", SOON) == TRIAL
+    assert await mailbox.take("a", SOON) == IDLE
+
+
+@on_event_loop
+async def test_nothing_to_do_is_idle_and_no_result_is_none(mailbox: MailboxState) -> None:
+    await mailbox.join("a", 0, {})
+    assert await mailbox.take("a", SOON) == IDLE
+    assert await mailbox.wait(SOON) is None
+
+
+@on_event_loop
+async def test_the_next_trial_does_not_meet_the_last_result(mailbox: MailboxState) -> None:
+    await mailbox.join("a", 0, {})
+    await mailbox.put(TRIAL)
+    await mailbox.take("a", SOON)
+    await mailbox.post("a", RESULT)
+    await mailbox.put(NEXT_TRIAL)
+    assert await mailbox.wait(SOON) is None
+    assert await mailbox.take("a", SOON) == NEXT_TRIAL
+
+
+@on_event_loop
+async def test_a_new_group_ends_the_trial_of_the_old_one(mailbox: MailboxState) -> None:
+    await mailbox.join("old", 0, {})
+    await mailbox.put(TRIAL)
+    await mailbox.take("old", SOON)
+    await mailbox.join("new", 1, {})
+    assert failure(await mailbox.wait(SOON)) == ("failed", "worker-died")
+    assert await mailbox.take("new", SOON) == IDLE  # it is not tried a second time
+
+
+@on_event_loop
+async def test_the_other_ranks_of_a_group_end_nothing(mailbox: MailboxState) -> None:
+    await mailbox.join("a", 0, {})
+    await mailbox.put(TRIAL)
+    await mailbox.take("a", SOON)
+    await mailbox.join("a", 1, {})
+    assert await mailbox.wait(SOON) is None
+
+
+@on_event_loop
+async def test_a_result_that_is_there_survives_a_new_group(mailbox: MailboxState) -> None:
+    await mailbox.join("old", 0, {})
+    await mailbox.put(TRIAL)
+    await mailbox.take("old", SOON)
+    await mailbox.post("old", RESULT)
+    await mailbox.join("new", 0, {})
+    assert await mailbox.wait(SOON) == RESULT
+
+
+@on_event_loop
+async def test_a_late_result_of_the_old_group_is_ignored(mailbox: MailboxState) -> None:
+    await mailbox.join("old", 0, {})
+    await mailbox.put(TRIAL)
+    await mailbox.take("old", SOON)
+    await mailbox.join("new", 0, {})
+    await mailbox.post("old", RESULT)
+    assert failure(await mailbox.wait(SOON)) == ("failed", "worker-died")
+    await mailbox.put(NEXT_TRIAL)
+    await mailbox.post("old", RESULT)
+    assert await mailbox.take("new", SOON) == NEXT_TRIAL
+    await mailbox.post("old", RESULT)
+    assert await mailbox.wait(SOON) is None
+
+
+@on_event_loop
+async def test_the_old_group_gets_no_more_trials(mailbox: MailboxState) -> None:
+    await mailbox.join("old", 0, {})
+    await mailbox.join("new", 0, {})
+    await mailbox.put(TRIAL)
+    assert await mailbox.take("old", SOON) == CLOSED
+    assert await mailbox.take("new", SOON) == TRIAL
+
+
+@on_event_loop
+async def test_the_old_group_ends_while_it_waits(mailbox: MailboxState) -> None:
+    await mailbox.join("old", 0, {})
+    taking = asyncio.create_task(mailbox.take("old", LONG))
+    await asyncio.sleep(0)
+    await mailbox.join("new", 0, {})
+    await mailbox.put(TRIAL)
+    assert await taking == CLOSED
+    assert await mailbox.take("new", SOON) == TRIAL
+
+
+@on_event_loop
+async def test_a_timeout_from_outside_wins_over_a_later_result(mailbox: MailboxState) -> None:
+    await mailbox.join("a", 0, {})
+    await mailbox.put(TRIAL)
+    await mailbox.take("a", SOON)
+    await mailbox.fail("timeout", "a worker hung")
+    await mailbox.post("a", RESULT)
+    result = await mailbox.wait(SOON)
+    assert failure(result) == ("failed", "timeout")
+    assert result is not None
+    assert result["detail"] == "a worker hung"
+    await mailbox.join("b", 0, {})
+    assert failure(await mailbox.wait(SOON)) == ("failed", "timeout")
+
+
+@on_event_loop
+async def test_a_trial_is_in_flight_from_take_to_result(mailbox: MailboxState) -> None:
+    await mailbox.join("a", 0, {})
+    await mailbox.put(TRIAL)
+    await asyncio.sleep(SOON)
+    assert await mailbox.seconds_in_flight() == 0
+    started = time.monotonic()
+    await mailbox.take("a", SOON)
+    await asyncio.sleep(SOON)
+    assert SOON / 2 < await mailbox.seconds_in_flight() <= time.monotonic() - started
+    await mailbox.post("a", RESULT)
+    assert await mailbox.seconds_in_flight() == 0
+
+
+@on_event_loop
+async def test_the_present_workers_are_those_of_the_last_group(mailbox: MailboxState) -> None:
+    assert await mailbox.workers() == {}
+    await mailbox.join("old", 0, {"pid": 1})
+    await mailbox.join("old", 1, {"pid": 2})
+    assert await mailbox.workers() == {0: {"pid": 1}, 1: {"pid": 2}}
+    await mailbox.join("new", 1, {"pid": 3})
+    assert await mailbox.workers() == {1: {"pid": 3}}
+
+
+@on_event_loop
+async def test_a_group_that_cannot_start_breaks_the_lane(mailbox: MailboxState) -> None:
+    await mailbox.put(TRIAL)
+    waiting = asyncio.create_task(mailbox.wait(LONG))
+    await asyncio.sleep(0)
+    await mailbox.report_broken("no such model")
+    result = await waiting
+    assert failure(result) == ("failed", "interrupted")
+    assert result is not None
+    assert result["detail"] == "no such model"
+    assert await mailbox.is_closed()
+    await mailbox.put(NEXT_TRIAL)  # and it stays broken
+    assert failure(await mailbox.wait(SOON)) == ("failed", "interrupted")
+
+
+@on_event_loop
+async def test_closing_ends_the_group_at_once(mailbox: MailboxState) -> None:
+    await mailbox.join("a", 0, {})
+    assert not await mailbox.is_closed()
+    taking = asyncio.create_task(mailbox.take("a", LONG))
+    await asyncio.sleep(0)
+    await mailbox.close()
+    assert await taking == CLOSED
+    assert await mailbox.is_closed()
+    await mailbox.put(TRIAL)
+    assert await mailbox.take("a", SOON) == CLOSED

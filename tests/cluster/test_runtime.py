@@ -1,0 +1,48 @@
+"""What fits on which node; pure, no Ray."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from cluster.gpus import Gpu
+from cluster.runtime import Node, lanes_that_fit, this_node
+
+GPU = Gpu("GPU-1", "NVIDIA GeForce RTX 4090", 24 << 30, (8, 9))
+
+
+def gpu_node(num_gpus: int, num_cpus: int = 64) -> Node:
+    return Node(num_cpus, [GPU] * num_gpus)
+
+
+def test_a_node_counts_its_devices_by_kind() -> None:
+    node = gpu_node(2, num_cpus=16)
+    assert (node.num_devices("cuda"), node.num_devices("cpu")) == (2, 16)
+    assert (Node(4).num_devices("cuda"), Node(4).num_devices("cpu")) == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "device", "num_workers", "lanes"),
+    [
+        ([], "cpu", 1, 0),
+        ([Node(2)], "cpu", 2, 1),
+        ([Node(7)], "cpu", 2, 3),
+        ([Node(1)], "cpu", 2, 0),
+        ([Node(64)], "cuda", 1, 0),
+        ([gpu_node(8)], "cuda", 2, 4),
+        ([gpu_node(8)], "cuda", 3, 2),
+        ([gpu_node(8)], "cpu", 2, 32),
+        ([gpu_node(8, num_cpus=5)], "cuda", 2, 2),  # every worker takes a CPU core, too
+        ([gpu_node(1), gpu_node(1)], "cuda", 2, 0),  # a group stays on one node
+        ([gpu_node(3), gpu_node(1), gpu_node(5), Node(8)], "cuda", 2, 3),
+    ],
+)
+def test_lanes_that_fit(nodes: list[Node], device: str, num_workers: int, lanes: int) -> None:
+    assert lanes_that_fit(nodes, device, num_workers) == lanes
+
+
+def test_this_node_has_the_cores_that_we_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 6})
+    monkeypatch.setattr("cluster.runtime.gpus", lambda: [GPU])
+    assert this_node() == Node(3, [GPU])

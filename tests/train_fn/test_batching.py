@@ -1,0 +1,146 @@
+"""Batching is pure arithmetic: its rules hold for any lengths and any factorisation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from accelerate.data_loader import BatchSamplerShard
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import BatchSampler, SequentialSampler
+
+from train_fn import batching
+
+Case = tuple[np.ndarray, np.ndarray, int, int, int]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """A global batch out of a dataset of ragged lengths: (batch, lengths, per_device, num_ranks, accumulation)."""
+    per_device = draw(st.integers(1, 6))
+    num_ranks = draw(st.integers(1, 4))
+    accumulation = draw(st.integers(1, 5))
+    size = per_device * num_ranks * accumulation
+    num_samples = size + draw(st.integers(0, 10))
+    lengths = draw(st.lists(st.integers(1, 500), min_size=num_samples, max_size=num_samples))
+    order = draw(st.permutations(range(num_samples)))
+    return np.array(order[:size]), np.array(lengths), per_device, num_ranks, accumulation
+
+
+def deals(case: Case) -> list[list[batching.MicroBatches]]:
+    batch, lengths, per_device, num_ranks, _ = case
+    return [
+        batching.plain(batch, per_device, num_ranks),
+        batching.balanced(batch, lengths, per_device, num_ranks),
+    ]
+
+
+@given(cases())
+def test_every_sample_is_dealt_exactly_once(case: Case) -> None:
+    for shares in deals(case):
+        dealt = [i for micro_batches in shares for m in micro_batches for i in m]
+        assert sorted(dealt) == sorted(case[0].tolist())
+
+
+@given(cases())
+def test_every_rank_gets_exactly_its_micro_batches(case: Case) -> None:
+    _, _, per_device, num_ranks, accumulation = case
+    for shares in deals(case):
+        assert [[len(m) for m in micro] for micro in shares] == [[per_device] * accumulation] * num_ranks
+
+
+@given(cases())
+def test_balanced_never_pads_more_than_plain(case: Case) -> None:
+    lengths = case[1]
+    plain, balanced = (
+        sum(len(m) * lengths[m].max() for micro in shares for m in micro) for shares in deals(case)
+    )
+    assert balanced <= plain
+
+
+@given(cases())
+def test_balanced_ranks_differ_by_one_micro_batch_at_most(case: Case) -> None:
+    batch, lengths, per_device, num_ranks, _ = case
+    shares = batching.balanced(batch, lengths, per_device, num_ranks)
+    work = [sum(lengths[m].max() for m in micro) for micro in shares]
+    assert max(work) - min(work) <= lengths[batch].max()
+
+
+def test_balanced_deals_the_heaviest_first_to_the_least_loaded_rank() -> None:
+    lengths = np.array([10, 1, 8, 3, 9, 2, 7, 4])
+    shares = batching.balanced(np.arange(8), lengths, per_device=1, num_ranks=2)
+    assert [[int(lengths[m[0]]) for m in micro] for micro in shares] == [[10, 7, 4, 1], [9, 8, 3, 2]]
+    assert batching.padded_tokens(shares, lengths) == 22
+
+
+def test_balanced_helps_on_a_long_tail() -> None:
+    rng = np.random.default_rng(0)
+    lengths = np.minimum(rng.lognormal(4.5, 0.6, 512), 500).astype(int)
+    plain = balanced = 0
+    for batch in batching.global_batches(512, 32, 16, seed=0):
+        plain += batching.padded_tokens(batching.plain(batch, 4, 2), lengths)
+        balanced += batching.padded_tokens(batching.balanced(batch, lengths, 4, 2), lengths)
+    assert plain / balanced > 1.3
+
+
+@given(cases())
+def test_padded_tokens_counts_the_fullest_rank(case: Case) -> None:
+    lengths = case[1]
+    for shares in deals(case):
+        per_rank = [sum(len(m) * max(lengths[i] for i in m) for m in micro) for micro in shares]
+        assert batching.padded_tokens(shares, lengths) == max(per_rank)
+
+
+@pytest.mark.parametrize(("per_device", "num_ranks"), [(1, 1), (2, 2), (4, 2), (3, 4), (1, 3)])
+def test_plain_is_the_order_of_the_hugging_face_trainer(per_device: int, num_ranks: int) -> None:
+    """The Trainer shards its batch sampler with accelerate and takes `accumulation` batches a step."""
+    accumulation, steps = 3, 4
+    size = per_device * num_ranks * accumulation
+    order = np.random.default_rng(0).permutation(size * steps)
+    sampler = BatchSampler(SequentialSampler(order), per_device, drop_last=True)
+    for rank in range(num_ranks):
+        shard = BatchSamplerShard(sampler, num_ranks, rank, split_batches=False)
+        theirs = [order[m].tolist() for m in shard]
+        ours = [
+            m
+            for step in range(steps)
+            for m in batching.plain(order[step * size : (step + 1) * size], per_device, num_ranks)[rank]
+        ]
+        assert ours == theirs
+
+
+@given(st.integers(1, 40), st.integers(1, 8), st.integers(1, 30), st.integers(0, 5))
+def test_global_batches_are_distinct_within_an_epoch(num: int, size: int, steps: int, seed: int) -> None:
+    if num < size:
+        with pytest.raises(ValueError, match="fewer than a global batch"):
+            batching.global_batches(num, size, steps, seed)
+        return
+    batches = batching.global_batches(num, size, steps, seed)
+    assert [len(b) for b in batches] == [size] * steps
+    per_epoch = num // size
+    for start in range(0, steps, per_epoch):
+        epoch = np.concatenate(batches[start : start + per_epoch])
+        assert len(set(epoch.tolist())) == len(epoch)
+        assert epoch.min() >= 0
+        assert epoch.max() < num
+
+
+def test_global_batches_depend_on_the_seed_alone() -> None:
+    first = np.stack(batching.global_batches(100, 16, 20, seed=3))
+    assert np.array_equal(first, np.stack(batching.global_batches(100, 16, 20, seed=3)))
+    assert np.array_equal(first[:5], np.stack(batching.global_batches(100, 16, 5, seed=3)))
+    assert not np.array_equal(first, np.stack(batching.global_batches(100, 16, 20, seed=4)))
+
+
+def test_epochs_are_shuffled_anew() -> None:
+    batches = batching.global_batches(32, 16, 4, seed=0)
+    assert not np.array_equal(np.concatenate(batches[:2]), np.concatenate(batches[2:]))
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 7), st.integers(1, 4))
+def test_by_length_covers_every_sample_once(lengths: list[int], per_device: int, num_ranks: int) -> None:
+    shares = [batching.by_length(np.array(lengths), per_device, num_ranks, r) for r in range(num_ranks)]
+    assert sorted(i for share in shares for m in share for i in m) == list(range(len(lengths)))
+    assert all(len(m) <= per_device for share in shares for m in share)
+    counts = [len(share) for share in shares]
+    assert max(counts) - min(counts) <= 1

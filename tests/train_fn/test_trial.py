@@ -1,0 +1,297 @@
+"""Whole trials, on real ranks and against the real allocator."""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from train_fn.spec import DataSpec, JobSpec, OptimizerSpec, Reason, Status, TrialResult
+from train_fn.trial import constraints
+
+MIB = 1 << 20
+SMALL = JobSpec(global_batch_size=8, steps=3, warmup_steps=1, data=DataSpec(max_validation_samples=12))
+"""The demo, in trials of about two seconds."""
+
+
+@pytest.fixture(scope="module")
+def group(start_ranks: Callable[..., Any]) -> Any:
+    """Two ranks without a budget."""
+    return start_ranks(SMALL)
+
+
+@pytest.fixture(scope="module")
+def free(group: Any) -> dict[int, TrialResult]:
+    """Results by per-device batch."""
+    return {per_device: group.run(per_device, 4 // per_device) for per_device in (1, 2, 4)}
+
+
+def assert_complete(result: TrialResult) -> None:
+    assert (result.status, result.reason, result.detail) == (Status.COMPLETE, None, None)
+
+
+# What a result says.
+
+
+def test_a_complete_result(free: dict[int, TrialResult]) -> None:
+    for result in free.values():
+        assert_complete(result)
+        assert len(result.train_loss) == 3
+        assert len(result.step_seconds) == 2
+        assert all(s > 0 for s in result.step_seconds)
+        mean = sum(result.step_seconds) / 2
+        assert result.samples_per_second == pytest.approx(8 / mean)
+        assert result.samples_per_second_ci95 is not None
+        low, high = result.samples_per_second_ci95
+        assert low < result.samples_per_second < high
+        assert 0 < result.validation_loss < 20  # type: ignore[operator]
+        assert result.memory_budget_bytes is not None
+        assert result.memory_budget_bytes > 100 * MIB
+        assert result.constraints == {"memory": pytest.approx(-1, abs=0.2)}
+
+
+def test_phases_add_up_to_the_total(free: dict[int, TrialResult]) -> None:
+    for result in free.values():
+        assert set(result.seconds) == {"setup", "probe", "train", "validate", "total"}
+        phases = sum(v for k, v in result.seconds.items() if k != "total")
+        assert phases <= result.seconds["total"] <= phases + 2
+
+
+def test_every_rank_has_its_peak_and_larger_batches_need_more(free: dict[int, TrialResult]) -> None:
+    assert all(len(result.peak_memory_bytes) == 2 for result in free.values())
+    for rank in range(2):
+        one, two, four = (free[n].peak_memory_bytes[rank] for n in (1, 2, 4))
+        assert 3 * MIB < one < two < four
+        assert four - two == pytest.approx(2 * (two - one), rel=0.25)  # affine in the batch
+
+
+def test_ranks_with_the_same_worst_case_have_the_same_peak(free: dict[int, TrialResult]) -> None:
+    for result in free.values():
+        first, second = result.peak_memory_bytes
+        assert first == pytest.approx(second, rel=0.05, abs=2 * MIB)
+
+
+def test_the_same_point_twice_is_the_same_to_the_last_bit(group: Any, free: dict[int, TrialResult]) -> None:
+    again = group.run(2, 2)
+    assert again.train_loss == free[2].train_loss
+    assert again.validation_loss == free[2].validation_loss
+    assert again.peak_memory_bytes == pytest.approx(free[2].peak_memory_bytes, rel=0.03, abs=MIB)
+
+
+def test_losses_do_not_depend_on_the_split(free: dict[int, TrialResult]) -> None:
+    for result in free.values():
+        assert result.train_loss == pytest.approx(free[1].train_loss, rel=1e-5)
+        assert result.validation_loss == pytest.approx(free[1].validation_loss, rel=1e-5)
+
+
+def test_every_setting_of_the_demo_runs_and_leaves_the_next_alone(
+    group: Any, free: dict[int, TrialResult]
+) -> None:
+    for precision, checkpointing in (("bf16", False), ("fp32", True), ("bf16", True)):
+        result = group.run(4, 1, precision, checkpointing)
+        assert_complete(result)
+        assert result.validation_loss == pytest.approx(free[4].validation_loss, rel=0.03)
+        if checkpointing and precision == "fp32":
+            assert max(result.peak_memory_bytes) < 0.8 * min(free[4].peak_memory_bytes)
+            assert result.train_loss == pytest.approx(free[4].train_loss, rel=1e-6)
+    assert group.run(2, 2).train_loss == free[2].train_loss
+
+
+# Memory.
+
+
+@pytest.fixture(scope="module")
+def tight(free: dict[int, TrialResult], start_ranks: Callable[..., Any]) -> Any:
+    """Two ranks with a budget that per-device 2 fits in and 4 does not."""
+    fits, too_large = max(free[2].peak_memory_bytes), min(free[4].peak_memory_bytes)
+    return start_ranks(dataclasses.replace(SMALL, memory_budget=(fits + too_large) // 2))
+
+
+def test_a_budget_too_small_makes_the_point_infeasible(tight: Any, free: dict[int, TrialResult]) -> None:
+    result = tight.run(4, 1)
+    assert (result.status, result.reason) == (Status.INFEASIBLE, Reason.OOM)
+    assert "memory" in result.detail
+    assert result.constraints["memory"] > 0
+    assert (result.samples_per_second, result.validation_loss, result.train_loss) == (None, None, [])
+    assert len(result.peak_memory_bytes) == 2
+    assert result.memory_budget_bytes < min(free[4].peak_memory_bytes)
+    # What it asks for must be plausible: more than the budget, not more than the point really needs.
+    needed = (1 + result.constraints["memory"]) * result.memory_budget_bytes
+    assert needed <= 1.1 * max(free[4].peak_memory_bytes)
+
+
+def test_the_trial_after_running_out_is_that_of_a_fresh_group(
+    tight: Any, free: dict[int, TrialResult]
+) -> None:
+    for _ in range(2):
+        assert tight.run(4, 1).reason == Reason.OOM
+        after = tight.run(2, 2)
+        assert_complete(after)
+        assert after.train_loss == free[2].train_loss
+        assert after.validation_loss == free[2].validation_loss
+        assert after.constraints["memory"] <= 0
+        assert after.peak_memory_bytes == pytest.approx(free[2].peak_memory_bytes, rel=0.05, abs=MIB)
+
+
+def test_checkpointing_rescues_the_point(tight: Any, free: dict[int, TrialResult]) -> None:
+    result = tight.run(4, 1, "fp32", True)
+    assert_complete(result)
+    assert result.train_loss == pytest.approx(free[4].train_loss, rel=1e-6)
+
+
+@pytest.fixture
+def one_rank_short(group: Any, free: dict[int, TrialResult]) -> Iterator[None]:
+    """Rank 1 of the group without a budget may hold less than the other, by a limit from outside."""
+    pid, room = group.pids[1], (max(free[1].peak_memory_bytes) + min(free[4].peak_memory_bytes)) // 2
+    before = resource.prlimit(pid, resource.RLIMIT_DATA)
+    resource.prlimit(pid, resource.RLIMIT_DATA, (_data_bytes(pid) + room, before[1]))
+    yield
+    resource.prlimit(pid, resource.RLIMIT_DATA, before)
+
+
+def test_one_rank_out_of_memory_and_the_other_not(
+    group: Any, free: dict[int, TrialResult], one_rank_short: None
+) -> None:
+    started = time.monotonic()
+    result = group.run(4, 1)
+    assert time.monotonic() - started < 30
+    assert (result.status, result.reason) == (Status.INFEASIBLE, Reason.OOM)
+    assert result.constraints["memory"] > 0
+    after = group.run(1, 4)  # smaller, and it fits beside the same limit
+    assert_complete(after)
+    assert (after.train_loss, after.validation_loss) == (free[1].train_loss, free[1].validation_loss)
+    assert group.run(4, 1).reason == Reason.OOM
+
+
+def test_the_rank_recovers_with_its_memory(group: Any, free: dict[int, TrialResult]) -> None:
+    result = group.run(4, 1)
+    assert_complete(result)
+    assert result.train_loss == free[4].train_loss
+
+
+def _data_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmData"))
+
+
+@pytest.mark.slow
+def test_peaks_predict_verdicts(play: Callable[..., Any]) -> None:
+    """A point runs in 1.1 times the peak that it had without a budget, and not in 0.9 times of it."""
+    job = dataclasses.replace(SMALL, steps=2, data=DataSpec(max_validation_samples=8))
+    points = [
+        [[n, 8 // n, precision, checkpointing] for n in (1, 2, 4, 8) for checkpointing in (False, True)]
+        for precision in ("fp32", "bf16")
+    ]
+    with ThreadPoolExecutor() as pool:
+        found = [f for part in pool.map(lambda p: play("verdicts", job, points=p), points) for f in part]
+    assert len(found) == 16
+    assert {f["free"] for f in found} == {Status.COMPLETE}
+    wrong = [
+        f
+        for f in found
+        if f["below"][:2] != [Status.INFEASIBLE, Reason.OOM] or f["above"][0] != Status.COMPLETE
+    ]
+    assert wrong == []
+    for f in found:
+        assert f["below"][2]["memory"] == pytest.approx(0.11, abs=0.12), f
+        assert f["above"][2] == pytest.approx(f["peak"], rel=0.05), f
+
+
+# Split invariance.
+
+
+def test_all_splits_make_the_same_optimizer_steps(play: Callable[..., Any], ragged: dict[str, str]) -> None:
+    """Adapter weights after 5 steps, against plain PyTorch that never splits the global batch."""
+    job = JobSpec(global_batch_size=16, steps=5, warmup_steps=1, data=DataSpec(**ragged))
+    lone = [[how, n, 16 // n] for how in ("balanced", "plain") for n in (1, 2, 4, 8, 16)]
+    paired = [[how, n, 8 // n] for how in ("balanced", "plain") for n in (1, 2, 4, 8)]
+    checkpointed = [["balanced", 4, 2, "fp32", True], ["plain", 2, 4, "fp32", True]]
+    found = play("invariance", job, 2, lone=lone, paired=paired + checkpointed)
+    assert len(found) == 20
+    for f in found:
+        assert f["difference"] <= 1e-5, f
+        assert f["learnt difference"] <= 1e-3, f
+        assert f["validation_loss"] == pytest.approx(found[0]["validation_loss"], rel=1e-5)
+        assert f["train_loss"] == pytest.approx(found[0]["train_loss"], rel=1e-5)
+
+
+# Endings.
+
+
+@pytest.fixture(scope="module")
+def endings(play: Callable[..., Any], ragged: dict[str, str]) -> dict[str, Any]:
+    job = JobSpec(global_batch_size=8, steps=3, warmup_steps=1, data=DataSpec(**ragged))
+    found: dict[str, Any] = play("endings", job, 2)
+    return found
+
+
+def test_nothing_that_ended_badly_is_noticed_afterwards(endings: dict[str, Any]) -> None:
+    first = endings["first"]
+    assert first["status"] == Status.COMPLETE
+    afterwards = [name for name in endings if name.startswith("after ")]
+    assert len(afterwards) == 5
+    for name in afterwards:
+        assert endings[name]["status"] == Status.COMPLETE, name
+        assert endings[name]["train_loss"] == first["train_loss"], name
+        assert endings[name]["validation_loss"] == first["validation_loss"], name
+
+
+def test_a_base_model_beyond_the_budget(endings: dict[str, Any]) -> None:
+    result, held = endings["base too large"], endings["held_bytes"]
+    assert (result["status"], result["reason"]) == (Status.INFEASIBLE, Reason.OOM)
+    assert f"the base model alone takes {held} bytes in fp32" in result["detail"]
+    assert result["constraints"]["memory"] == pytest.approx(1.0, rel=1e-4)  # it takes twice the budget
+    assert result["memory_budget_bytes"] == held // 2
+    assert result["peak_memory_bytes"] == [held] * 2
+
+
+def test_no_room_for_the_adapter(endings: dict[str, Any]) -> None:
+    result = endings["attach too large"]
+    assert (result["status"], result["reason"]) == (Status.INFEASIBLE, Reason.OOM)
+    assert result["constraints"]["memory"] > 0
+
+
+def test_a_loss_that_is_not_finite(endings: dict[str, Any]) -> None:
+    result = endings["diverged"]
+    assert (result["status"], result["reason"]) == (Status.INFEASIBLE, Reason.DIVERGED)
+    assert "loss is" in result["detail"]
+    assert result["constraints"] == {"finite": 1.0}
+    assert (result["samples_per_second"], result["validation_loss"]) == (None, None)
+
+
+@pytest.mark.parametrize("name", ["timeout", "late timeout"])
+def test_a_trial_that_takes_too_long(endings: dict[str, Any], name: str) -> None:
+    result = endings[name]
+    assert (result["status"], result["reason"]) == (Status.FAILED, Reason.TIMEOUT)
+    assert "took longer than" in result["detail"]
+    assert result["constraints"] == {}  # says nothing about memory
+    assert result["wall_seconds"] < 15
+
+
+def test_training_helps(play: Callable[..., Any], ragged: dict[str, str]) -> None:
+    """And in fp16, whose gradients go through the scaler, about as much as in fp32."""
+    optimizer = OptimizerSpec(learning_rate=3e-3)
+    job = JobSpec(
+        global_batch_size=16, steps=24, warmup_steps=1, data=DataSpec(**ragged), optimizer=optimizer
+    )
+    points = [[8, 2, "fp32"], [4, 4, "fp16"], [8, 2, "bf16"], [8, 2, "tf32"]]
+    results = [TrialResult.from_dict(r) for r in play("trials", job, points=points)]
+    for result in results:
+        assert_complete(result)
+        assert result.train_loss[-1] < 0.8 * result.train_loss[0]
+        assert result.validation_loss == pytest.approx(results[0].validation_loss, rel=0.05)
+    assert results[3].train_loss == results[0].train_loss  # TF32 is nothing on a CPU
+
+
+# What Optuna is told.
+
+
+@pytest.mark.parametrize(("peak", "expected"), [(50, -0.5), (100, 0.0), (104, 0.0)])
+def test_a_trial_that_ran_is_within_its_budget(peak: int, expected: float) -> None:
+    assert constraints(None, peak, 100) == {"memory": pytest.approx(expected)}

@@ -1,0 +1,165 @@
+"""The source of trials over a real study: order, limits, and when a search must end early."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+
+import pytest
+
+from train_fn.spec import Reason, Status, TrialResult, TrialSpec
+from tuner.console import Progress
+from tuner.driver import MAX_LOST_TRIALS, StudySource
+from tuner.space import candidates
+from tuner.study import TuningStudy, open_study
+
+POINTS = candidates(16, 2, ("fp32",), (False,))
+COMPLETE = TrialResult(status=Status.COMPLETE, samples_per_second=6.5, validation_loss=2.3)
+OOM = TrialResult(status=Status.INFEASIBLE, reason=Reason.OOM)
+DIVERGED = TrialResult(status=Status.INFEASIBLE, reason=Reason.DIVERGED)
+DIED = TrialResult(status=Status.FAILED, reason=Reason.WORKER_DIED)
+LOST = TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED, detail="the lane's actor died")
+
+
+def opened(tmp_path: Path, max_trials: int = 100) -> TuningStudy:
+    url = f"sqlite:///{tmp_path}/study.db"
+    return open_study("demo", url, POINTS, "grid", 0, max_trials, {"global_batch_size": 16})
+
+
+class Run:
+    """A source with what it shows and what it recorded: after each call, how many trials are measured."""
+
+    def __init__(self, study: TuningStudy, deadline: float | None = None) -> None:
+        self.study, self.shown, self.recorded = study, io.StringIO(), list[int]()
+        progress = Progress(len(POINTS), study.max_trials, stream=self.shown)
+        self.source = StudySource(study, progress, self.record, deadline)
+
+    def record(self) -> None:
+        self.recorded.append(len(self.study.measured()))
+
+    def ask(self) -> TrialSpec:
+        spec = self.source.ask()
+        assert spec is not None
+        return spec
+
+    def one(self, result: TrialResult) -> TrialSpec:
+        spec = self.ask()
+        self.source.tell(spec, result)
+        return spec
+
+
+def test_every_point_is_asked_once_and_then_none(tmp_path: Path) -> None:
+    run = Run(opened(tmp_path))
+    asked = [run.one(COMPLETE) for _ in POINTS]
+    assert [spec.number for spec in asked] == [0, 1, 2, 3]
+    assert {spec.params for spec in asked} == set(POINTS)
+    assert run.source.ask() is None
+    assert not run.source.has_work()
+    assert run.source.broken is None
+
+
+def test_lanes_may_answer_in_any_order(tmp_path: Path) -> None:
+    run = Run(opened(tmp_path))
+    first, second = run.ask(), run.ask()
+    assert first.params != second.params
+    run.source.tell(second, DIED)
+    run.source.tell(first, COMPLETE)
+    assert [(m.number, m.params, m.result.status) for m in run.study.measured()] == [
+        (first.number, first.params, Status.COMPLETE),
+        (second.number, second.params, Status.FAILED),
+    ]
+
+
+def test_results_are_recorded_after_each_trial_when_the_study_has_them(tmp_path: Path) -> None:
+    run = Run(opened(tmp_path))
+    run.one(COMPLETE)
+    assert run.recorded == [1]
+    run.one(DIED)
+    run.one(LOST)
+    assert run.recorded == [1, 2, 2]  # a lost trial measures nothing, but its end is written, too
+
+
+def test_a_person_sees_each_trial_start_and_end(tmp_path: Path) -> None:
+    run = Run(opened(tmp_path))
+    spec = run.one(OOM)
+    started, ended = run.shown.getvalue().splitlines()
+    assert started == f"trial 0: {spec.params} started"
+    assert ended.startswith(f"trial 0: {spec.params} infeasible (oom)")
+
+
+def test_proven_infeasible_points_are_no_work(tmp_path: Path) -> None:
+    run = Run(opened(tmp_path))
+    while run.source.has_work():
+        run.one(OOM)
+    assert len(run.study.measured()) + len(run.study.skipped()) == len(POINTS)
+    assert run.source.ask() is None
+
+
+def test_max_trials_of_the_study_end_the_work(tmp_path: Path) -> None:
+    first = Run(opened(tmp_path, max_trials=2))
+    first.one(COMPLETE)
+    assert first.source.has_work()
+    again = Run(opened(tmp_path, max_trials=2))
+    again.one(COMPLETE)
+    assert not again.source.has_work()
+    assert again.source.ask() is None
+    more = Run(opened(tmp_path, max_trials=3))
+    assert more.source.has_work()
+    assert more.ask().params not in {m.params for m in again.study.measured()}
+
+
+def test_no_trial_starts_after_the_time_budget(tmp_path: Path) -> None:
+    run = Run(opened(tmp_path), deadline=time.monotonic() + 3600)
+    spec = run.ask()
+    assert run.source.has_work()
+    run.source.deadline = time.monotonic() - 1
+    assert run.source.ask() is None
+    run.source.tell(spec, COMPLETE)  # the one that had started still counts
+    assert [m.number for m in run.study.measured()] == [0]
+    assert not run.source.has_work()
+    assert run.source.broken is None
+    assert Run(opened(tmp_path)).source.has_work()
+
+
+def test_lost_trials_in_a_row_end_the_search_with_the_reason(tmp_path: Path) -> None:
+    run = Run(opened(tmp_path))
+    for _ in range(MAX_LOST_TRIALS):
+        assert run.source.broken is None
+        assert run.source.has_work()
+        run.one(LOST)
+    assert run.source.broken == "the lane's actor died"
+    assert run.source.ask() is None
+    assert not run.source.has_work()
+
+
+def test_lost_trials_without_a_detail_still_give_a_reason(tmp_path: Path) -> None:
+    run = Run(opened(tmp_path))
+    for _ in range(MAX_LOST_TRIALS):
+        run.one(TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED))
+    assert run.source.broken
+
+
+@pytest.mark.parametrize("between", [COMPLETE, DIVERGED, DIED])
+def test_a_trial_that_is_not_lost_in_between_starts_the_count_again(tmp_path: Path, between) -> None:
+    run = Run(opened(tmp_path))
+    for result in (*[LOST] * (MAX_LOST_TRIALS - 1), between, *[LOST] * (MAX_LOST_TRIALS - 1)):
+        run.one(result)
+    assert run.source.broken is None
+
+
+def test_points_of_lost_trials_are_open_again_for_the_next_run(tmp_path: Path) -> None:
+    run = Run(opened(tmp_path))
+    kept = run.one(COMPLETE)
+    lost = [run.one(LOST) for _ in range(MAX_LOST_TRIALS)]
+    assert run.source.broken
+    run.study.close()
+
+    again = Run(opened(tmp_path))
+    assert again.source.broken is None
+    assert again.source.has_work()
+    assert {spec.params for spec in lost} <= set(again.study.open_points())
+    assert [m.params for m in again.study.measured()] == [kept.params]
+    while again.source.has_work():
+        again.one(COMPLETE)
+    assert {m.params for m in again.study.measured()} == set(POINTS)
