@@ -42,23 +42,21 @@ class LaneSpec:
         job: What to tune.
         cpus_per_worker: Logical CPUs that one worker reserves.
         worker_environment: Environment variables of the worker processes.
-        storage_path: Where Ray Train keeps its files; nothing of ours is in them.
     """
 
     job: JobSpec
     cpus_per_worker: float
     worker_environment: dict[str, str]
-    storage_path: str
 
 
 class WorkerGroup:
     """One Ray Train run in a thread, and the mailbox in front of it."""
 
-    def __init__(self, lane: LaneSpec) -> None:
+    def __init__(self, lane: LaneSpec, storage_path: str) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         self.mailbox = Mailbox.options(scheduling_strategy=here).remote()
         self.error: BaseException | None = None
-        self._trainer = _trainer(lane, self.mailbox)
+        self._trainer = _trainer(lane, self.mailbox, storage_path)
         self._thread = threading.Thread(target=self._fit, name="ray-train-run", daemon=True)
         self._thread.start()
 
@@ -88,12 +86,18 @@ class WorkerGroup:
 class Lane(tune.Trainable):
     """One trial per `step`. Tune's `config` holds `trial`, a `TrialSpec` as a dictionary."""
 
-    def setup(self, config: dict[str, Any], lane: LaneSpec | None = None) -> None:
-        """Start the worker group; it loads while Tune goes on."""
+    def setup(self, config: dict[str, Any], lane: LaneSpec | None = None, storage_path: str = "") -> None:
+        """Start the worker group; it loads while Tune goes on.
+
+        Args:
+            config: The first trial.
+            lane: What the lane is like.
+            storage_path: Where Ray Train keeps its files; nothing of ours is in them.
+        """
         assert lane is not None
         os.environ.update(_TRAIN_ENVIRONMENT)
-        self._spec, self._name = lane, uuid.uuid4().hex
-        self._group = WorkerGroup(lane)
+        self._spec, self._storage_path, self._name = lane, storage_path, uuid.uuid4().hex
+        self._group = WorkerGroup(lane, storage_path)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -105,7 +109,7 @@ class Lane(tune.Trainable):
         """Run the trial. Whatever comes of it is a result; Tune never sees an error."""
         started = time.perf_counter()
         if not self._group.is_alive:
-            self._group = WorkerGroup(self._spec)
+            self._group = WorkerGroup(self._spec, self._storage_path)
         values = self._run()
         values["seconds"] = {**values["seconds"], "total": time.perf_counter() - started}
         # As text: Tune flattens nested dictionaries on their way to the searcher.
@@ -144,7 +148,7 @@ class Lane(tune.Trainable):
         """Nothing to restore."""
 
 
-def _trainer(lane: LaneSpec, mailbox: Any) -> DataParallelTrainer:
+def _trainer(lane: LaneSpec, mailbox: Any, storage_path: str) -> DataParallelTrainer:
     job = lane.job
     on_gpu = job.device == "cuda"
     return DataParallelTrainer(
@@ -162,7 +166,7 @@ def _trainer(lane: LaneSpec, mailbox: Any) -> DataParallelTrainer:
         ),
         run_config=RunConfig(
             name=f"lane-{uuid.uuid4().hex[:8]}",
-            storage_path=lane.storage_path,
+            storage_path=storage_path,
             # A worker that dies is replaced as often as needed; a group that can't be placed gives up.
             failure_config=FailureConfig(max_failures=-1, controller_failure_limit=3),
         ),

@@ -95,7 +95,7 @@ def run_sweep(source: TrialSource, lane: LaneSpec, *, num_lanes: int, reuse_work
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="tune-") as scratch:
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(Lane, lane=lane), _LANE_RESOURCES),
+            tune.with_resources(tune.with_parameters(Lane, lane=lane, storage_path=scratch), _LANE_RESOURCES),
             tune_config=tune.TuneConfig(
                 search_alg=SourceSearcher(source),
                 num_samples=-1,

@@ -99,13 +99,13 @@ class _Trial:
         base = self.worker.base
         loaded = self.attempts.run(lambda: base.load(self.numerics.base_dtype), limited=False)
         held = base.held_bytes
+        self.memory.start_probe(held)
         if held > self.memory.budget_bytes and self.attempts.failure is None:
             self.attempts.failure = Failure(
                 Reason.OOM, f"the base model alone takes {held} bytes in {self.params.precision}", held
             )
         self.attempts.agree()
         assert loaded is not None
-        self.memory.start_probe(held)
         if self.attempts.run(lambda: self._attach(loaded, stack)) is None:
             base.drop()  # it may be half changed
         self.attempts.agree()

@@ -149,7 +149,6 @@ def _sweep(config: Config, device: str, source: Any, lanes: int, address: str | 
             job=config.job(device),
             cpus_per_worker=1.0,
             worker_environment=worker_environment(device),
-            storage_path=str(Path(str(config.output_dir)).resolve() / "ray"),
         )
         reuse = config.cluster.reuse_workers
         while source.has_work():

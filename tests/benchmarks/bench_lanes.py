@@ -26,7 +26,11 @@ from train_fn.environment import worker_environment
 from train_fn.spec import DataSpec, JobSpec, TrialParams, TrialResult, TrialSpec
 
 JOB = JobSpec(
-    global_batch_size=8, steps=3, warmup_steps=1, data=DataSpec(max_validation_samples=16), memory_budget=2 << 30
+    global_batch_size=8,
+    steps=3,
+    warmup_steps=1,
+    data=DataSpec(max_validation_samples=16),
+    memory_budget=2 << 30,
 )
 
 
@@ -65,12 +69,10 @@ class FixedSource:
         self.results.append(result)
 
 
-def warm(trials: list[TrialSpec], folder: str) -> tuple[list[float], list[TrialResult]]:
+def warm(trials: list[TrialSpec]) -> tuple[list[float], list[TrialResult]]:
     """Seconds between the ends of trials in a warm lane."""
     source = FixedSource(trials)
-    lane = LaneSpec(
-        job=JOB, cpus_per_worker=1.0, worker_environment=worker_environment("cpu"), storage_path=folder
-    )
+    lane = LaneSpec(job=JOB, cpus_per_worker=1.0, worker_environment=worker_environment("cpu"))
     run_sweep(source, lane, num_lanes=1, reuse_workers=True, name="warm")
     return [b - a for a, b in itertools.pairwise(source.ended)], source.results
 
@@ -126,7 +128,7 @@ def main() -> None:
     ratios, overheads, between = [], [], []
     with tempfile.TemporaryDirectory() as folder, connected(None):
         for number in range(args.rounds):
-            warm_seconds, results = warm(trials, folder)
+            warm_seconds, results = warm(trials)
             stock_seconds = stock(trials, folder)
             one, other = statistics.median(warm_seconds), statistics.median(stock_seconds)
             ratios.append(other / one)

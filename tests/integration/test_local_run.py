@@ -79,7 +79,9 @@ def test_killed_driver_goes_on_and_measures_nothing_twice(start):
     result = again.result()
     # The kill may come after a trial was recorded and before the file was: the study is the record.
     assert result["trials"][: len(kept)] == kept
-    tried = [params_of(t) for t in result["trials"]] + [tuple(s["params"].values()) for s in result["skipped"]]
+    tried = [params_of(t) for t in result["trials"]] + [
+        tuple(s["params"].values()) for s in result["skipped"]
+    ]
     assert sorted(tried) == sorted(itertools.chain(tried))
     assert len(tried) == len(set(tried)) == 6
     assert result["recommended"] is not None

@@ -141,22 +141,25 @@ def _compared(
 
 
 def endings(job: JobSpec) -> Any:
-    """Trials that end badly, each followed by one that must not notice."""
+    """Trials that end badly or differ much, each followed by one that must not notice."""
     dist.init_process_group("gloo")
     worker = open_worker(job, CPU)
     wild = OptimizerSpec(learning_rate=1e8, max_grad_norm=0.0)
     worker.base.load(torch.float32)
-    bad = {
+    others = {
         "base too large": with_budget(worker, worker.base.held_bytes // 2),
         "attach too large": with_budget(worker, worker.base.held_bytes + 200_000),
         "diverged": with_job(worker, optimizer=wild, steps=8),
         "timeout": with_job(worker, timeout_seconds=0.05),
         "late timeout": with_job(worker, timeout_seconds=2.0, steps=10_000),
+        "bf16": worker,
+        "bf16 checkpointed": worker,
     }
     found = {"held_bytes": worker.base.held_bytes, "first": dataclasses.asdict(ran(worker, 2, 2))}
-    for name, spoilt in bad.items():
+    points = {"bf16": (4, 1, "bf16"), "bf16 checkpointed": (2, 2, "bf16", True)}
+    for name, other in others.items():
         started = time.perf_counter()
-        found[name] = dataclasses.asdict(ran(spoilt, 2, 2))
+        found[name] = dataclasses.asdict(ran(other, *points.get(name, (2, 2))))
         found[name]["wall_seconds"] = time.perf_counter() - started
         found[f"after {name}"] = dataclasses.asdict(ran(worker, 2, 2))
     return found

@@ -120,9 +120,7 @@ def test_the_hook_is_gone_afterwards_even_after_a_failure(model: Any) -> None:
     batch = ragged_batch()
     summed_loss(model, model.lm_head, batch)
     with pytest.raises(IndexError):
-        summed_loss(
-            model, model.lm_head, Batch(batch.input_ids + VOCAB, batch.attention_mask, batch.labels)
-        )
+        summed_loss(model, model.lm_head, Batch(batch.input_ids + VOCAB, batch.attention_mask, batch.labels))
     assert not model.lm_head._forward_pre_hooks
     assert model(input_ids=batch.input_ids).logits.shape == (4, 15, VOCAB)
 
