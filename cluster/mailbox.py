@@ -55,7 +55,7 @@ class MailboxState:
         await self._notify()
 
     async def seconds_in_flight(self) -> float:
-        """For how long the group has had the trial; 0 while it has not taken it."""
+        """For how long the group has been at the trial; 0 while it has not begun."""
         return time.monotonic() - self._taken_at if self._taken_at is not None else 0.0
 
     async def workers(self) -> dict[int, dict[str, Any]]:
@@ -73,8 +73,9 @@ class MailboxState:
         """A rank is ready. The first rank of a new group ends what an earlier group had in flight."""
         if group != self._group:
             self._group, self._ranks = group, {}
-            if self._taken_by is not None and self._result is None:
+            if self._taken_at is not None and self._result is None:
                 self._end(_failed(Reason.WORKER_DIED, "a worker process died during the trial"))
+            self._taken_by = None
         self._ranks[rank] = worker
         await self._notify()
 
@@ -89,8 +90,13 @@ class MailboxState:
             return CLOSED
         if self._trial is None or self._taken_by is not None:
             return IDLE
-        self._taken_by, self._taken_at = group, time.monotonic()
+        self._taken_by = group
         return self._trial
+
+    async def begin(self, group: str) -> None:
+        """The group really starts on the trial that it took; until then, a new group may still have it."""
+        if group == self._taken_by:
+            self._taken_at = time.monotonic()
 
     async def post(self, group: str, result: dict[str, Any]) -> None:
         """The result of the trial that this group has taken."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,18 +88,43 @@ def dashboard_url() -> str | None:
 def _join(address: str, options: dict[str, Any]) -> None:
     import ray
 
+    if address.startswith(("http://", "https://")):
+        problem = f"{address} is a dashboard's address, good for `ray job submit`"
+        raise InputError(Fault("cluster.address", f"{problem}; here it is auto or HOST:PORT of the head"))
     # Ray looks for a token by itself only when it chose the cluster by itself.
     if "RAY_AUTH_MODE" not in os.environ and _has_token():
         os.environ["RAY_AUTH_MODE"] = "token"
+    if _is_silent(address):
+        raise InputError(
+            Fault("cluster.address", f"no Ray answers at {address}; start one there, or name none")
+        )
     try:
         ray.init(address=address, **options)
-    except ray.exceptions.AuthenticationError as error:
-        problem = f"the Ray at {address} refuses the token: {str(error).splitlines()[0]}"
-        advice = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to its token"
-        raise InputError(Fault("cluster.address", f"{problem}; {advice}")) from None
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(Fault("cluster.address", f"no Ray answers at {address}: {reason}")) from None
+    except (ray.exceptions.RayError, ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        raise InputError(Fault("cluster.address", _why_not_joined(address, error))) from None
+
+
+def _is_silent(address: str) -> bool:
+    """Whether nobody listens at HOST:PORT: Ray itself would go on trying for minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return False  # `auto` and the like
+    try:
+        with socket.create_connection((host, int(port)), timeout=5):
+            return False
+    except (OSError, OverflowError):
+        return True
+
+
+def _why_not_joined(address: str, error: Exception) -> str:
+    """One line. Where somebody listens, what Ray calls a failed connection is a refused token."""
+    import ray
+
+    if isinstance(error, ConnectionError | ray.exceptions.AuthenticationError):
+        advice = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
+        return f"the Ray at {address} does not take our token (wrong, missing or unreadable); {advice}"
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return f"the Ray at {address} can't be joined: {reason}"
 
 
 def _nodes(is_local: bool) -> list[Node]:

@@ -126,6 +126,7 @@ def _relay(mailbox: Any, group: str, process: RankProcess) -> None:
         if trial == CLOSED:
             return
         if trial != IDLE:
+            ray.get(mailbox.begin.remote(group))
             process.send(trial)
             ray.get(mailbox.post.remote(group, process.receive()))
 

@@ -117,7 +117,7 @@ class CpuMemory(Memory):
 
     def release(self) -> None:
         """Collect garbage and hand the heap's free pages back to the kernel."""
-        gc.collect()
+        _collect()
         self._heap.free_fillings()
         self._heap.trim()
 
@@ -190,7 +190,7 @@ class CudaMemory(Memory):
 
     def release(self) -> None:
         """Collect garbage and empty the allocator's cache."""
-        gc.collect()
+        _collect()
         torch.cuda.empty_cache()
 
 
@@ -218,6 +218,16 @@ def resolve_budget(budget: int | float | None, device: torch.device, workers_on_
 def open_memory(budget_bytes: int, device: torch.device) -> Memory:
     """The memory accounting of a device."""
     return CudaMemory(budget_bytes, device) if device.type == "cuda" else CpuMemory(budget_bytes)
+
+
+def _collect() -> None:
+    """Free what only garbage refers to, and what a backward pass that failed has left behind.
+
+    Autograd's queue keeps the tasks of a pass that ran out of memory, and through them its tensors, until the
+    next pass: here is one.
+    """
+    torch.zeros((), requires_grad=True).backward()
+    gc.collect()
 
 
 class _MallInfo(ctypes.Structure):

@@ -19,7 +19,7 @@ DEMO_DEFAULTS: dict[str, Any] = {
     "trial.steps": 8,
     "data.max_validation_samples": 64,
     "optimizer.learning_rate": 5e-3,
-    "study.time_budget": "160s",
+    "study.time_budget": 160.0,
 }
 """Defaults of a run on the built-in model and data, for keys that the user did not set."""
 

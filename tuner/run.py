@@ -151,7 +151,10 @@ def _sweep(config: Config, device: str, source: Any, lanes: int, address: str | 
             worker_environment=worker_environment(device),
         )
         reuse = config.cluster.reuse_workers
-        while source.has_work():
+        measured = -1
+        while source.has_work() and len(source.study.measured()) > measured:
+            # Once, as a rule: a trial that was lost with its lane is open again when Tune is done.
+            measured = len(source.study.measured())
             run_sweep(source, lane, num_lanes=lanes, reuse_workers=reuse, name=str(config.study.name))
 
 

@@ -96,9 +96,20 @@ async def test_a_new_group_ends_the_trial_of_the_old_one(mailbox: MailboxState) 
     await mailbox.join("old", 0, {})
     await mailbox.put(TRIAL)
     await mailbox.take("old", SOON)
+    await mailbox.begin("old")
     await mailbox.join("new", 1, {})
     assert failure(await mailbox.wait(SOON)) == ("failed", "worker-died")
     assert await mailbox.take("new", SOON) == IDLE  # it is not tried a second time
+
+
+@on_event_loop
+async def test_a_trial_that_never_began_is_for_the_new_group(mailbox: MailboxState) -> None:
+    await mailbox.join("old", 0, {})
+    await mailbox.put(TRIAL)
+    await mailbox.take("old", SOON)  # and dies before it begins
+    await mailbox.join("new", 0, {})
+    assert await mailbox.wait(SOON) is None
+    assert await mailbox.take("new", SOON) == TRIAL
 
 
 @on_event_loop
@@ -125,6 +136,7 @@ async def test_a_late_result_of_the_old_group_is_ignored(mailbox: MailboxState) 
     await mailbox.join("old", 0, {})
     await mailbox.put(TRIAL)
     await mailbox.take("old", SOON)
+    await mailbox.begin("old")
     await mailbox.join("new", 0, {})
     await mailbox.post("old", RESULT)
     assert failure(await mailbox.wait(SOON)) == ("failed", "worker-died")
@@ -178,6 +190,7 @@ async def test_a_trial_is_in_flight_from_take_to_result(mailbox: MailboxState) -
     assert await mailbox.seconds_in_flight() == 0
     started = time.monotonic()
     await mailbox.take("a", SOON)
+    await mailbox.begin("a")
     await asyncio.sleep(SOON)
     assert SOON / 2 < await mailbox.seconds_in_flight() <= time.monotonic() - started
     await mailbox.post("a", RESULT)

@@ -7,7 +7,8 @@ import os
 import pytest
 
 from cluster.gpus import Gpu
-from cluster.runtime import Node, lanes_that_fit, this_node
+from cluster.runtime import Node, connected, lanes_that_fit, this_node
+from train_fn.spec import InputError
 
 GPU = Gpu("GPU-1", "NVIDIA GeForce RTX 4090", 24 << 30, (8, 9))
 
@@ -46,3 +47,22 @@ def test_this_node_has_the_cores_that_we_may_use(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 6})
     monkeypatch.setattr("cluster.runtime.gpus", lambda: [GPU])
     assert this_node() == Node(3, [GPU])
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("http://127.0.0.1:8265", "is a dashboard's address, good for `ray job submit`; here it is auto or"),
+        ("127.0.0.1:1", "no Ray answers at 127.0.0.1:1; start one there, or name none"),
+        ("nonsense", "the Ray at nonsense can't be joined: Invalid address format"),
+    ],
+)
+def test_an_address_that_is_none_is_a_fault_of_one_line(
+    address: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.runtime._has_token", lambda: False)
+    with pytest.raises(InputError) as caught, connected(address):
+        pass
+    assert str(caught.value).startswith("cluster.address: ")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)

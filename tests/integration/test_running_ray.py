@@ -117,3 +117,24 @@ def test_a_job_with_wrong_input_fails_with_one_line(submit, tmp_path):
     assert done.returncode == 1  # the CLI knows 0 and 1; the job's own code stands in its message
     assert "exit code 2" in done.stdout + done.stderr
     assert "global_batch_size: " in done.stdout + done.stderr
+
+
+def test_a_wrong_token_is_one_line(start, cluster, tmp_path, monkeypatch):
+    wrong = tmp_path / "wrong"
+    wrong.write_text("0" * 64)
+    monkeypatch.setitem(cluster.environment, "RAY_AUTH_TOKEN_PATH", str(wrong))
+    run = start("--dry-run", address=cluster.address)
+    assert run.wait(60) == 2
+    assert run.output.splitlines()[-1].startswith("cluster.address: ")
+    assert "does not take our token" in run.output.splitlines()[-1]
+
+
+def test_a_hung_rank_is_replaced_after_the_timeout(start, cluster):
+    run = start(*SMALL, "--trial.steps=30", "--trial.timeout=15s", address=cluster.address)
+    run.wait_for(lambda: "trial 1: " in run.output)
+    time.sleep(0.3)
+    run.ranks()[1].suspend()
+    assert run.wait(240) == 0, run.output
+    trials = run.result()["trials"]
+    assert [(t["number"], t["reason"]) for t in trials if t["status"] == "failed"] == [(1, "timeout")]
+    assert len(trials) + len(run.result()["skipped"]) == 6
