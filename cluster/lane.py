@@ -25,7 +25,7 @@ from cluster.mailbox import Mailbox
 from cluster.workers import serve
 from train_fn.spec import JobSpec, Reason, Status, TrialResult, TrialSpec
 
-TIMEOUT_GRACE_SECONDS = 30.0
+TIMEOUT_GRACE_SECONDS = 15.0
 """A trial ends itself at its timeout. A rank that hangs does not: its group is killed this much later."""
 
 _TRAIN_ENVIRONMENT = {

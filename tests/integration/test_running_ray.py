@@ -26,6 +26,8 @@ search:
 cluster: {memory_budget: 96MiB}
 """
 
+FOUR_POINTS = ["--search.sampler=grid", "--search.per-device-train-batch-size=1,2"]
+
 
 def by_split(result):
     return {
@@ -57,25 +59,26 @@ def test_founding_case_and_a_fresh_run_per_trial_agrees_with_the_warm_lane(start
             assert trial[key] == other[split][key], (split, key)
 
 
-def test_killed_rank_fails_its_trial_and_the_others_are_measured(start, cluster, tmp_path):
-    # The second trial is the one that is killed: by then the group is warm.
-    run = start(*SMALL, "--trial.steps=30", "--search.sampler=grid", address=cluster.address)
+def test_a_killed_and_a_hung_rank_fail_their_trials_and_the_others_are_measured(start, cluster):
+    run = start(*SMALL, *FOUR_POINTS, "--trial.steps=15", "--trial.timeout=15s", address=cluster.address)
+    # Not the first trial: by the second, the group is warm.
     run.wait_for(lambda: "trial 1: " in run.output)
     time.sleep(0.5)
-    victim = run.ranks()[1]
+    run.ranks()[1].kill()
     killed_at = time.monotonic()
-    victim.kill()
-    run.wait_for(lambda: "worker-died" in run.output, 60)
-    assert run.wait() == 0, run.output
-    back_seconds = time.monotonic() - killed_at
+    run.wait_for(lambda: "trial 2: " in run.output and len(run.ranks()) == 2, 60)
+    print(f"next trial {time.monotonic() - killed_at:.1f} s after the kill")
+    run.wait_for(lambda: "trial 3: " in run.output, 60)
+    time.sleep(0.5)
+    run.ranks()[1].suspend()
+    assert run.wait(240) == 0, run.output
     trials = run.result()["trials"]
-    assert [(t["number"], t["status"], t["reason"]) for t in trials if t["status"] == "failed"] == [
-        (1, "failed", "worker-died")
+    assert [(t["status"], t["reason"]) for t in trials] == [
+        ("complete", None),
+        ("failed", "worker-died"),
+        ("complete", None),
+        ("failed", "timeout"),
     ]
-    others = [t for t in trials if t["number"] != 1]
-    assert len(others) + len(run.result()["skipped"]) == 5
-    assert {t["status"] for t in others} <= {"complete", "infeasible"}
-    assert back_seconds < 180
 
 
 def test_budget_too_small_for_the_base_model_says_what_it_needs(start, cluster):
@@ -127,14 +130,3 @@ def test_a_wrong_token_is_one_line(start, cluster, tmp_path, monkeypatch):
     assert run.wait(60) == 2
     assert run.output.splitlines()[-1].startswith("cluster.address: ")
     assert "does not take our token" in run.output.splitlines()[-1]
-
-
-def test_a_hung_rank_is_replaced_after_the_timeout(start, cluster):
-    run = start(*SMALL, "--trial.steps=30", "--trial.timeout=15s", address=cluster.address)
-    run.wait_for(lambda: "trial 1: " in run.output)
-    time.sleep(0.3)
-    run.ranks()[1].suspend()
-    assert run.wait(240) == 0, run.output
-    trials = run.result()["trials"]
-    assert [(t["number"], t["reason"]) for t in trials if t["status"] == "failed"] == [(1, "timeout")]
-    assert len(trials) + len(run.result()["skipped"]) == 6

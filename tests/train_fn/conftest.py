@@ -1,4 +1,4 @@
-"""Ranks as real processes: servers that measure trials, and scenarios that take the training function apart."""
+"""Ranks as real processes: servers that measure trials, and scenarios that look inside of them."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class RankGroup:
         return self
 
     def run(self, *point: Any, timeout_seconds: float = 90, number: int = 0) -> TrialResult:
-        """Measure (per-device batch, accumulation, precision, checkpointing); the last two may be left out."""
+        """Measure (per-device batch, accumulation[, precision[, checkpointing]])."""
         self.send(*point, number=number)
         return TrialResult.from_dict(self.receive(timeout_seconds))
 
@@ -155,6 +155,12 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def environment_of_one() -> dict[str, str]:
+    """The environment of a rank that is alone."""
+    return rank_environment(0, 1, free_port())
+
+
 @pytest.fixture(scope="module")
 def start_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., RankGroup]]:
     """`start_ranks(job, world_size=2, command=None)`: a group that is ready for trials."""
@@ -173,7 +179,7 @@ def start_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
 
 @pytest.fixture(scope="module")
 def play(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """`play(name, job, world_size=1, **settings)`: a scenario in fresh processes; returns rank 0's findings."""
+    """`play(name, job, world_size=1, **settings)`: in fresh processes; returns what rank 0 found."""
 
     def run(name: str, job: JobSpec, world_size: int = 1, **settings: Any) -> Any:
         folder, port = tmp_path_factory.mktemp(name), free_port()
@@ -206,7 +212,8 @@ def play(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
 def ragged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Short samples of very different lengths, so that many trials take little time: `data` keys."""
     folder = tmp_path_factory.mktemp("ragged")
-    words = "a box holds red apples and 12 green pears so there are 7 more than before".split()
+    text = "a box holds red apples and 12 green pears so there are 7 more than before"
+    words = text.split()
     for name, count in (("train", 90), ("validation", 21)):
         rows = []
         for i in range(count):

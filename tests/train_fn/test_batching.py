@@ -16,7 +16,7 @@ Case = tuple[np.ndarray, np.ndarray, int, int, int]
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """A global batch out of a dataset of ragged lengths: (batch, lengths, per_device, num_ranks, accumulation)."""
+    """(global batch, lengths of the dataset, per_device, num_ranks, accumulation)."""
     per_device = draw(st.integers(1, 6))
     num_ranks = draw(st.integers(1, 4))
     accumulation = draw(st.integers(1, 5))

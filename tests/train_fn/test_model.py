@@ -1,4 +1,4 @@
-"""A trial borrows the base model: it must come back as it was, and the adapter must be the same every time."""
+"""A trial borrows the base model, which must come back as it was; the adapter is the same every time."""
 
 from __future__ import annotations
 

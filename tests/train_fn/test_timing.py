@@ -62,7 +62,7 @@ def test_few_steps_are_no_error(steps: int) -> None:
 @pytest.mark.parametrize("steps", [3, 6, 18])
 @pytest.mark.parametrize("explained", [True, False])
 def test_the_interval_holds_the_truth_in_95_of_100_cases(steps: int, explained: bool) -> None:
-    """The truth is the rate without noise over these very global batches: they are the same in every trial."""
+    """The truth is the rate without noise over these global batches, the same in every trial."""
     rng = np.random.default_rng(steps)
     inside, cases = 0, 1500
     for _ in range(cases):
