@@ -1,4 +1,4 @@
-"""The budget is the real allocator's. It is tried out in a process of its own: this one's heap is not clean."""
+"""The budget is the real allocator's. It is tried in a process of its own: here, the heap is not clean."""
 
 from __future__ import annotations
 
