@@ -53,9 +53,12 @@ def rate_with_interval(
 def _half_width(seconds: Sequence[float], work: Sequence[float]) -> float:
     """Half of the 95% interval of the mean time, at these amounts of work."""
     count = len(seconds)
-    plain = student_t_975(count - 1) * stdev(seconds) / math.sqrt(count)
-    if count < 4 or len(set(work)) < 2:
-        return plain
+    if len(set(work)) < 2:
+        return student_t_975(count - 1) * stdev(seconds) / math.sqrt(count)
+    if count < 4:  # too few for a line of its own height: one through the origin
+        rate = math.fsum(seconds) / math.fsum(work)
+        squares = sum((t - rate * w) ** 2 for t, w in zip(seconds, work, strict=True))
+        return student_t_975(count - 1) * math.sqrt(squares / (count - 1) / count)
     slope, intercept = linear_regression(work, seconds)
     squares = sum((t - intercept - slope * w) ** 2 for t, w in zip(seconds, work, strict=True))
     return student_t_975(count - 2) * math.sqrt(squares / (count - 2) / count)

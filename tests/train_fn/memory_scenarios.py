@@ -1,4 +1,4 @@
-"""What test_memory lets happen in a clean process: the budget, tried out with tensors."""
+"""What test_memory lets happen in a clean process: the budget, tried out with tensors (see scenarios.py)."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ def test_peaks_predict_verdicts(play: Callable[..., Any]) -> None:
     The larger budget is tried after the smaller one was not enough: what autograd keeps of a backward pass
     that failed must not count as the base's, or the peak comes out too small.
     """
-    data = DataSpec(max_length=192, max_validation_samples=8)
+    data = DataSpec(max_length=160, max_validation_samples=8)
     job = dataclasses.replace(SMALL, steps=1, warmup_steps=0, data=data)
     points = [
         [[n, 1, precision, checkpointing] for n in (1, 2, 4, 8) for checkpointing in (False, True)]
