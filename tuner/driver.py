@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from train_fn.spec import Reason, TrialResult, TrialSpec
+from tuner import interrupt
 from tuner.console import Progress
 from tuner.study import TuningStudy
 
@@ -38,7 +39,12 @@ class StudySource:
     _lost_in_a_row: int = field(default=0, init=False)
 
     def ask(self) -> TrialSpec | None:
-        """The next trial, or None when nothing is left, time is up, or the lanes are broken."""
+        """The next trial, or None when nothing is left, time is up, or the lanes are broken.
+
+        Raises:
+            KeyboardInterrupt: The run was interrupted.
+        """
+        interrupt.check()
         if self.broken or self.is_time_up():
             return None
         spec = self.study.ask()
@@ -64,6 +70,7 @@ class StudySource:
         if self._lost_in_a_row >= MAX_LOST_TRIALS:
             self.broken = result.detail or "the lanes break"
         self.record()
+        interrupt.check()
 
     def is_time_up(self) -> bool:
         """Whether the time budget is spent."""

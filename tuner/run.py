@@ -13,13 +13,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from train_fn.spec import InputError
+from tuner import interrupt
 from tuner.cli import Options, load
 from tuner.config import Config
 
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run from the command line; returns the exit code."""
     from tuner.console import print_faults
 
-    signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop`, systemd: the same as Ctrl-C
+    interrupt.install()
     try:
         config, options = load(sys.argv[1:] if argv is None else argv)
         return tune(config, options)
@@ -119,15 +119,11 @@ def _search(config: Config, device: str, study: Any, address: str | None, nodes:
     lanes = config.cluster.lanes or lanes_that_fit(nodes, device, config.num_workers)
     progress = Progress(len(study.candidates), config.search.max_trials, budget, lanes=lanes)
     source = StudySource(study, progress, record, None if budget is None else started + budget)
-    interrupted = False
-    try:
-        with progress:
-            _sweep(config, device, source, lanes, address)
-    except KeyboardInterrupt:
-        interrupted = True
+    with contextlib.suppress(KeyboardInterrupt), progress:
+        _sweep(config, device, source, lanes, address)
     result = record()
     print_table(study.measured(), result["pareto_front"], result["recommended"], result["why"])
-    return _exit_code(config, source.broken, interrupted, result)
+    return _exit_code(config, source.broken, interrupt.INTERRUPTED.is_set(), result)
 
 
 def _sweep(config: Config, device: str, source: Any, lanes: int, address: str | None) -> None:
@@ -182,10 +178,6 @@ def _log_to(path: Path) -> None:
     for name in ("tuner", "cluster"):
         logging.getLogger(name).setLevel(logging.INFO)
         logging.getLogger(name).propagate = False
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

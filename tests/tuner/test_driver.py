@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from train_fn.spec import Reason, Status, TrialResult, TrialSpec
+from tuner import interrupt
 from tuner.console import Progress
 from tuner.driver import MAX_LOST_TRIALS, StudySource
 from tuner.space import candidates
@@ -163,3 +165,17 @@ def test_points_of_lost_trials_are_open_again_for_the_next_run(tmp_path: Path) -
     while again.source.has_work():
         again.one(COMPLETE)
     assert {m.params for m in again.study.measured()} == set(POINTS)
+
+
+def test_a_signal_is_not_forgotten_where_its_exception_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(opened(tmp_path))
+    spec = run.ask()
+    monkeypatch.setattr(interrupt, "INTERRUPTED", threading.Event())
+    interrupt.INTERRUPTED.set()
+    with pytest.raises(KeyboardInterrupt):
+        run.source.tell(spec, COMPLETE)
+    assert run.recorded == [1]  # what was measured is kept first
+    with pytest.raises(KeyboardInterrupt):
+        run.source.ask()

@@ -22,7 +22,7 @@ import pytest
 from cluster.gpus import Gpu
 from cluster.runtime import Node
 from train_fn.demo import demo
-from tuner import run
+from tuner import interrupt, run
 from tuner.cli import load
 from tuner.resolve import resolve, to_yaml
 
@@ -47,9 +47,11 @@ def no_ray(monkeypatch: pytest.MonkeyPatch, dataset_cache: Path) -> Iterator[Non
     monkeypatch.setattr("ray.init", refuse)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", dataset_cache)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    interrupt.INTERRUPTED.clear()
 
 
 @pytest.fixture
