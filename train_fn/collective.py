@@ -53,7 +53,3 @@ class Ranks:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
-
-    def barrier(self) -> None:
-        """Wait for every rank."""
-        self.sum(0.0)

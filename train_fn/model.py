@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from train_fn.data import max_positions
 from train_fn.spec import LoraSpec
 
 
@@ -69,7 +70,7 @@ class BaseModel:
         self.source, self.device = source, device
         self.tokenizer = AutoTokenizer.from_pretrained(source)
         config = AutoConfig.from_pretrained(source)
-        self.positions: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+        self.positions = max_positions(config)
         self._model: nn.Module | None = None
         self._dtype: torch.dtype | None = None
 

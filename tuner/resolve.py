@@ -50,15 +50,6 @@ def fingerprint(config: Config, device: str) -> Fingerprint:
     return values
 
 
-def differences(old: Fingerprint, new: Fingerprint) -> list[str]:
-    """One line per setting that differs, naming the key and both values."""
-    return [
-        f"{key}: the study was measured with {json.dumps(old.get(key))}, now it is {json.dumps(new.get(key))}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
-
-
 def study_name(config: Config, device: str) -> str:
     """A readable name, the same for the same fingerprint, e.g. `SmolLM2-135M-gsm8k-g16-w2-3f9a1c`."""
     what = "-".join(dict.fromkeys((_basename(config.model), _basename(config.data.train))))
