@@ -30,6 +30,8 @@ TIMEOUT_GRACE_SECONDS = 15.0
 
 _TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a dead rank is noticed within this time; default 2
+    # One more actor to start in every group; a worker that is preempted is replaced like one that died.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # runs are visible in the Ray dashboard
 }
 
