@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from train_fn.data import max_positions
+from train_fn.shortcuts import NO_SHORTCUTS, find_shortcuts
 from train_fn.spec import LoraSpec
 
 
@@ -71,6 +72,7 @@ class BaseModel:
         self.tokenizer = AutoTokenizer.from_pretrained(source)
         config = AutoConfig.from_pretrained(source)
         self.positions = max_positions(config)
+        self.shortcuts = NO_SHORTCUTS
         self._model: nn.Module | None = None
         self._dtype: torch.dtype | None = None
 
@@ -84,6 +86,7 @@ class BaseModel:
         if self._model is None or self._dtype != dtype:
             self.drop()
             self._model, self._dtype = _load(self.source, dtype, self.device), dtype
+            self.shortcuts = find_shortcuts(self._model, self.device)
         return self._model
 
     def drop(self) -> None:
@@ -137,6 +140,8 @@ def attached(base: Any, lora: LoraSpec, seed: int, gradient_checkpointing: bool)
         if isinstance(module, LoraLayer):
             # Again, now that it is fp32: peft drew them in the dtype of the base.
             module.reset_lora_parameters("default", init_lora_weights=True)
+            # Under autocast, casting inputs to fp32 would only have them cast back again.
+            module.cast_input_dtype_enabled = base.dtype == torch.float32
     if gradient_checkpointing:
         base.activation_checkpointing_enable({"use_reentrant": False})
         base.disable_input_require_grads()  # only the reentrant kind needs gradients at its input

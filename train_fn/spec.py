@@ -186,14 +186,18 @@ class TrialResult(_Record):
         reason: One word where `status` is not `complete`, see `Reason`.
         detail: A line for people (the allocator's own words, the exception), or None.
         samples_per_second: Global throughput over the timed steps; the slowest rank counts.
-        samples_per_second_ci95: Its 95% interval.
+        samples_per_second_ci95: Where a repetition of the measurement lies in 95 of 100 cases.
         validation_loss: Mean cross-entropy per supervised token over the whole validation set, in nats.
         train_loss: The same over the global batch of each optimizer step.
-        step_seconds: Wall time of each timed optimizer step, the slowest rank's.
+        step_seconds: Wall time of each timed optimizer step, the slowest rank's. The same global batches in
+            every trial, so that two trials can be compared step by step.
         peak_memory_bytes: Per rank, in rank order: the largest amount held, base model included.
         memory_budget_bytes: The budget that the trial ran under.
         constraints: Optuna's convention: > 0 is violated. `memory` is in units of the budget.
-        seconds: Wall time by phase: `total`, `setup`, `probe`, `train`, `validate`.
+        seconds: Wall time by phase: `setup`, `probe`, `warmup` (optimizer steps before timing), `train` (all
+            optimizer steps, warm-up included), `reduce` (within train: summing gradients over ranks, which
+            waits for the slowest), `validate`, `release` (giving memory back), and `total`.
+        notes: Lines for people about how far the measurement can be trusted.
         lane: Which lane ran it, from 0.
     """
 
@@ -209,6 +213,7 @@ class TrialResult(_Record):
     memory_budget_bytes: int | None = None
     constraints: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     lane: int | None = None
 
     @classmethod

@@ -1,10 +1,24 @@
-"""From step times to a rate with its interval. Standard library only."""
+"""From step times to a rate with its interval, and from two trials' step times to which is faster.
+
+Standard library only. Every trial of a study times the same global batches, so that some of them hold longer
+samples is no uncertainty: within a trial a line is fitted to time against work, between two trials times are
+compared step by step, and only what scatters about that is noise.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist, fmean, linear_regression, stdev
+from itertools import pairwise
+from statistics import NormalDist, fmean, linear_regression
+
+TARGET_WIDTH = 0.02
+"""An interval is narrow enough when its ends lie within this fraction of the rate."""
+
+_FEW_STEPS = 10
+
+_MAX_CORRELATION = 0.8
+"""Of neighbouring steps; an estimate from few steps may be anything."""
 
 
 def student_t_975(degrees_of_freedom: int) -> float:
@@ -28,11 +42,11 @@ def student_t_975(degrees_of_freedom: int) -> float:
 def rate_with_interval(
     units_per_step: float, step_seconds: Sequence[float], step_work: Sequence[float]
 ) -> tuple[float, list[float]]:
-    """Mean rate over steps and its 95% interval.
+    """Mean rate over steps, and where it lies in 95 of 100 repetitions of the same measurement.
 
-    Every trial times the same global batches, so that some of them hold longer samples is no uncertainty: a
-    line is fitted to time against work, and what scatters about it is the noise. The rate is total units
-    over total time; the interval is that of the mean step time, inverted.
+    The rate is total units over total time; the interval is that of the mean step time, inverted. It is the
+    interval of a *repetition* (wider by sqrt(2) than that of the mean, since the repetition scatters, too),
+    so that a person who measures again finds what was promised.
 
     Args:
         units_per_step: What one step does, e.g. samples.
@@ -45,20 +59,83 @@ def rate_with_interval(
     count, mean = len(step_seconds), fmean(step_seconds)
     if count < 2:
         return units_per_step / mean, [0.0, math.inf]
-    half = _half_width(step_seconds, step_work)
+    half = math.sqrt(2) * _half_width(*_noise_about_line(step_seconds, step_work))
     high = units_per_step / (mean - half) if half < mean else math.inf
     return units_per_step / mean, [units_per_step / (mean + half), high]
 
 
-def _half_width(seconds: Sequence[float], work: Sequence[float]) -> float:
-    """Half of the 95% interval of the mean time, at these amounts of work."""
+def steps_for_target(rate: float, interval: Sequence[float], timed_steps: int) -> int | None:
+    """How many timed steps an interval within `TARGET_WIDTH` would take, or None where these were enough.
+
+    An interval shrinks with the root of the number of steps.
+    """
+    width = max(rate - interval[0], interval[1] - rate) / rate
+    if width <= TARGET_WIDTH:
+        return None
+    if not math.isfinite(width) or timed_steps < _FEW_STEPS:
+        return _FEW_STEPS  # so few say little even about how many are needed
+    return math.ceil(timed_steps * (width / TARGET_WIDTH) ** 2)
+
+
+def timing_notes(rate: float, interval: Sequence[float], timed_steps: int) -> list[str]:
+    """A line for people where the interval is wider than it should be."""
+    needed = steps_for_target(rate, interval, timed_steps)
+    if needed is None:
+        return []
+    width = max(rate - interval[0], interval[1] - rate) / rate
+    known = f"known to {width:.1%}" if math.isfinite(width) else "hardly known"
+    aim = f"about {needed} give {TARGET_WIDTH:.0%}" if needed > _FEW_STEPS else f"use {needed} or more"
+    return [f"samples/s is {known} after {timed_steps} timed steps; {aim} (trial.steps)"]
+
+
+def time_ratio(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
+    """How long one trial takes over the same global batches as another, as a ratio with a 95% interval.
+
+    The ratio estimator of paired samples (Cochran, Sampling Techniques, section 6.3): what makes a batch slow
+    in both trials is no noise.
+
+    Args:
+        one: Step times of a trial, in order.
+        other: Those of the other; where one trial has more, its last ones are left out.
+
+    Returns:
+        (ratio, low, high); with fewer than two common steps the interval is (0, inf).
+    """
+    pairs = list(zip(one, other, strict=False))
+    ratio = math.fsum(a for a, _ in pairs) / math.fsum(b for _, b in pairs)
+    if len(pairs) < 2:
+        return ratio, 0.0, math.inf
+    noise = [a - ratio * b for a, b in pairs]
+    half = _half_width(noise, len(pairs) - 1) / fmean(b for _, b in pairs)
+    return ratio, max(ratio - half, 0.0), ratio + half
+
+
+def _noise_about_line(seconds: Sequence[float], work: Sequence[float]) -> tuple[list[float], int]:
+    """What the amount of work leaves unexplained, step by step, and its degrees of freedom."""
     count = len(seconds)
     if len(set(work)) < 2:
-        return student_t_975(count - 1) * stdev(seconds) / math.sqrt(count)
+        mean = fmean(seconds)
+        return [t - mean for t in seconds], count - 1
     if count < 4:  # too few for a line of its own height: one through the origin
         rate = math.fsum(seconds) / math.fsum(work)
-        squares = sum((t - rate * w) ** 2 for t, w in zip(seconds, work, strict=True))
-        return student_t_975(count - 1) * math.sqrt(squares / (count - 1) / count)
+        return [t - rate * w for t, w in zip(seconds, work, strict=True)], count - 1
     slope, intercept = linear_regression(work, seconds)
-    squares = sum((t - intercept - slope * w) ** 2 for t, w in zip(seconds, work, strict=True))
-    return student_t_975(count - 2) * math.sqrt(squares / (count - 2) / count)
+    return [t - intercept - slope * w for t, w in zip(seconds, work, strict=True)], count - 2
+
+
+def _half_width(noise: Sequence[float], degrees_of_freedom: int) -> float:
+    """Half of the 95% interval of the mean of noisy values.
+
+    Neighbouring steps are alike (clocks, caches, a neighbour's load), so a mean over them knows less than one
+    over as many independent steps: its variance is that of a first-order autoregression.
+    """
+    count = len(noise)
+    squares = math.fsum(e * e for e in noise)
+    variance = squares / degrees_of_freedom / count
+    if squares > 0 and count >= 6:
+        products = math.fsum(a * b for a, b in pairwise(noise))
+        # An estimate from few steps is too low by about (1 + 3 r) / n (Kendall 1954).
+        r = products / squares
+        r = min(max(r + (1 + 3 * r) / count, 0.0), _MAX_CORRELATION)
+        variance *= (1 + r) / (1 - r)
+    return student_t_975(degrees_of_freedom) * math.sqrt(variance)

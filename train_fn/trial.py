@@ -25,7 +25,7 @@ from train_fn.memory import Memory
 from train_fn.model import NUMERICS, BaseModel, Numerics, attached
 from train_fn.outcome import Attempts, Failure, TrialStoppedError
 from train_fn.spec import JobSpec, Reason, Status, TrialParams, TrialResult, TrialSpec
-from train_fn.timing import rate_with_interval
+from train_fn.timing import rate_with_interval, timing_notes
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,10 @@ class _Trial:
         except TrialStoppedError as stopped:
             failure = stopped.failure
         result = self._result(failure)
-        self.__dict__.pop("model", None)
-        self.__dict__.pop("optimizer", None)
-        self.__dict__.pop("gradients", None)
-        self.memory.release()
+        with self._phase("release"):
+            for name in ("model", "optimizer", "gradients"):
+                self.__dict__.pop(name, None)
+            self.memory.release()
         self.seconds["total"] = time.perf_counter() - started
         return result
 
@@ -142,6 +142,7 @@ class _Trial:
     def _train(self) -> None:
         """Optimizer steps over the global batches, each timed; the first ones are warm-up."""
         self.memory.start_training()
+        self.seconds |= {"warmup": 0.0, "reduce": 0.0}
         train = self.worker.samples.train
         batches = batching.global_batches(
             len(train), self.job.global_batch_size, self.job.steps, self.job.seed
@@ -157,8 +158,11 @@ class _Trial:
                     Failure(Reason.DIVERGED, f"loss is {loss} in optimizer step {step + 1}")
                 )
             self._synchronize()
-            if step >= self.job.warmup_steps:
-                self.step_seconds.append(time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            if step < self.job.warmup_steps:
+                self.seconds["warmup"] += seconds
+            else:
+                self.step_seconds.append(seconds)
         self.attempts.agree()
         self.step_seconds = self.ranks.max(self.step_seconds)
 
@@ -169,7 +173,10 @@ class _Trial:
         self.step_work.append(batching.padded_tokens(shares, train.lengths))
         num_targets = int(train.supervised[batch].sum())
         loss = self.attempts.run(lambda: self._accumulate(train, micro_batches, num_targets))
+        self._synchronize()
+        started = time.perf_counter()
         total_loss, any_failed = self.gradients.reduce(self.ranks, loss, self.attempts.failure is not None)
+        self.seconds["reduce"] += time.perf_counter() - started
         if not any_failed and math.isfinite(total_loss):
             self.attempts.run(self._update)  # a failure here is voted on with the next collective
         return total_loss, any_failed
@@ -214,7 +221,8 @@ class _Trial:
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         with self.numerics.autocast(self.ranks.device):
-            return summed_loss(self.model, self.head, batch.to(self.ranks.device))
+            batch = batch.to(self.ranks.device)
+            return summed_loss(self.model, self.head, batch, self.worker.base.shortcuts)
 
     def _deal(self, train: Samples, batch: np.ndarray) -> list[batching.MicroBatches]:
         per_device, world_size = self.params.per_device_train_batch_size, self.ranks.world_size
@@ -247,10 +255,11 @@ class _Trial:
         """Collective: the trial's result, the same on every rank."""
         budget = self.memory.budget_bytes
         peaks = self.ranks.gather(self.memory.peak_bytes())
-        rate, interval = None, None
+        rate, interval, notes = None, None, []
         if failure is None:
             work = self.step_work[self.job.warmup_steps :]
             rate, interval = rate_with_interval(self.job.global_batch_size, self.step_seconds, work)
+            notes = timing_notes(rate, interval, len(self.step_seconds))
         return TrialResult(
             status=failure.status if failure else Status.COMPLETE,
             reason=failure.reason if failure else None,
@@ -264,6 +273,7 @@ class _Trial:
             memory_budget_bytes=budget,
             constraints=constraints(failure, max(peaks), budget),
             seconds=self.seconds,
+            notes=notes,
         )
 
 

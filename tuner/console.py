@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _Args = ParamSpec("_Args")
 Row = tuple[int, TrialParams, TrialResult]
+PHASES = ("setup", "probe", "train", "validate", "release")
+"""The parts of `TrialResult.seconds` that add up."""
 
 
 def _never_fatal(
@@ -222,8 +224,24 @@ def print_table(
     params, _ = known[recommended]
     console.print(_plain_text(f"\nRecommended: #{recommended}  {params}"), style="bold green")
     console.print(_plain_text(why))
+    for number in pareto:
+        for note in known[number][1].notes:
+            console.print(_plain_text(f"Note on #{number}: {note}."))
+    if time_spent := _time_spent([result for _, _, result in results]):
+        console.print(_plain_text(time_spent))
     console.print(_plain_text("\nFor transformers.TrainingArguments:"))
     console.print(_plain_text(training_arguments(params)))
+
+
+def _time_spent(results: Sequence[TrialResult]) -> str:
+    """Where the time of all trials went, largest part first."""
+    sums = {phase: sum(r.seconds.get(phase, 0.0) for r in results) for phase in PHASES}
+    total = sum(r.seconds.get("total", 0.0) for r in results)
+    if not total:
+        return ""
+    sums["hand-over"] = total - sum(sums.values())
+    parts = sorted(((s, p) for p, s in sums.items() if s > 0), reverse=True)
+    return f"Trials took {human_seconds(total)}: " + ", ".join(f"{p} {s / total:.0%}" for s, p in parts) + "."
 
 
 def training_arguments(params: TrialParams) -> str:

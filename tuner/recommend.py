@@ -1,7 +1,8 @@
 """What the measurements mean: the Pareto front, one recommendation and the sentence that explains it. Pure.
 
-Differences inside the noise are ties: speeds whose 95% intervals overlap, and validation losses within
-`loss_tolerance` of each other. Among ties the configuration with more free memory is the better one.
+Differences inside the noise are ties: speeds that a comparison step by step, over the same global batches,
+can't tell apart, and validation losses within `loss_tolerance` of each other. Among ties the configuration
+with more free memory is the better one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from train_fn.spec import Status, TrialParams, TrialResult
+from train_fn.timing import time_ratio
 from tuner.space import Measured, is_out_of_memory
 from tuner.units import human_bytes
 
@@ -33,13 +35,17 @@ class _Feasible:
     speed: float
     slowest: float
     fastest: float
+    step_seconds: Sequence[float]
     loss: float
     peak_bytes: int
     budget_bytes: int | None
 
     def is_faster(self, other: _Feasible) -> bool:
-        """Beyond noise: the intervals don't overlap."""
-        return self.slowest > other.fastest
+        """Beyond noise: over the same batches; without step times, where the intervals don't overlap."""
+        if min(len(self.step_seconds), len(other.step_seconds)) < 2:
+            return self.slowest > other.fastest
+        _, _, longest = time_ratio(self.step_seconds, other.step_seconds)
+        return longest < 1
 
     def has_lower_loss(self, other: _Feasible, tolerance: float) -> bool:
         """Beyond the tolerance."""
@@ -85,7 +91,15 @@ def _as_feasible(number: int, params: TrialParams, result: TrialResult) -> _Feas
     interval = [speed, *(result.samples_per_second_ci95 or [])]
     peak = max(result.peak_memory_bytes, default=0)
     return _Feasible(
-        number, params, speed, min(interval), max(interval), loss, peak, result.memory_budget_bytes
+        number,
+        params,
+        speed,
+        min(interval),
+        max(interval),
+        result.step_seconds,
+        loss,
+        peak,
+        result.memory_budget_bytes,
     )
 
 

@@ -114,7 +114,7 @@ def _row(trial: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
         "memory_violation": trial["constraints"].get("memory"),
         **{
             f"{phase}_seconds": trial["seconds"].get(phase)
-            for phase in ("total", "setup", "probe", "train", "validate")
+            for phase in ("total", "setup", "probe", "warmup", "train", "reduce", "validate", "release")
         },
         "lane": trial["lane"],
         "pareto": trial["number"] in result["pareto_front"],

@@ -7,10 +7,19 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
+from train_fn import loss as loss_module
 from train_fn.collate import IGNORE, Batch
-from train_fn.loss import summed_loss
+from train_fn.loss import summed_cross_entropy, summed_loss
+from train_fn.shortcuts import Shortcuts, find_shortcuts
 
 VOCAB = 97
 SIZES = {
@@ -130,3 +139,75 @@ def test_bf16_logits_become_fp32_before_the_sum(model: Any) -> None:
         loss = summed_loss(model, model.lm_head, ragged_batch())
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(plain_loss(model, ragged_batch()).item(), rel=0.05)
+
+
+# Shortcuts.
+
+CPU = torch.device("cpu")
+
+
+def bert() -> BertLMHeadModel:
+    """Looks in both directions (it is no decoder), so padding matters to it."""
+    torch.manual_seed(0)
+    sizes = {**SIZES, "num_key_value_heads": 4}
+    return BertLMHeadModel(BertConfig(**sizes, is_decoder=False))
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (llama, Shortcuts(plain_head=True, maskless=True)),
+        (gemma2, Shortcuts(plain_head=False, maskless=True)),
+        (bert, Shortcuts(plain_head=True, maskless=False)),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_shortcuts_are_found_on_the_model(make: Any, expected: Shortcuts, dtype: torch.dtype) -> None:
+    assert find_shortcuts(make().to(dtype).eval(), CPU) == expected
+
+
+@pytest.mark.parametrize(
+    "taken", [Shortcuts(maskless=True), Shortcuts(plain_head=True), Shortcuts(True, True)]
+)
+def test_a_shortcut_changes_neither_loss_nor_gradients(taken: Shortcuts) -> None:
+    model, batch = llama().train(), ragged_batch()
+    model.lm_head.requires_grad_(False)
+    adapted = [p for p in model.parameters() if p.requires_grad]
+    loss, plain = summed_loss(model, model.lm_head, batch, taken), plain_loss(model, batch)
+    torch.testing.assert_close(loss, plain, rtol=1e-6, atol=0)
+    for ours, theirs in zip(
+        torch.autograd.grad(loss, adapted), torch.autograd.grad(plain, adapted), strict=True
+    ):
+        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+def test_a_head_that_is_trained_keeps_its_gradient() -> None:
+    model, batch = llama().train(), ragged_batch()
+    summed_loss(model, model.lm_head, batch, Shortcuts(True, True)).backward()
+    assert model.lm_head.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02), (torch.float16, 2e-3)]
+)
+@pytest.mark.parametrize("rows_at_once", [1, 7, 50])
+def test_cross_entropy_in_chunks(
+    dtype: torch.dtype, tolerance: float, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against double precision, with the loss scaled as fp16 training scales it."""
+    monkeypatch.setitem(loss_module.LOGIT_CHUNK_BYTES, "cpu", 4 * 500 * rows_at_once)
+    torch.manual_seed(0)
+    weight, bias, targets = 0.2 * torch.randn(500, 32), torch.randn(500), torch.randint(0, 500, (50,))
+    weight, bias = weight.to(dtype), bias.to(dtype)
+    hidden = torch.randn(50, 32).to(dtype).requires_grad_()
+    exact = hidden.detach().double().requires_grad_()
+    scale = 1024.0
+    loss = summed_cross_entropy(hidden, weight, bias, targets)
+    expected = F.cross_entropy(exact @ weight.T.double() + bias.double(), targets, reduction="sum")
+    (scale * loss).backward()
+    (scale * expected).backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
+    assert (hidden.grad - exact.grad).abs().max() <= tolerance * exact.grad.abs().max()
+    with torch.no_grad():
+        assert summed_cross_entropy(hidden, weight, bias, targets).item() == loss.item()

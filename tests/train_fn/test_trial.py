@@ -58,8 +58,11 @@ def test_a_complete_result(free: dict[int, TrialResult]) -> None:
 
 def test_phases_add_up_to_the_total(free: dict[int, TrialResult]) -> None:
     for result in free.values():
-        assert set(result.seconds) == {"setup", "probe", "train", "validate", "total"}
-        phases = sum(v for k, v in result.seconds.items() if k != "total")
+        parts = {"setup", "probe", "train", "validate", "release"}
+        assert set(result.seconds) == parts | {"total", "warmup", "reduce"}
+        assert 0 < result.seconds["warmup"] < result.seconds["train"]
+        assert 0 < result.seconds["reduce"] < result.seconds["train"]
+        phases = sum(result.seconds[part] for part in parts)
         assert phases <= result.seconds["total"] <= phases + 2
 
 

@@ -53,6 +53,19 @@ def test_speeds_within_their_intervals_and_losses_within_the_tolerance_are_ties(
     assert pareto_front([trial(0, 10, 2.0, spread=0.1), trial(1, 11, 2.03, spread=0.1)], TOLERANCE) == [0, 1]
 
 
+def test_speeds_are_compared_step_by_step_where_steps_are_known():
+    """Intervals that overlap (batches differ) say nothing once every step is faster."""
+    steps = [1.0, 3.0, 2.0, 4.0, 1.5, 2.5]
+    slow = trial(0, 10, 2.0, spread=4, step_seconds=[1.05 * s for s in steps])
+    fast = trial(
+        1, 10.5, 2.0, spread=4, peak=150, step_seconds=[s + 0.001 * (i % 2) for i, s in enumerate(steps)]
+    )
+    assert recommend([slow, fast], TOLERANCE).number == 1
+    assert pareto_front([slow, fast], TOLERANCE) == [1]
+    noisy = trial(1, 10.5, 2.0, peak=150, step_seconds=[1.5, 2.0, 2.6, 3.3, 1.0, 3.1])
+    assert recommend([slow, noisy], TOLERANCE).number == 0, "within the noise the one with less memory wins"
+
+
 def test_only_feasible_complete_trials_count():
     trials = [
         trial(0, 10, 2.0),
