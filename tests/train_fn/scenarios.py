@@ -210,11 +210,21 @@ def trials_in_one_process(job: JobSpec, points: list[Any]) -> Any:
     return [dataclasses.asdict(ran(worker, *point)) for point in points]
 
 
+def repeats(job: JobSpec, times: int, point: list[Any], longer: int) -> Any:
+    """The same trial again and again, then once with more steps; one unrecorded trial goes before."""
+    dist.init_process_group("gloo")
+    worker = open_worker(job, CPU)
+    results = [ran(worker, *point) for _ in range(times + 1)][1:]
+    long_one = ran(with_job(worker, steps=job.warmup_steps + longer * (job.steps - job.warmup_steps)), *point)
+    return [dataclasses.asdict(r) for r in (*results, long_one)]
+
+
 SCENARIOS: dict[str, Callable[..., Any]] = {
     "invariance": invariance,
     "endings": endings,
     "verdicts": verdicts,
     "trials": trials_in_one_process,
+    "repeats": repeats,
     "memory": memory_limits,
 }
 

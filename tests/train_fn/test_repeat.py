@@ -1,0 +1,47 @@
+"""Who measures again finds what was promised: the interval of samples/sec against real repetitions.
+
+pytest tests/train_fn/test_repeat.py -s     # prints the figures
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from train_fn.spec import DataSpec, JobSpec, TrialResult
+
+PAIRS, LONGER = 10, 5
+ATTEMPTS = 3
+"""An interval that holds 95 of 100 repetitions holds fewer than 9 of 10 once in 12 attempts, and a machine
+that others use may change its speed for good between two trials: neither says that intervals are wrong."""
+
+
+@pytest.mark.slow
+def test_repetitions_lie_within_the_interval_and_long_runs_keep_the_speed(play: Callable[..., Any]) -> None:
+    job = JobSpec(global_batch_size=8, steps=16, warmup_steps=2, data=DataSpec(max_validation_samples=4))
+    seen = []
+    for _ in range(ATTEMPTS):
+        found = play("repeats", job, 2, times=PAIRS + 1, point=[2, 2], longer=LONGER)
+        *results, long_one = [TrialResult.from_dict(r) for r in found]
+        seen.append((_within(results), _changed(results, long_one)))
+        print(f"within the interval: {seen[-1][0]} of {PAIRS}; {LONGER}x as many steps: {seen[-1][1]:+.1%}")
+        if seen[-1][0] >= 9 and abs(seen[-1][1]) <= 0.05:
+            return
+    raise AssertionError(f"(within, change of speed) in {ATTEMPTS} attempts: {seen}")
+
+
+def _within(results: list[TrialResult]) -> int:
+    """How many trials, after the first, have a speed within the interval of the one before."""
+    count = 0
+    for before, after in pairwise(results):
+        low, high = before.samples_per_second_ci95 or (0.0, 0.0)
+        count += low <= (after.samples_per_second or 0.0) <= high
+    return count
+
+
+def _changed(results: list[TrialResult], long_one: TrialResult) -> float:
+    """Speed of the long trial against the last short one, relative."""
+    return (long_one.samples_per_second or 0.0) / (results[-1].samples_per_second or 1.0) - 1
