@@ -97,7 +97,7 @@ class _Trial:
     def _set_up(self, stack: contextlib.ExitStack) -> None:
         """Load the base in this precision, start the memory accounting, attach the adapter."""
         base = self.worker.base
-        loaded = self.attempts.run(lambda: base.load(self.numerics.base_dtype), limited=False)
+        loaded = self.attempts.run(lambda: self._load_base(base), limited=False)
         held = base.held_bytes
         self.memory.start_probe(held)
         if held > self.memory.budget_bytes and self.attempts.failure is None:
@@ -109,6 +109,9 @@ class _Trial:
         if self.attempts.run(lambda: self._attach(loaded, stack)) is None:
             base.drop()  # it may be half changed
         self.attempts.agree()
+
+    def _load_base(self, base: BaseModel) -> Any:
+        return base.load(self.numerics.base_dtype, self.numerics.quantized)
 
     def _attach(self, base: Any, stack: contextlib.ExitStack) -> Any:
         job, optimizer = self.job, self.job.optimizer

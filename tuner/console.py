@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _Args = ParamSpec("_Args")
 Row = tuple[int, TrialParams, TrialResult]
+_NF4_CONFIG = """
+    # and from_pretrained(..., quantization_config=BitsAndBytesConfig(
+    #     load_in_4bit=True, bnb_4bit_quant_type="nf4",
+    #     bnb_4bit_use_double_quant=True,
+    #     bnb_4bit_compute_dtype=torch.bfloat16))"""
 
 
 def _never_fatal(
@@ -231,12 +236,13 @@ def training_arguments(params: TrialParams) -> str:
     chosen = {
         "per_device_train_batch_size": params.per_device_train_batch_size,
         "gradient_accumulation_steps": params.gradient_accumulation_steps,
-        "bf16": params.precision == "bf16",
+        "bf16": params.precision in ("bf16", "nf4"),
         "fp16": params.precision == "fp16",
         "tf32": params.precision == "tf32",
         "gradient_checkpointing": params.gradient_checkpointing,
     }
-    return "\n".join(f"    {name}={value}," for name, value in chosen.items())
+    arguments = "\n".join(f"    {name}={value}," for name, value in chosen.items())
+    return arguments + (_NF4_CONFIG if params.precision == "nf4" else "")
 
 
 def _table(results: Sequence[Row], pareto: Sequence[int], recommended: int | None) -> RenderableType:
