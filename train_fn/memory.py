@@ -63,6 +63,10 @@ class Memory(ABC):
     def peak_bytes(self) -> int:
         """The most that was held at once since `start_probe`, `held_bytes` included."""
 
+    def alloc_retries(self) -> int:
+        """How often this process's allocator had to empty its cache before it could serve a request."""
+        return 0
+
     @abstractmethod
     def release(self) -> None:
         """Give freed memory back, so that the next trial starts where this one did."""
@@ -185,31 +189,42 @@ class CudaMemory(Memory):
         return contextlib.nullcontext()
 
     def peak_bytes(self) -> int:
-        """Peak of allocated (not reserved) bytes: cached blocks are given up before an allocation fails."""
+        """Peak of allocated (not reserved) bytes: cached blocks are given up before an allocation fails.
+
+        So a budget below it can't do, and one above it may only fail by fragmentation; reserved bytes hold
+        whatever was cached on the way.
+        """
         return int(torch.cuda.max_memory_allocated(self._device))
 
+    def alloc_retries(self) -> int:
+        """The allocator's own counter; it goes up by one, too, when memory finally runs out."""
+        return int(torch.cuda.memory_stats(self._device).get("num_alloc_retries", 0))
+
     def release(self) -> None:
-        """Collect garbage and empty the allocator's cache."""
+        """Collect garbage and empty the allocator's cache: no trial's fragments reach the next one."""
         _collect()
         torch.cuda.empty_cache()
 
 
-def resolve_budget(budget: int | float | None, device: torch.device, workers_on_node: int) -> int:
+def resolve_budget(budget: int | float | None, device: torch.device, sharing: int) -> int:
     """What one worker may hold, in bytes.
 
     Args:
         budget: Bytes (int), a fraction of the device (float), or None for what is free now. The "device"
-            of a CPU worker is its share of the machine's memory.
+            of a CPU worker is its share of the machine's memory, and so on a GPU with several workers.
         device: The worker's device.
-        workers_on_node: How many workers share a CPU node's memory.
+        sharing: How many workers share the device: those of the node on a CPU, one as a rule on a GPU.
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
+        # The budget includes what this process holds already, the base model above all.
+        free = free // sharing + torch.cuda.memory_reserved(device)
+        total //= sharing
     else:
         machine = psutil.virtual_memory()
-        total = machine.total // workers_on_node
+        total = machine.total // sharing
         # Without a budget a tenth is left, so that the kernel's OOM killer is never the one to decide.
-        free = int(machine.available * 0.9) // workers_on_node
+        free = int(machine.available * 0.9) // sharing
     if budget is None:
         return free
     return int(budget * total) if isinstance(budget, float) else budget

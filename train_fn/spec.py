@@ -193,6 +193,9 @@ class TrialResult(_Record):
         step_seconds: Wall time of each timed optimizer step, the slowest rank's.
         peak_memory_bytes: Per rank, in rank order: the largest amount held, base model included.
         memory_budget_bytes: The budget that the trial ran under.
+        alloc_retries: How often, after warm-up, the allocator had to empty its cache to serve a training
+            step, summed over ranks. Above 0 the trial was *thrashing*: it runs, but slower than it should.
+            Always 0 on a CPU.
         constraints: Optuna's convention: > 0 is violated. `memory` is in units of the budget.
         seconds: Wall time by phase: `total`, `setup`, `probe`, `train`, `validate`.
         lane: Which lane ran it, from 0.
@@ -208,6 +211,7 @@ class TrialResult(_Record):
     step_seconds: list[float] = field(default_factory=list)
     peak_memory_bytes: list[int] = field(default_factory=list)
     memory_budget_bytes: int | None = None
+    alloc_retries: int = 0
     constraints: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     lane: int | None = None

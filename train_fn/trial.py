@@ -66,6 +66,7 @@ class _Trial:
         self.step_seconds: list[float] = []
         self.step_work: list[float] = []
         self.validation_loss: float | None = None
+        self.alloc_retries = 0
 
     def run(self) -> TrialResult:
         """All phases, whatever happens in them, and the clean-up after them."""
@@ -150,6 +151,8 @@ class _Trial:
             len(train), self.job.global_batch_size, self.job.steps, self.job.seed
         )
         for step, batch in enumerate(batches):
+            if step == self.job.warmup_steps:
+                retries_before = self.memory.alloc_retries()
             started = time.perf_counter()
             loss, any_failed = self._step(train, batch)
             if any_failed:
@@ -162,7 +165,9 @@ class _Trial:
             self._synchronize()
             if step >= self.job.warmup_steps:
                 self.step_seconds.append(time.perf_counter() - started)
+        retries = self.memory.alloc_retries() - retries_before
         self.attempts.agree()
+        self.alloc_retries = int(self.ranks.sum(retries)[0])
         self.step_seconds = self.ranks.max(self.step_seconds)
 
     def _step(self, train: Samples, batch: np.ndarray) -> tuple[float, bool]:
@@ -265,6 +270,7 @@ class _Trial:
             step_seconds=self.step_seconds,
             peak_memory_bytes=peaks,
             memory_budget_bytes=budget,
+            alloc_retries=self.alloc_retries,
             constraints=constraints(failure, max(peaks), budget),
             seconds=self.seconds,
         )

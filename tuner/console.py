@@ -193,6 +193,8 @@ def outcome(result: TrialResult) -> str:
         parts.append(f"validation loss {result.validation_loss:.4f}")
     if result.peak_memory_bytes:
         parts.append(human_bytes(max(result.peak_memory_bytes)))
+    if result.alloc_retries:
+        parts.append("thrashing")
     return ", ".join(parts)
 
 
@@ -267,6 +269,8 @@ def _table(results: Sequence[Row], pareto: Sequence[int], recommended: int | Non
 def _cells(number: int, params: TrialParams, result: TrialResult, mark: str) -> list[str]:
     loss, peaks = result.validation_loss, result.peak_memory_bytes
     status = mark or (result.status if result.reason is None else f"{result.status}: {result.reason}")
+    if result.alloc_retries and result.status is Status.COMPLETE and mark != "recommended":
+        status = "thrashing"  # of the recommended one, the sentence below the table says it
     return [
         str(number),
         f"{params.per_device_train_batch_size}x{params.gradient_accumulation_steps}",

@@ -121,6 +121,7 @@ def _row(trial: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
         "last_train_loss": (trial["train_loss"] or [None])[-1],
         "peak_memory_bytes": max(trial["peak_memory_bytes"], default=None),
         "memory_budget_bytes": trial["memory_budget_bytes"],
+        "alloc_retries": trial["alloc_retries"],
         "memory_violation": trial["constraints"].get("memory"),
         **{
             f"{phase}_seconds": trial["seconds"].get(phase)
