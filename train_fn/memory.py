@@ -30,6 +30,8 @@ from accelerate.utils.memory import should_reduce_batch_size
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # mallopt(3)
 _EXACT_BLOCK_BYTES = 16 << 10  # at 64 KiB, tensors just below it made peaks read 40% too large
 _HEAP_BLOCK_BYTES = 32 << 20  # the largest threshold that glibc accepts, and where its own adjustment ends
+_REFUSALS = ("std::bad_alloc", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""How memory that PyTorch's allocators did not manage is refused: to oneDNN, the CUDA runtime, cuBLAS."""
 _HEAP_FACTOR = 4  # a heap that keeps its blocks holds up to 3 times what is live (measured: 2.9)
 
 
@@ -37,8 +39,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an exception means that memory ran out; any other `RuntimeError` does not."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    # oneDNN reports a refused scratchpad by this text alone.
-    refused = isinstance(error, RuntimeError) and "std::bad_alloc" in str(error)
+    refused = isinstance(error, RuntimeError) and any(text in str(error) for text in _REFUSALS)
     return refused or (isinstance(error, Exception) and bool(should_reduce_batch_size(error)))
 
 
@@ -168,7 +169,11 @@ class _Heap:
 
 
 class CudaMemory(Memory):
-    """The caching allocator's cap; the CUDA context itself (some hundred MiB) lies outside of it."""
+    """The caching allocator's cap.
+
+    Outside of it lie the CUDA context (some hundred MiB) and the buffers of NCCL. The cap holds whatever
+    `PYTORCH_ALLOC_CONF` says, `expandable_segments:True` included: it is checked before memory is mapped.
+    """
 
     def __init__(self, budget_bytes: int, device: torch.device) -> None:
         self.budget_bytes = budget_bytes
