@@ -75,9 +75,18 @@ def make_model(folder: Path, hidden_size: int, layers: int) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
+def nf4_leaves_cpu_weights_alone() -> bool:
+    """Installed, and no CPU with bf16 instructions, for which bitsandbytes repacks weights in use."""
+    if find_spec("bitsandbytes") is None:
+        return False
+    from bitsandbytes.functional import has_avx512bf16
+
+    return not has_avx512bf16()
+
+
 def precisions(device: str) -> list[str]:
     if not is_cuda(device):
-        return ["fp32", "tf32", "bf16", "fp16"]
+        return ["fp32", "tf32", "bf16", "fp16", *(["nf4"] if nf4_leaves_cpu_weights_alone() else [])]
     modern = torch.cuda.get_device_capability() >= (8, 0)
     always = ["fp32", "tf32", "bf16", "fp16"] if modern else ["fp32", "fp16"]
     return always + (["nf4"] if modern and find_spec("bitsandbytes") else [])
