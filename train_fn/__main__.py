@@ -46,6 +46,7 @@ def _measure(job: JobSpec, spec: TrialSpec, backend: str | None) -> int:
     import torch
     import torch.distributed as dist
 
+    from train_fn.collective import join
     from train_fn.session import open_worker, run_trial
 
     rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -53,7 +54,7 @@ def _measure(job: JobSpec, spec: TrialSpec, backend: str | None) -> int:
     if device.type == "cuda":
         device = torch.device("cuda", rank % torch.cuda.device_count())
     if "WORLD_SIZE" in os.environ:
-        dist.init_process_group(backend or ("nccl" if device.type == "cuda" else "gloo"))
+        join(device, backend)
     try:
         result = run_trial(open_worker(job, device), spec)
     except InputError as error:

@@ -6,10 +6,29 @@ Every method is a collective: all ranks must call it, in the same order.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+BACKENDS = ("gloo", "nccl")
+"""Gloo everywhere; NCCL between GPUs, of which every rank then needs one of its own."""
+
+
+def join(device: torch.device, backend: str | None = None, timeout: timedelta | None = None) -> None:
+    """Enter the process group that torchrun's variables describe. Collective.
+
+    Args:
+        device: This rank's; on CUDA it becomes the current one.
+        backend: One of `BACKENDS`; None is NCCL on CUDA and gloo on a CPU.
+        timeout: After which a collective fails; None is PyTorch's.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    chosen = backend or ("nccl" if device.type == "cuda" else "gloo")
+    # Beside NCCL objects go through gloo: a rank that waits for the next trial must not keep its GPU busy.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if chosen == "nccl" else chosen, timeout=timeout)
 
 
 class Ranks:

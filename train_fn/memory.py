@@ -30,6 +30,8 @@ from accelerate.utils.memory import should_reduce_batch_size
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # mallopt(3)
 _EXACT_BLOCK_BYTES = 16 << 10  # at 64 KiB, tensors just below it made peaks read 40% too large
 _HEAP_BLOCK_BYTES = 32 << 20  # the largest threshold that glibc accepts, and where its own adjustment ends
+_REFUSALS = ("std::bad_alloc", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""How memory that PyTorch's allocators did not manage is refused: to oneDNN, the CUDA runtime, cuBLAS."""
 _HEAP_FACTOR = 4  # a heap that keeps its blocks holds up to 3 times what is live (measured: 2.9)
 
 
@@ -37,8 +39,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an exception means that memory ran out; any other `RuntimeError` does not."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    # oneDNN reports a refused scratchpad by this text alone.
-    refused = isinstance(error, RuntimeError) and "std::bad_alloc" in str(error)
+    refused = isinstance(error, RuntimeError) and any(text in str(error) for text in _REFUSALS)
     return refused or (isinstance(error, Exception) and bool(should_reduce_batch_size(error)))
 
 
@@ -62,6 +63,10 @@ class Memory(ABC):
     @abstractmethod
     def peak_bytes(self) -> int:
         """The most that was held at once since `start_probe`, `held_bytes` included."""
+
+    def alloc_retries(self) -> int:
+        """How often this process's allocator had to empty its cache before it could serve a request."""
+        return 0
 
     @abstractmethod
     def release(self) -> None:
@@ -164,7 +169,11 @@ class _Heap:
 
 
 class CudaMemory(Memory):
-    """The caching allocator's cap; the CUDA context itself (some hundred MiB) lies outside of it."""
+    """The caching allocator's cap.
+
+    Outside of it lie the CUDA context (some hundred MiB) and the buffers of NCCL. The cap holds whatever
+    `PYTORCH_ALLOC_CONF` says, `expandable_segments:True` included: it is checked before memory is mapped.
+    """
 
     def __init__(self, budget_bytes: int, device: torch.device) -> None:
         self.budget_bytes = budget_bytes
@@ -185,31 +194,42 @@ class CudaMemory(Memory):
         return contextlib.nullcontext()
 
     def peak_bytes(self) -> int:
-        """Peak of allocated (not reserved) bytes: cached blocks are given up before an allocation fails."""
+        """Peak of allocated (not reserved) bytes: cached blocks are given up before an allocation fails.
+
+        So a budget below it can't do, and one above it may only fail by fragmentation; reserved bytes hold
+        whatever was cached on the way.
+        """
         return int(torch.cuda.max_memory_allocated(self._device))
 
+    def alloc_retries(self) -> int:
+        """The allocator's own counter; it goes up by one, too, when memory finally runs out."""
+        return int(torch.cuda.memory_stats(self._device).get("num_alloc_retries", 0))
+
     def release(self) -> None:
-        """Collect garbage and empty the allocator's cache."""
+        """Collect garbage and empty the allocator's cache: no trial's fragments reach the next one."""
         _collect()
         torch.cuda.empty_cache()
 
 
-def resolve_budget(budget: int | float | None, device: torch.device, workers_on_node: int) -> int:
+def resolve_budget(budget: int | float | None, device: torch.device, sharing: int) -> int:
     """What one worker may hold, in bytes.
 
     Args:
         budget: Bytes (int), a fraction of the device (float), or None for what is free now. The "device"
-            of a CPU worker is its share of the machine's memory.
+            of a CPU worker is its share of the machine's memory, and so on a GPU with several workers.
         device: The worker's device.
-        workers_on_node: How many workers share a CPU node's memory.
+        sharing: How many workers share the device: those of the node on a CPU, one as a rule on a GPU.
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
+        # The budget includes what this process holds already, the base model above all.
+        free = free // sharing + torch.cuda.memory_reserved(device)
+        total //= sharing
     else:
         machine = psutil.virtual_memory()
-        total = machine.total // workers_on_node
+        total = machine.total // sharing
         # Without a budget a tenth is left, so that the kernel's OOM killer is never the one to decide.
-        free = int(machine.available * 0.9) // workers_on_node
+        free = int(machine.available * 0.9) // sharing
     if budget is None:
         return free
     return int(budget * total) if isinstance(budget, float) else budget

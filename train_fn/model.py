@@ -30,12 +30,15 @@ class Numerics:
         autocast_dtype: Compute in it under autocast; None computes in fp32.
         tf32: Let CUDA multiply fp32 matrices in TF32.
         scale_loss: Gradients need a scaler (fp16's range is narrow).
+        quantized: Linear layers of the base, but for the output layer, are kept in 4 bits (NF4); the rest
+            of it in `base_dtype`. Needs bitsandbytes.
     """
 
     base_dtype: torch.dtype
     autocast_dtype: torch.dtype | None = None
     tf32: bool = False
     scale_loss: bool = False
+    quantized: bool = False
 
     @contextlib.contextmanager
     def matmuls(self) -> Iterator[None]:
@@ -59,6 +62,7 @@ NUMERICS = {
     "tf32": Numerics(torch.float32, tf32=True),
     "bf16": Numerics(torch.bfloat16, torch.bfloat16),
     "fp16": Numerics(torch.float16, torch.float16, scale_loss=True),
+    "nf4": Numerics(torch.bfloat16, torch.bfloat16, quantized=True),
 }
 
 
@@ -74,46 +78,79 @@ class BaseModel:
         self.positions = max_positions(config)
         self.shortcuts = NO_SHORTCUTS
         self._model: nn.Module | None = None
-        self._dtype: torch.dtype | None = None
+        self._kind: tuple[torch.dtype, bool] | None = None
 
     @property
     def pad_token_id(self) -> int:
         """Any token will do where the tokenizer has none: padding is masked and unsupervised."""
         return int(self.tokenizer.pad_token_id or 0)
 
-    def load(self, dtype: torch.dtype) -> Any:
-        """The model in `dtype`, from the cache if it is the resident one."""
-        if self._model is None or self._dtype != dtype:
+    def load(self, dtype: torch.dtype, quantized: bool = False) -> Any:
+        """The model in `dtype`, from the cache if it is the resident one.
+
+        Args:
+            dtype: Of all weights, but for those that are quantized.
+            quantized: Linear layers in 4 bits, see `Numerics`.
+        """
+        if self._model is None or self._kind != (dtype, quantized):
             self.drop()
-            self._model, self._dtype = _load(self.source, dtype, self.device), dtype
+            self._model, self._kind = _load(self.source, dtype, quantized, self.device), (dtype, quantized)
             self.shortcuts = find_shortcuts(self._model, self.device)
         return self._model
 
     def drop(self) -> None:
         """Forget the resident model; after a failed attach it may be half changed."""
-        self._model = self._dtype = None
+        self._model = self._kind = None
         gc.collect()  # modules refer to each other in cycles
+        torch.cuda.empty_cache()  # or the next base is laid into this one's blocks, which then can't be freed
 
     @property
     def held_bytes(self) -> int:
-        """What the resident model's parameters and buffers take."""
+        """What the resident model's parameters and buffers take, scales of quantized ones included."""
         if self._model is None:
             return 0
         tensors = [*self._model.parameters(), *self._model.buffers()]
+        tensors += [t for p in self._model.parameters() for t in _quantization_tensors(p)]
         unique = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
         return sum(unique.values())
 
 
-def _load(source: str, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def _quantization_tensors(parameter: Any) -> Iterator[torch.Tensor]:
+    """What bitsandbytes keeps beside a quantized weight: scales, themselves quantized, and code books."""
+    state = getattr(parameter, "quant_state", None)
+    while state is not None:
+        yield from (value for value in vars(state).values() if isinstance(value, torch.Tensor))
+        state = state.state2  # the scales' own scales
+
+
+def _load(source: str, dtype: torch.dtype, quantized: bool, device: torch.device) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, low_cpu_mem_usage=True).to(device)
+    if quantized:
+        # Put in place while loading: a quantized model can't be moved afterwards.
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, quantization_config=_nf4_config(dtype), device_map={"": device}
+        )
+    else:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, low_cpu_mem_usage=True).to(device)
     model.requires_grad_(False)
     if device.type == "cpu":
         # Weights may be pages of the checkpoint file; only private memory counts against the budget.
         for tensor in [*model.parameters(), *model.buffers()]:
-            tensor.data = tensor.data.clone()
+            if getattr(tensor, "quant_state", None) is None:  # those were made here
+                tensor.data = tensor.data.clone()
     return model
+
+
+def _nf4_config(compute_dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
 
 
 @contextlib.contextmanager

@@ -72,14 +72,15 @@ def main() -> int:
     """Join the process group, load, say that we are ready, serve."""
     parser = argparse.ArgumentParser(prog="python -m train_fn.server")
     parser.add_argument("--device", required=True, help="cpu, or cuda:N")
-    device = parser.parse_args().device
+    parser.add_argument("--backend", choices=("gloo", "nccl"), help="default: nccl on CUDA, else gloo")
+    args = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     channel = Channel()
     job = JobSpec.from_dict(channel.receive() or {})
-    _join_process_group(job, device)
+    _join_process_group(job, args.device, args.backend)
     try:
-        worker = _open(job, device)
+        worker = _open(job, args.device)
     except Exception as error:
         traceback.print_exc()
         channel.send({"broken": traceback.format_exception_only(error)[-1].strip()})
@@ -120,14 +121,12 @@ def _open(job: JobSpec, device: str) -> Any:
     return open_worker(job, torch.device(device))
 
 
-def _join_process_group(job: JobSpec, device: str) -> None:
+def _join_process_group(job: JobSpec, device: str, backend: str | None) -> None:
     import torch
-    import torch.distributed as dist
 
-    if device != "cpu":
-        torch.cuda.set_device(device)
-    timeout = timedelta(seconds=job.timeout_seconds + COLLECTIVE_GRACE_SECONDS)
-    dist.init_process_group("gloo" if device == "cpu" else "nccl", timeout=timeout)
+    from train_fn.collective import join
+
+    join(torch.device(device), backend, timedelta(seconds=job.timeout_seconds + COLLECTIVE_GRACE_SECONDS))
 
 
 if __name__ == "__main__":

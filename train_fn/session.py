@@ -39,9 +39,17 @@ def open_worker(job: JobSpec, device: torch.device) -> Worker:
     gc.collect()
     gc.freeze()  # the libraries stay; collections between trials need not look at them (0.2 s each)
     warm_up(base, job)
+    ranks.sum(0.0)  # and what a communicator holds is there before the free memory is read
     # One budget for all: without a figure from the user, ranks may see different amounts free.
-    budget_bytes = min(ranks.gather(resolve_budget(job.memory_budget, device, ranks.world_size)))
+    budget_bytes = min(ranks.gather(resolve_budget(job.memory_budget, device, _sharing(ranks))))
     return Worker(job, base, samples, open_memory(budget_bytes, device), ranks)
+
+
+def _sharing(ranks: Ranks) -> int:
+    """Collective: how many ranks share this rank's device (all of them on a CPU: lanes keep to one node)."""
+    device = ranks.device
+    identity = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else "cpu"
+    return ranks.gather(identity).count(identity)
 
 
 def warm_up(base: BaseModel, job: JobSpec) -> None:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
-"""Every precision that a trial can name. Which of them a device offers is `cluster.devices`' knowledge."""
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "nf4")
+"""Every precision that a trial can name; which of them a device offers is decided in `tuner.space`. New ones
+go to the end: studies keep the list that they began with. `nf4` is bf16 over a base in 4 bits (QLoRA)."""
 
 
 class Status(StrEnum):
@@ -193,6 +194,9 @@ class TrialResult(_Record):
             every trial, so that two trials can be compared step by step.
         peak_memory_bytes: Per rank, in rank order: the largest amount held, base model included.
         memory_budget_bytes: The budget that the trial ran under.
+        alloc_retries: How often, after warm-up, the allocator had to empty its cache to serve a training
+            step, summed over ranks. Above 0 the trial was *thrashing*: it runs, but slower than it should.
+            Always 0 on a CPU.
         constraints: Optuna's convention: > 0 is violated. `memory` is in units of the budget.
         seconds: Wall time by phase: `setup`, `probe`, `warmup` (optimizer steps before timing), `train` (all
             optimizer steps, warm-up included), `reduce` (within train: summing gradients over ranks, which
@@ -211,6 +215,7 @@ class TrialResult(_Record):
     step_seconds: list[float] = field(default_factory=list)
     peak_memory_bytes: list[int] = field(default_factory=list)
     memory_budget_bytes: int | None = None
+    alloc_retries: int = 0
     constraints: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

@@ -66,6 +66,7 @@ class _Trial:
         self.step_seconds: list[float] = []
         self.step_work: list[float] = []
         self.validation_loss: float | None = None
+        self.alloc_retries = 0
 
     def run(self) -> TrialResult:
         """All phases, whatever happens in them, and the clean-up after them."""
@@ -97,7 +98,7 @@ class _Trial:
     def _set_up(self, stack: contextlib.ExitStack) -> None:
         """Load the base in this precision, start the memory accounting, attach the adapter."""
         base = self.worker.base
-        loaded = self.attempts.run(lambda: base.load(self.numerics.base_dtype), limited=False)
+        loaded = self.attempts.run(lambda: self._load_base(base), limited=False)
         held = base.held_bytes
         self.memory.start_probe(held)
         if held > self.memory.budget_bytes and self.attempts.failure is None:
@@ -109,6 +110,9 @@ class _Trial:
         if self.attempts.run(lambda: self._attach(loaded, stack)) is None:
             base.drop()  # it may be half changed
         self.attempts.agree()
+
+    def _load_base(self, base: BaseModel) -> Any:
+        return base.load(self.numerics.base_dtype, self.numerics.quantized)
 
     def _attach(self, base: Any, stack: contextlib.ExitStack) -> Any:
         job, optimizer = self.job, self.job.optimizer
@@ -148,6 +152,8 @@ class _Trial:
             len(train), self.job.global_batch_size, self.job.steps, self.job.seed
         )
         for step, batch in enumerate(batches):
+            if step == self.job.warmup_steps:
+                retries_before = self.memory.alloc_retries()
             started = time.perf_counter()
             loss, any_failed = self._step(train, batch)
             if any_failed:
@@ -163,7 +169,9 @@ class _Trial:
                 self.seconds["warmup"] += seconds
             else:
                 self.step_seconds.append(seconds)
+        retries = self.memory.alloc_retries() - retries_before
         self.attempts.agree()
+        self.alloc_retries = int(self.ranks.sum(retries)[0])
         self.step_seconds = self.ranks.max(self.step_seconds)
 
     def _step(self, train: Samples, batch: np.ndarray) -> tuple[float, bool]:
@@ -271,6 +279,7 @@ class _Trial:
             step_seconds=self.step_seconds,
             peak_memory_bytes=peaks,
             memory_budget_bytes=budget,
+            alloc_retries=self.alloc_retries,
             constraints=constraints(failure, max(peaks), budget),
             seconds=self.seconds,
             notes=notes,

@@ -177,7 +177,7 @@ class Search(_Section):
     per_device_train_batch_size: Annotated[list[Count] | None, *_List] = None
     """Values to try, such as 1,2,4; null: every divisor of global_batch_size / num_workers."""
     precision: Annotated[list[str] | None, *_List, AfterValidator(_known_precisions)] = None
-    """Values to try out of fp32, tf32, bf16, fp16; null: what the device supports."""
+    """Values to try out of fp32, tf32, bf16, fp16, nf4; null: what the device supports, without nf4."""
     gradient_checkpointing: Annotated[list[bool], *_List] = [False, True]
     """Values to try."""
     sampler: Literal["model", "tpe", "random", "grid"] = "model"

@@ -26,6 +26,11 @@ _Args = ParamSpec("_Args")
 Row = tuple[int, TrialParams, TrialResult]
 PHASES = ("setup", "probe", "train", "validate", "release")
 """The parts of `TrialResult.seconds` that add up."""
+_NF4_CONFIG = """
+    # and from_pretrained(..., quantization_config=BitsAndBytesConfig(
+    #     load_in_4bit=True, bnb_4bit_quant_type="nf4",
+    #     bnb_4bit_use_double_quant=True,
+    #     bnb_4bit_compute_dtype=torch.bfloat16))"""
 
 
 def _never_fatal(
@@ -190,6 +195,8 @@ def outcome(result: TrialResult) -> str:
         parts.append(f"validation loss {result.validation_loss:.4f}")
     if result.peak_memory_bytes:
         parts.append(human_bytes(max(result.peak_memory_bytes)))
+    if result.alloc_retries:
+        parts.append("thrashing")
     return ", ".join(parts)
 
 
@@ -249,12 +256,13 @@ def training_arguments(params: TrialParams) -> str:
     chosen = {
         "per_device_train_batch_size": params.per_device_train_batch_size,
         "gradient_accumulation_steps": params.gradient_accumulation_steps,
-        "bf16": params.precision == "bf16",
+        "bf16": params.precision in ("bf16", "nf4"),
         "fp16": params.precision == "fp16",
         "tf32": params.precision == "tf32",
         "gradient_checkpointing": params.gradient_checkpointing,
     }
-    return "\n".join(f"    {name}={value}," for name, value in chosen.items())
+    arguments = "\n".join(f"    {name}={value}," for name, value in chosen.items())
+    return arguments + (_NF4_CONFIG if params.precision == "nf4" else "")
 
 
 def _table(results: Sequence[Row], pareto: Sequence[int], recommended: int | None) -> RenderableType:
@@ -279,6 +287,8 @@ def _table(results: Sequence[Row], pareto: Sequence[int], recommended: int | Non
 def _cells(number: int, params: TrialParams, result: TrialResult, mark: str) -> list[str]:
     loss, peaks = result.validation_loss, result.peak_memory_bytes
     status = mark or (result.status if result.reason is None else f"{result.status}: {result.reason}")
+    if result.alloc_retries and result.status is Status.COMPLETE and mark != "recommended":
+        status = "thrashing"  # of the recommended one, the sentence below the table says it
     return [
         str(number),
         f"{params.per_device_train_batch_size}x{params.gradient_accumulation_steps}",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from cluster.runtime import Node, lanes_that_fit
 from train_fn.spec import Fault
 from tuner.config import Config
-from tuner.space import precisions_of
+from tuner.space import precisions_of, searched_by_default
 
 
 def choose_device(config: Config, nodes: list[Node]) -> str:
@@ -19,7 +20,11 @@ def choose_device(config: Config, nodes: list[Node]) -> str:
 
 
 def device_precisions(device: str, nodes: list[Node]) -> tuple[str, ...]:
-    """The precisions that every GPU of the cluster offers, or the CPU's."""
+    """What `search.precision: null` searches: what every GPU of the cluster offers, or the CPU."""
+    return searched_by_default(_offered(device, nodes))
+
+
+def _offered(device: str, nodes: list[Node]) -> tuple[str, ...]:
     capabilities = [gpu.compute_capability for node in nodes for gpu in node.gpus]
     return precisions_of(device, min(capabilities, default=None))
 
@@ -48,11 +53,16 @@ def _check_devices(config: Config, nodes: list[Node], device: str) -> list[Fault
     if lanes > fitting:
         problem = f"{lanes} lanes of {config.num_workers} workers don't fit; use at most {fitting}"
         faults.append(Fault("cluster.lanes", problem))
-    offered = device_precisions(device, nodes)
-    if missing := [p for p in config.search.precision or () if p not in offered]:
+    return faults + _check_precisions(config.search.precision or [], device, _offered(device, nodes))
+
+
+def _check_precisions(wanted: list[str], device: str, offered: tuple[str, ...]) -> list[Fault]:
+    if missing := [p for p in wanted if p not in offered]:
         problem = f"{', '.join(missing)} is not supported on {device} here; use some of: {', '.join(offered)}"
-        faults.append(Fault("search.precision", problem))
-    return faults
+        return [Fault("search.precision", problem)]
+    if "nf4" in wanted and find_spec("bitsandbytes") is None:
+        return [Fault("search.precision", "nf4 needs bitsandbytes: pip install 'lora-batch-tuner[nf4]'")]
+    return []
 
 
 def _check_output_dir(config: Config) -> list[Fault]:

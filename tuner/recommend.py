@@ -17,6 +17,9 @@ from train_fn.timing import time_ratio
 from tuner.space import Measured, is_out_of_memory
 from tuner.units import human_bytes
 
+THRASHING_MARGIN = 0.03
+"""How much faster a thrashing trial must be to be recommended over one that is not."""
+
 
 @dataclass(frozen=True)
 class Recommendation:
@@ -39,6 +42,7 @@ class _Feasible:
     loss: float
     peak_bytes: int
     budget_bytes: int | None
+    alloc_retries: int
 
     def is_faster(self, other: _Feasible) -> bool:
         """Beyond noise: over the same batches; without step times, where the intervals don't overlap."""
@@ -100,6 +104,7 @@ def _as_feasible(number: int, params: TrialParams, result: TrialResult) -> _Feas
         loss,
         peak,
         result.memory_budget_bytes,
+        result.alloc_retries,
     )
 
 
@@ -113,14 +118,29 @@ def _within_tolerance(feasible: list[_Feasible], tolerance: float) -> list[_Feas
     return [t for t in feasible if t.loss <= limit]
 
 
+def _without_idle_thrashing(good: list[_Feasible]) -> list[_Feasible]:
+    """Leave out trials that thrashed without being clearly faster, on the whole, than every calm one.
+
+    Emptying the allocator's cache costs time that varies with the lengths of samples, and says that memory is
+    all but spent: such a trial is worth its risk for a real gain only.
+    """
+    calm = max((t.speed for t in good if not t.alloc_retries), default=0.0)
+    return [t for t in good if not t.alloc_retries or t.speed > (1 + THRASHING_MARGIN) * calm]
+
+
 def _best(feasible: list[_Feasible], tolerance: float) -> _Feasible:
-    good = _within_tolerance(feasible, tolerance)
+    good = _without_idle_thrashing(_within_tolerance(feasible, tolerance))
     equals = [t for t in good if not any(o.is_faster(t) for o in good)]
     return min(equals, key=lambda t: (t.peak_bytes or math.inf, -t.speed, t.number))
 
 
 def _why(best: _Feasible, feasible: list[_Feasible], tolerance: float) -> str:
-    parts = [_why_speed(best, feasible, tolerance), _why_loss(best, feasible, tolerance), _why_memory(best)]
+    parts = [
+        _why_speed(best, feasible, tolerance),
+        _why_calm(best, _within_tolerance(feasible, tolerance)),
+        _why_loss(best, feasible, tolerance),
+        _why_memory(best),
+    ]
     return "; ".join(part for part in parts if part) + "."
 
 
@@ -131,15 +151,29 @@ def _why_speed(best: _Feasible, feasible: list[_Feasible], tolerance: float) -> 
     slowest = min(feasible, key=lambda t: t.speed)
     if slowest is not best and slowest.speed > 0:
         rate += f", {best.speed / slowest.speed:.2g}x the slowest feasible setting ({slowest.params})"
-    equal = max(_within_tolerance(feasible, tolerance), key=lambda t: t.speed)
+    good = _within_tolerance(feasible, tolerance)
+    equal = max(_without_idle_thrashing(good), key=lambda t: t.speed)
     if equal is not best:
         return (
             f"{rate}, no slower beyond noise than {equal.params} ({_number(equal.speed)}), with less memory"
         )
-    fastest = max(feasible, key=lambda t: t.speed)
+    fastest = max((t for t in feasible if t not in good), key=lambda t: t.speed, default=best)
     if fastest.is_faster(best):
         return f"{rate}, while {fastest.params} ({_number(fastest.speed)}) is faster at a higher loss"
     return rate
+
+
+def _why_calm(best: _Feasible, good: list[_Feasible]) -> str:
+    if best.alloc_retries:
+        return "it thrashes (memory is so short that the allocator keeps emptying its cache)" + (
+            f", and still is more than {THRASHING_MARGIN:.0%} faster than every setting that does not"
+            if any(not t.alloc_retries for t in good)
+            else ", as does every other setting of its quality"
+        )
+    fastest = max(good, key=lambda t: t.speed)
+    if not fastest.alloc_retries:
+        return ""
+    return f"{fastest.params} ({_number(fastest.speed)}) is passed over because it thrashes"
 
 
 def _why_loss(best: _Feasible, feasible: list[_Feasible], tolerance: float) -> str:

@@ -6,6 +6,7 @@ The shape of `result.json` is a contract: keys are added, never renamed.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -25,6 +26,7 @@ RESULT_FILE = "result.json"
 TRIALS_FILE = "trials.csv"
 PACKAGES = ("ray", "torch", "transformers", "peft", "accelerate", "datasets", "optuna")
 """Whose versions are noted: a measurement is only as repeatable as they are."""
+OPTIONAL_PACKAGES = ("bitsandbytes",)
 
 
 def write_results(
@@ -62,7 +64,7 @@ def write_results(
             "recommended": recommendation.number,
             "why": recommendation.why,
             "wall_seconds": wall_seconds,
-            "versions": {package: metadata.version(package) for package in PACKAGES},
+            "versions": _versions(),
         }
     )
     Path(output_dir).mkdir(parents=True, exist_ok=True)
@@ -76,6 +78,14 @@ def load_result(path: Path | str) -> dict[str, Any]:
     file = Path(path) / RESULT_FILE if Path(path).is_dir() else Path(path)
     result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return result
+
+
+def _versions() -> dict[str, str]:
+    versions = {package: metadata.version(package) for package in PACKAGES}
+    for package in OPTIONAL_PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
 
 
 def _trial(trial: Measured) -> dict[str, Any]:
@@ -111,6 +121,7 @@ def _row(trial: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
         "last_train_loss": (trial["train_loss"] or [None])[-1],
         "peak_memory_bytes": max(trial["peak_memory_bytes"], default=None),
         "memory_budget_bytes": trial["memory_budget_bytes"],
+        "alloc_retries": trial["alloc_retries"],
         "memory_violation": trial["constraints"].get("memory"),
         **{
             f"{phase}_seconds": trial["seconds"].get(phase)

@@ -34,8 +34,9 @@ default) is nearly always one that is measured already, so fewer are drawn until
 TPE_TRIES = 8
 """Proposals for each of these numbers."""
 
-FASTEST_FIRST = ("bf16", "fp16", "tf32", "fp32")
-"""Precisions in the order in which they usually train: fewer bytes to move and faster matrix units first."""
+FASTEST_FIRST = ("bf16", "fp16", "nf4", "tf32", "fp32")
+"""Precisions in the order in which they usually train: fewer bytes to move and faster matrix units first.
+nf4 is bf16 that unpacks its weights before each use."""
 
 
 @dataclass(frozen=True)
@@ -64,19 +65,31 @@ Strategy = Callable[[SearchState, optuna.Study, FrozenTrial], TrialParams]
 """Chooses one of `state.open`, which is never empty."""
 
 
-def distributions(samples_per_worker: int) -> dict[str, BaseDistribution]:
+def distributions(
+    samples_per_worker: int, precisions: Sequence[str] = PRECISIONS
+) -> dict[str, BaseDistribution]:
     """The Optuna dimensions of a study.
 
     They name *every* divisor and precision whatever this run searches: Optuna refuses a study whose
     categorical choices change, and a resumed run may search a narrower or wider part. Accumulation is no
     dimension, it follows from the batch.
+
+    Args:
+        samples_per_worker: The share of the global batch that one worker trains on.
+        precisions: Those that the study began with; a study of an earlier version knows fewer.
     """
     sizes = [size for size, _ in factorisations(samples_per_worker, 1)]
     return {
         "per_device_train_batch_size": CategoricalDistribution(sizes),
-        "precision": CategoricalDistribution(PRECISIONS),
+        "precision": CategoricalDistribution(precisions),
         "gradient_checkpointing": CategoricalDistribution([False, True]),
     }
+
+
+def precisions_known_to(trials: Iterable[FrozenTrial]) -> tuple[str, ...]:
+    """The choices that a study's trials were made with; all of today's where there is none yet."""
+    known = (t.distributions.get("precision") for t in trials)
+    return next((d.choices for d in known if isinstance(d, CategoricalDistribution)), PRECISIONS)
 
 
 def samples_per_worker(candidates: Sequence[TrialParams]) -> int:
@@ -122,10 +135,15 @@ def search_state(candidates: Sequence[TrialParams], trials: Iterable[FrozenTrial
 class CandidateSampler(optuna.samplers.BaseSampler):
     """Proposes open candidates only; `choose` decides which."""
 
-    def __init__(self, candidates: Sequence[TrialParams], choose: Strategy) -> None:
+    def __init__(
+        self,
+        candidates: Sequence[TrialParams],
+        choose: Strategy,
+        precisions: Sequence[str] = PRECISIONS,
+    ) -> None:
         self._candidates = list(candidates)
         self._choose = choose
-        self.distributions = distributions(samples_per_worker(candidates))
+        self.distributions = distributions(samples_per_worker(candidates), precisions)
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -163,13 +181,21 @@ def choose_at_random(
     return _random_of_turn(state, seed).choice(state.open)
 
 
-def choose_by_tpe(state: SearchState, study: optuna.Study, trial: FrozenTrial, *, seed: int) -> TrialParams:
+def choose_by_tpe(
+    state: SearchState,
+    study: optuna.Study,
+    trial: FrozenTrial,
+    *,
+    seed: int,
+    precisions: Sequence[str] = PRECISIONS,
+) -> TrialParams:
     """The first open point that Optuna's multivariate TPE proposes, else (and at its start) a random one.
 
     A fresh TPE per turn makes the choice independent of the process. No constant liar: points in flight are
     closed anyway, and it would write every rejected proposal to the storage.
     """
-    space = {n: d for n, d in distributions(samples_per_worker(state.candidates)).items() if not d.single()}
+    every = distributions(samples_per_worker(state.candidates), precisions)
+    space = {name: distribution for name, distribution in every.items() if not distribution.single()}
     open_by_values = {tuple(getattr(point, name) for name in space): point for point in state.open}
     tpe_seed = _random_of_turn(state, seed).getrandbits(32)
     for num_ei_candidates in TPE_EI_CANDIDATES:
@@ -250,14 +276,16 @@ def _plain_runs_out(state: SearchState, point: TrialParams) -> bool:
     )
 
 
-def make_sampler(name: str, candidates: Sequence[TrialParams], seed: int) -> CandidateSampler:
-    """The sampler that `search.sampler` names."""
+def make_sampler(
+    name: str, candidates: Sequence[TrialParams], seed: int, precisions: Sequence[str] = PRECISIONS
+) -> CandidateSampler:
+    """The sampler that `search.sampler` names, for a study that began with these `precisions`."""
     strategies: dict[str, Strategy] = {
         "model": choose_by_model,
-        "tpe": partial(choose_by_tpe, seed=seed),
+        "tpe": partial(choose_by_tpe, seed=seed, precisions=precisions),
         "random": partial(choose_at_random, seed=seed),
         "grid": choose_by_grid,
     }
     if name not in strategies:
         raise ValueError(f"no sampler {name!r}; there are {', '.join(strategies)}")
-    return CandidateSampler(candidates, strategies[name])
+    return CandidateSampler(candidates, strategies[name], precisions)

@@ -14,6 +14,9 @@ from train_fn.spec import PRECISIONS, Reason, Status, TrialParams, TrialResult
 AMPERE = (8, 0)
 """The first CUDA compute capability whose tensor cores know bf16 and tf32."""
 
+ON_REQUEST = ("nf4",)
+"""Searched only where the user names them: they change the base model, not just how it computes."""
+
 
 class Measured(NamedTuple):
     """One finished trial of a study."""
@@ -69,12 +72,20 @@ def candidates(
 
 
 def precisions_of(device: str, compute_capability: tuple[int, int] | None) -> tuple[str, ...]:
-    """The precisions that a device computes natively; an unknown CUDA capability counts as a modern one."""
+    """The precisions that a device computes natively, those `ON_REQUEST` last.
+
+    An unknown CUDA capability counts as a modern one.
+    """
     if device == "cpu":
         return ("fp32", "bf16")
     if compute_capability is not None and tuple(compute_capability) < AMPERE:
         return ("fp32", "fp16")
     return PRECISIONS
+
+
+def searched_by_default(precisions: Iterable[str]) -> tuple[str, ...]:
+    """What `search.precision: null` means where these can be had."""
+    return tuple(p for p in precisions if p not in ON_REQUEST)
 
 
 def is_out_of_memory(result: TrialResult) -> bool:

@@ -24,7 +24,15 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from train_fn.spec import Fault, InputError, Reason, Status, TrialParams, TrialResult, TrialSpec
-from tuner.sampler import SearchState, make_sampler, params_of, result_of, samples_per_worker, search_state
+from tuner.sampler import (
+    SearchState,
+    make_sampler,
+    params_of,
+    precisions_known_to,
+    result_of,
+    samples_per_worker,
+    search_state,
+)
 from tuner.space import Measured, proven_infeasible
 
 DIRECTIONS = {"samples_per_second": "maximize", "validation_loss": "minimize"}
@@ -203,9 +211,9 @@ def open_study(
             at least `global_batch_size`; flat, by configuration key.
 
     Raises:
-        InputError: The storage can't be opened, or the study was measured under another fingerprint.
+        InputError: The storage can't be opened, the study was measured under another fingerprint, or it is
+            older than a precision that is searched.
     """
-    sampler = make_sampler(sampler_name, candidates, seed)
     url = _parse(storage_url)
     try:
         storage = _open_storage(url)
@@ -214,10 +222,11 @@ def open_study(
             study_name=name,
             directions=list(DIRECTIONS.values()),
             load_if_exists=True,
-            sampler=sampler,
             pruner=optuna.pruners.NopPruner(),
         )
         _check_fingerprint(study, fingerprint)
+        precisions = _precisions_of(study, candidates)
+        study.sampler = make_sampler(sampler_name, candidates, seed, precisions)
         if study.metric_names is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -292,6 +301,15 @@ def _check_fingerprint(study: optuna.Study, fingerprint: dict[str, Any]) -> None
     differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     if differing:
         raise InputError(*(_difference(study.study_name, k, old.get(k), new.get(k)) for k in differing))
+
+
+def _precisions_of(study: optuna.Study, candidates: Sequence[TrialParams]) -> tuple[str, ...]:
+    """The precisions that the study can hold: Optuna refuses to add any to those that it began with."""
+    known = precisions_known_to(study.get_trials(deepcopy=False))
+    if new := sorted({c.precision for c in candidates} - set(known)):
+        problem = f"study {study.study_name!r} began before {', '.join(new)} could be searched"
+        raise InputError(Fault("search.precision", f"{problem}; leave it out or choose another study.name"))
+    return known
 
 
 def _difference(study_name: str, key: str, old: Any, new: Any) -> Fault:

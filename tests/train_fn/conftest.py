@@ -181,11 +181,11 @@ def start_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
 def play(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """`play(name, job, world_size=1, **settings)`: in fresh processes; returns what rank 0 found."""
 
-    def run(name: str, job: JobSpec, world_size: int = 1, **settings: Any) -> Any:
+    def run(name: str, job: JobSpec, world_size: int = 1, script: Path = SCENARIOS, **settings: Any) -> Any:
         folder, port = tmp_path_factory.mktemp(name), free_port()
         order = {"name": name, "job": dataclasses.asdict(job), "settings": settings}
         (folder / "order.json").write_text(json.dumps(order))
-        command = [sys.executable, str(SCENARIOS), str(folder)]
+        command = [sys.executable, str(script), str(folder)]
         with (folder / "log").open("w") as log:
             ranks = [
                 subprocess.Popen(

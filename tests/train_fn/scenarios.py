@@ -33,11 +33,11 @@ CPU = torch.device("cpu")
 MIB = 1 << 20
 
 
-def main() -> None:
+def main(scenarios: dict[str, Callable[..., Any]]) -> None:
     folder = Path(sys.argv[1])
     order = json.loads((folder / "order.json").read_text())
     torch.set_num_threads(1)
-    found = SCENARIOS[order["name"]](JobSpec.from_dict(order["job"]), **order["settings"])
+    found = scenarios[order["name"]](JobSpec.from_dict(order["job"]), **order["settings"])
     if os.environ["RANK"] == "0":
         (folder / "found.json").write_text(json.dumps(found))
     if dist.is_initialized():
@@ -229,4 +229,4 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
 }
 
 if __name__ == "__main__":
-    main()
+    main(SCENARIOS)

@@ -67,6 +67,8 @@ def test_the_process_does_not_grow(found: dict[str, Any]) -> None:
         MemoryError(),
         RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: ..."),
         RuntimeError("std::bad_alloc"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        torch.AcceleratorError("CUDA error: out of memory"),
         RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB"),
     ],
 )
@@ -79,6 +81,7 @@ def test_out_of_memory_is_recognised(error: Exception) -> None:
     [
         RuntimeError("mat1 and mat2 shapes cannot be multiplied (3x4 and 5x6)"),
         RuntimeError("Connection closed by peer"),
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
         ValueError("memory"),
         KeyError("out of memory"),
         KeyboardInterrupt(),

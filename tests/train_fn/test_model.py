@@ -51,15 +51,26 @@ def use(model: Any) -> None:
     model(input_ids=TOKENS, use_cache=False).logits.float().sum().backward()
 
 
+@pytest.fixture
+def quantized(base: BaseModel) -> Any:
+    """The base in 4 bits. (bitsandbytes repacks weights in use where a CPU has bf16 instructions.)"""
+    functional = pytest.importorskip("bitsandbytes.functional")
+    if functional.has_avx512bf16():
+        pytest.skip("a quantized model is not left as it is by its use on this CPU")
+    return base.load(torch.bfloat16, quantized=True)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nothing_stays_behind(base: BaseModel, dtype: torch.dtype, checkpointing: bool) -> None:
-    model = base.load(dtype)
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "nf4"])
+def test_nothing_stays_behind(
+    base: BaseModel, precision: str, checkpointing: bool, request: pytest.FixtureRequest
+) -> None:
+    if precision == "nf4":
+        request.getfixturevalue("quantized")
+    numerics = NUMERICS[precision]
+    model = base.load(numerics.base_dtype, numerics.quantized)
     before, logits = portrait(model), model(input_ids=TOKENS).logits
-    with (
-        attached(model, LoraSpec(), 0, checkpointing) as adapted,
-        torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32),
-    ):
+    with attached(model, LoraSpec(), 0, checkpointing) as adapted, numerics.autocast(CPU):
         assert portrait(model) != before
         use(adapted)
     assert portrait(model) == before
@@ -139,6 +150,52 @@ def test_the_base_is_loaded_once_per_precision(base: BaseModel) -> None:
     assert {p.dtype for p in other.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in base.load(torch.float32).parameters()} == {torch.float32}
     assert not any(p.requires_grad for p in base.load(torch.float32).parameters())
+
+
+def test_a_quantized_base(base: BaseModel, quantized: Any) -> None:
+    """Linear layers in 4 bits with their scales; embeddings, norms and the output layer in bf16."""
+    dtypes = {name: p.dtype for name, p in quantized.named_parameters()}
+    linear = {name for name in dtypes if name.endswith("_proj.weight")}
+    assert {dtypes[name] for name in linear} == {torch.uint8}
+    assert {dtypes[name] for name in dtypes.keys() - linear} == {torch.bfloat16}
+    assert not any(p.requires_grad for p in quantized.parameters())
+    held = base.held_bytes
+    assert base.load(torch.bfloat16, quantized=True) is quantized
+    plain = base.load(torch.bfloat16)
+    assert plain is not quantized
+    weights = dict(plain.named_parameters())
+    in_bf16 = sum(2 * weights[name].numel() for name in linear)
+    shrunk = (held - (base.held_bytes - in_bf16)) / in_bf16
+    assert 4 / 16 < shrunk < 5.5 / 16  # 4.13 bits a weight in theory; layers are too small here for that
+
+
+def test_an_adapter_on_a_quantized_base_learns_as_on_the_same_weights_unpacked(
+    base: BaseModel, quantized: Any
+) -> None:
+    """Gradients of fp32 adapters, against a bf16 base that holds what the 4 bits stand for."""
+    functional = pytest.importorskip("bitsandbytes.functional")
+    unpacked = {
+        name: functional.dequantize_4bit(p.data, p.quant_state)
+        for name, p in quantized.named_parameters()
+        if hasattr(p, "quant_state")
+    }
+    gradients = {}
+    for packed in (True, False):
+        model = base.load(torch.bfloat16, quantized=packed)
+        for name, p in model.named_parameters():
+            if not packed and name in unpacked:
+                p.data.copy_(unpacked[name])
+        with attached(model, LoraSpec(), 0, False) as adapted, NUMERICS["nf4"].autocast(CPU):
+            use(adapted)
+            trainable = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
+            assert {p.dtype for p in trainable.values()} == {torch.float32}
+            gradients[packed] = {n: p.grad.clone() for n, p in trainable.items() if p.grad is not None}
+    base.drop()
+    assert gradients[True].keys() == gradients[False].keys()
+    for name, expected in gradients[False].items():
+        error = (gradients[True][name] - expected).norm() / expected.norm().clamp(min=1e-6)
+        assert error < 0.05, name
+    assert sum(g.norm() for n, g in gradients[True].items() if "lora_B" in n) > 0
 
 
 def test_a_dropped_base_is_loaded_anew(base: BaseModel) -> None:

@@ -51,7 +51,8 @@ def job(ragged: dict[str, str]) -> JobSpec:
 def test_idle_ranks_wait_without_end_and_go_when_the_input_ends(
     start_ranks: Callable[..., Any], job: JobSpec
 ) -> None:
-    group = start_ranks(job, command=[sys.executable, "-c", IMPATIENT, "--device", "cpu"])
+    command = [sys.executable, "-c", IMPATIENT, "--device", "cpu", "--backend", "gloo"]
+    group = start_ranks(job, command=command)
     first = group.run(2, 2)
     time.sleep(2)  # ten rounds of nothing
     again = group.run(2, 2)

@@ -1,5 +1,6 @@
 """What is printed: progress on a terminal and in a pipe, the final table, faults."""
 
+import dataclasses
 import io
 import subprocess
 import sys
@@ -129,6 +130,29 @@ def test_training_arguments_switch_on_the_precision_alone(precision):
     switched_on = [line.split("=")[0].strip() for line in training_arguments(point(4, precision)).splitlines()
                    if line.endswith("=True,")]  # fmt: skip
     assert switched_on == ([] if precision == "fp32" else [precision])
+
+
+def test_nf4_says_how_the_model_is_loaded():
+    text = training_arguments(point(4, "nf4"))
+    assert "    bf16=True,\n    fp16=False," in text
+    comments = [line.strip() for line in text.splitlines() if line.lstrip().startswith("#")]
+    assert all(len(line) < 80 for line in text.splitlines())
+    call = " ".join(comments).replace("# ", "").partition("quantization_config=")[2]
+    assert " ".join(call.split()) == (
+        'BitsAndBytesConfig( load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, '
+        "bnb_4bit_compute_dtype=torch.bfloat16))"
+    )
+
+
+def test_thrashing_shows_in_the_table_and_in_words():
+    calm, thrashing = complete(), dataclasses.replace(complete(), alloc_retries=2)
+    out = io.StringIO()
+    rows = [(0, point(4), thrashing), (1, point(8), calm), (2, point(16), thrashing)]
+    print_table(rows, [0, 2], 2, "why", stream=out)
+    table, _, front = out.getvalue().partition("Pareto front")
+    assert [line.split()[-1] for line in table.splitlines()[3:6]] == ["thrashing", "complete", "recommended"]
+    assert front.count("thrashing") == 2
+    assert outcome(thrashing) == f"{outcome(calm)}, thrashing"
 
 
 def test_progress_in_a_pipe_is_one_plain_flushed_line_per_event():

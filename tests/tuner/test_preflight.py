@@ -101,12 +101,26 @@ def test_what_fits_has_no_fault(faults, nodes, device, argv) -> None:
          "cluster.lanes: 2 lanes of 2 workers don't fit; use at most 1"),
         ([Node(2)], "cpu", ["--search.precision", "fp32,tf32,fp16"],
          "search.precision: tf32, fp16 is not supported on cpu here; use some of: fp32, bf16"),
+        ([Node(2)], "cpu", ["--search.precision", "nf4"],
+         "search.precision: nf4 is not supported on cpu here; use some of: fp32, bf16"),
+        ([Node(8, [T4, T4])], "cuda", ["--search.precision", "nf4"],
+         "search.precision: nf4 is not supported on cuda here; use some of: fp32, fp16"),
         ([Node(8, [T4, H100])], "cuda", ["--search.precision", "bf16"],
          "search.precision: bf16 is not supported on cuda here; use some of: fp32, fp16"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_one_fault(faults, nodes, device, argv, expected) -> None:
     assert faults(nodes, device, *argv) == [expected]
+
+
+def test_nf4_needs_a_package(faults, monkeypatch) -> None:
+    argv = ["--search.precision", "bf16,nf4"]
+    monkeypatch.setattr(preflight, "find_spec", lambda name: None)
+    assert faults([GPU_NODE], "cuda", *argv) == [
+        "search.precision: nf4 needs bitsandbytes: pip install 'lora-batch-tuner[nf4]'"
+    ]
+    monkeypatch.setattr(preflight, "find_spec", lambda name: object())
+    assert faults([GPU_NODE], "cuda", *argv) == []
 
 
 def test_faults_of_devices_folder_and_job_come_together(tmp_path: Path, monkeypatch) -> None:

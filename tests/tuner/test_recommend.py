@@ -202,3 +202,33 @@ def test_the_front_is_not_empty_where_ties_go_round_in_a_circle():
     ]
     assert all(any(beats(o, t) for o in circle) for t in circle)
     assert pareto_front(circle, TOLERANCE) == [recommend(circle, TOLERANCE).number]
+
+
+def test_a_calm_trial_is_recommended_over_one_that_thrashes_for_little():
+    trials = [trial(0, 10, 2.3), trial(1, 10.29, 2.3, alloc_retries=4), trial(2, 9, 2.3)]
+    found = recommend(trials, TOLERANCE)
+    assert found.number == 0
+    assert "; 2x4 bf16 (10.3) is passed over because it thrashes; " in found.why
+    assert "no slower" not in found.why
+
+
+def test_a_thrashing_trial_is_recommended_for_a_real_gain():
+    trials = [trial(0, 10, 2.3), trial(1, 10.31, 2.3, alloc_retries=4)]
+    found = recommend(trials, TOLERANCE)
+    assert found.number == 1
+    assert "and still is more than 3% faster than every setting that does not" in found.why
+
+
+def test_thrashing_counts_among_trials_of_like_quality_only():
+    trials = [trial(0, 10, 2.5), trial(1, 9, 2.3, alloc_retries=1)]
+    found = recommend(trials, TOLERANCE)
+    assert found.number == 1, "the calm one has a higher loss"
+    assert "as does every other setting of its quality" in found.why
+    assert (
+        "8x1 bf16 (12) is faster at a higher loss" in recommend([*trials, trial(3, 12, 2.5)], TOLERANCE).why
+    )
+
+
+def test_of_thrashing_trials_alone_the_best_is_recommended():
+    trials = [trial(0, 10, 2.3, alloc_retries=1), trial(1, 20, 2.3, alloc_retries=9)]
+    assert recommend(trials, TOLERANCE).number == 1

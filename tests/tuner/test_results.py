@@ -15,8 +15,8 @@ CONTRACT_KEYS = {
 }  # fmt: skip
 TRIAL_KEYS = {
     "number", "params", "status", "reason", "samples_per_second", "samples_per_second_ci95",
-    "validation_loss", "train_loss", "peak_memory_bytes", "memory_budget_bytes", "constraints",
-    "seconds", "lane",
+    "validation_loss", "train_loss", "peak_memory_bytes", "memory_budget_bytes", "alloc_retries",
+    "constraints", "seconds", "lane",
 }  # fmt: skip
 COMPLETE = TrialResult(
     status="complete",
@@ -26,6 +26,7 @@ COMPLETE = TrialResult(
     train_loss=[2.5, 2.4],
     peak_memory_bytes=[120, 124],
     memory_budget_bytes=200,
+    alloc_retries=3,
     constraints={"memory": -0.38},
     seconds={"total": 9.1, "setup": 0.1, "probe": 1.0, "train": 6.0, "validate": 2.0},
     lane=0,
@@ -99,6 +100,7 @@ def test_trials_csv_has_one_row_per_trial(tmp_path, study):
     assert first["samples_per_second_low"] == "6.4"
     assert first["peak_memory_bytes"] == "124"
     assert first["last_train_loss"] == "2.4"
+    assert [r["alloc_retries"] for r in rows] == ["3", "0", "0"]
     assert first["train_seconds"] == "6.0"
     assert [r["recommended"] for r in rows] == ["True", "False", "False"]
     assert rows[1]["last_train_loss"] == ""

@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from train_fn.spec import TrialParams, TrialResult
-from tuner.space import candidates, factorisations, precisions_of, proven_infeasible
+from tuner.space import candidates, factorisations, precisions_of, proven_infeasible, searched_by_default
 
 
 def point(size, precision="bf16", checkpointing=False, samples=8):
@@ -49,8 +49,13 @@ def test_candidates_keep_only_the_batches_asked_for():
 def test_precisions_follow_the_device():
     assert precisions_of("cpu", None) == ("fp32", "bf16")
     assert precisions_of("cuda", (7, 5)) == ("fp32", "fp16")
-    assert set(precisions_of("cuda", (8, 0))) == {"fp32", "tf32", "bf16", "fp16"}
+    assert set(precisions_of("cuda", (8, 0))) == {"fp32", "tf32", "bf16", "fp16", "nf4"}
     assert precisions_of("cuda", (12, 0)) == precisions_of("cuda", (8, 9))
+
+
+def test_what_changes_the_base_is_searched_on_request_only():
+    assert searched_by_default(precisions_of("cuda", (9, 0))) == ("fp32", "tf32", "bf16", "fp16")
+    assert searched_by_default(precisions_of("cpu", None)) == ("fp32", "bf16")
 
 
 def test_out_of_memory_proves_larger_batches_of_the_same_setting_only():

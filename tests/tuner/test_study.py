@@ -12,6 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from train_fn.spec import InputError, Status, TrialResult, TrialSpec
+from tuner.sampler import make_sampler
 from tuner.space import candidates
 from tuner.study import open_study
 
@@ -288,3 +289,31 @@ def test_optuna_says_nothing(tmp_path, capfd):
         study.tell(study.ask(), OOM)
         study.close()
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("sampler", ["grid", "tpe", "model", "random"])
+def test_a_study_of_a_version_with_fewer_precisions_goes_on(tmp_path, sampler):
+    older = opened(tmp_path)
+    older._study.sampler = make_sampler("grid", POINTS, 0, ("fp32", "tf32", "bf16", "fp16"))
+    for _ in range(2):
+        older.tell(older.ask(), COMPLETE)
+    older.close()
+
+    study = open_study("demo", url(tmp_path), POINTS, sampler, 0, 100, FINGERPRINT)
+    for _ in range(12):  # TPE draws at random ten times before it looks at the study
+        study.tell(study.ask(), COMPLETE)
+    assert len({m.params for m in study.measured()}) == 14
+
+    with pytest.raises(InputError) as refused:
+        opened(tmp_path, points=candidates(16, 2, ("bf16", "nf4"), (False,)))
+    assert str(refused.value) == (
+        "search.precision: study 'demo' began before nf4 could be searched; "
+        "leave it out or choose another study.name"
+    )
+
+
+def test_a_new_study_may_turn_to_every_precision_later(tmp_path):
+    study = opened(tmp_path)
+    study.tell(study.ask(), COMPLETE)
+    study = opened(tmp_path, points=candidates(16, 2, ("nf4",), (False,)))
+    assert study.ask().params.precision == "nf4"
