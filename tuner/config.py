@@ -227,7 +227,7 @@ class Config(_Section):
     """Finds the fastest LoRA configuration for a fixed global batch, by measuring it."""
 
     train_fn: Annotated[Text | None, AfterValidator(_function_name)] = None
-    """Your own training function, module:function; null: LoRA on a causal language model."""
+    """Your own training function, module:function, which gets the other keys; null: ours."""
     model: Text | None = None
     """Folder or hub id of the base model; null: the built-in demo model."""
     data: Data = Data()

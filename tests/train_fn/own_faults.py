@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,12 @@ def stubborn(context: TrialContext, rank: int) -> Any:
     return 1.0, 1
 
 
+def slow(context: TrialContext, _: int) -> Any:
+    report(context, 2, 16)
+    time.sleep(1.1)
+    return report(context, 3, 16)
+
+
 def destroys(context: TrialContext, _: int) -> Any:
     dist.destroy_process_group()
     return 1.0, 1
@@ -137,6 +144,7 @@ CASES: dict[str, Callable[[TrialContext, int], Any]] = {
     "probes": probes,
     "half": half_a_reduction,
     "keeps": keeps,
+    "slow": slow,
     "stubborn": stubborn,
     "destroys": destroys,
 }

@@ -5,6 +5,7 @@ The functions are in own_training.py and own_faults.py.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -203,8 +204,14 @@ def test_a_rank_that_dies_is_no_result(warm: Warm) -> None:
 
 
 @pytest.mark.slow
-def test_a_function_that_destroys_the_process_group(start: Callable[..., Any], job: JobSpec) -> None:
-    alone = Warm(lambda: start(world_size=1), job)
+def test_timeout_and_a_function_that_destroys_the_process_group(
+    start_ranks: Callable[..., Any], job: JobSpec
+) -> None:
+    hasty = dataclasses.replace(job, timeout_seconds=1.0)
+    alone = Warm(lambda: start_ranks(hasty, world_size=1), hasty)
+    result = alone.measure("slow", 4, 4)
+    assert (result.status, result.reason) == (Status.FAILED, Reason.TIMEOUT)
+    assert result.train_loss == [1.0, 1.0]
     result = alone.measure_to_the_end("destroys", 4, 4)
     assert (result.status, result.reason) == (Status.FAILED, Reason.ERROR)
     assert "destroyed the process group" in str(result.detail)
