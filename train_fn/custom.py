@@ -88,6 +88,7 @@ class TrialContext:
         data: As in the configuration.
         lora: As in the configuration.
         optimizer: As in the configuration.
+        recorder: What takes the reports; call the methods below instead.
     """
 
     params: TrialParams

@@ -30,7 +30,6 @@ import torch.distributed as dist
 
 from train_fn.custom import TrialContext
 from train_fn.custom_worker import CustomWorker
-from train_fn.memory import is_out_of_memory
 from train_fn.model import NUMERICS
 from train_fn.outcome import Attempts, Failure, TrialStoppedError, gravest
 from train_fn.spec import Reason, Status, TrialParams, TrialResult, TrialSpec
@@ -83,7 +82,7 @@ class _CustomTrial:
                 self._end(self._call())
             except TrialStoppedError as stopped:
                 failure = stopped.failure
-            in_step = len(set(self.ranks.gather(_collectives_so_far()))) == 1
+            in_step = failure is None or len(set(self.ranks.gather(_collectives_so_far()))) == 1
         self._divide_time(started)
         result = self._result(failure)
         self.memory.release()
@@ -142,7 +141,7 @@ class _CustomTrial:
             except SystemExit as error:
                 raise RuntimeError(f"the function left the process: sys.exit({error.code!r})") from error
             except Exception as error:
-                if _LOST_PEER.search(str(error)) and not is_out_of_memory(error):
+                if _is_lost_peer(error):
                     self.lost_peer = error
                 raise
 
@@ -334,6 +333,12 @@ def _settings(seed: int) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(default_dtype)
+
+
+def _is_lost_peer(error: Exception) -> bool:
+    """Whether a collective failed because another rank's process has ended."""
+    of_a_collective = isinstance(error, dist.DistError) or "gloo" in str(error)
+    return of_a_collective and _LOST_PEER.search(str(error)) is not None
 
 
 def _collectives_so_far() -> int:
