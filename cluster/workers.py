@@ -22,7 +22,7 @@ import ray.train
 from ray.train.collective import broadcast_from_rank_zero
 
 from cluster.mailbox import CLOSED, IDLE
-from train_fn.spec import JobSpec
+from train_fn.spec import GROUP_ENDS, JobSpec
 
 POLL_SECONDS = 5.0
 """How often an idle rank 0 looks whether its process is still alive."""
@@ -128,7 +128,11 @@ def _relay(mailbox: Any, group: str, process: RankProcess) -> None:
         if trial != IDLE:
             ray.get(mailbox.begin.remote(group))
             process.send(trial)
-            ray.get(mailbox.post.remote(group, process.receive()))
+            result = process.receive()
+            ends = result.pop(GROUP_ENDS, False)
+            ray.get(mailbox.post.remote(group, result))
+            if ends:  # before it takes another trial with it
+                process.check(ended=True)
 
 
 def _watch(process: RankProcess) -> None:

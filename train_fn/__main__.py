@@ -15,7 +15,7 @@ import os
 import sys
 from pathlib import Path
 
-from train_fn.spec import PRECISIONS, InputError, JobSpec, TrialParams, TrialSpec
+from train_fn.spec import PRECISIONS, InputError, JobSpec, TrialParams, TrialResult, TrialSpec
 
 
 def main() -> int:
@@ -53,10 +53,13 @@ def _measure(job: JobSpec, spec: TrialSpec, backend: str | None) -> int:
     device = torch.device(job.device)
     if device.type == "cuda":
         device = torch.device("cuda", rank % torch.cuda.device_count())
+    backend = backend or ("nccl" if device.type == "cuda" else "gloo")
     if "WORLD_SIZE" in os.environ:
         join(device, backend)
+    elif job.train_fn is not None:  # its contract: there is a process group, be it of one
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
-        result = run_trial(open_worker(job, device), spec)
+        result = run_trial(open_worker(job, device, _print), spec)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
@@ -64,8 +67,12 @@ def _measure(job: JobSpec, spec: TrialSpec, backend: str | None) -> int:
         if dist.is_initialized():
             dist.destroy_process_group()
     if rank == 0:
-        print(json.dumps(dataclasses.asdict(result), indent=2))
+        _print(result)
     return 0
+
+
+def _print(result: TrialResult) -> None:
+    print(json.dumps(dataclasses.asdict(result), indent=2), flush=True)
 
 
 if __name__ == "__main__":

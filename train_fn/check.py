@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from train_fn import data, rows
+from train_fn.custom import check_function
 from train_fn.demo import model_source
 from train_fn.quiet import quiet_libraries
 from train_fn.spec import Fault, InputError, JobSpec, LoraSpec
@@ -22,6 +23,8 @@ _MAX_NAMES = 12
 
 def check(job: JobSpec) -> list[Fault]:
     """Return every fault that can be found without starting a worker; an empty list where the job can run."""
+    if job.train_fn is not None:  # model and data are its own affair
+        return check_function(job.train_fn)
     quiet_libraries()
     faults: list[Fault] = []
     source = rows.attempt(faults, model_source, job)

@@ -15,6 +15,9 @@ import torch.distributed as dist
 BACKENDS = ("gloo", "nccl")
 """Gloo everywhere; NCCL between GPUs, of which every rank then needs one of its own."""
 
+COLLECTIVE_GRACE_SECONDS = 120.0
+"""A collective may last as long as a trial and this much more before it fails."""
+
 
 def join(device: torch.device, backend: str | None = None, timeout: timedelta | None = None) -> None:
     """Enter the process group that torchrun's variables describe. Collective.
@@ -32,10 +35,15 @@ def join(device: torch.device, backend: str | None = None, timeout: timedelta | 
 
 
 class Ranks:
-    """The data-parallel ranks, as seen from one of them."""
+    """The data-parallel ranks, as seen from one of them.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    Args:
+        device: Where tensors for the others are made.
+        group: Other than the default process group.
+    """
+
+    def __init__(self, device: torch.device, group: dist.ProcessGroup | None = None) -> None:
+        self.device, self._group = device, group
         self._grouped = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if self._grouped else 0
         self.world_size = dist.get_world_size() if self._grouped else 1
@@ -43,7 +51,7 @@ class Ranks:
     def sum_(self, values: torch.Tensor) -> torch.Tensor:
         """Sum a tensor over ranks, in place."""
         if self._grouped:
-            dist.all_reduce(values)
+            dist.all_reduce(values, group=self._group)
         return values
 
     def sum(self, *values: float) -> list[float]:
@@ -54,7 +62,7 @@ class Ranks:
         """Element-wise maximum over ranks."""
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         if self._grouped and len(values):
-            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group)
         return tensor.tolist()
 
     def gather(self, value: Any) -> list[Any]:
@@ -62,7 +70,7 @@ class Ranks:
         if not self._grouped:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self._group)
         return values
 
     def broadcast(self, value: Any) -> Any:
@@ -70,5 +78,5 @@ class Ranks:
         if not self._grouped:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=self._group)
         return box[0]

@@ -97,9 +97,7 @@ class Attempts:
 
     def stop(self) -> NoReturn:
         """Collective: end the trial with the gravest failure of any rank (memory first)."""
-        failures = [f for f in self._ranks.gather(self.failure) if f is not None]
-        order = (Reason.OOM, Reason.ERROR, Reason.TIMEOUT)
-        raise TrialStoppedError(min(failures, key=lambda f: (order.index(f.reason), -f.needed_bytes)))
+        raise TrialStoppedError(gravest([f for f in self._ranks.gather(self.failure) if f is not None]))
 
     def _describe(self, error: Exception) -> Failure:
         if is_out_of_memory(error):
@@ -111,6 +109,12 @@ class Attempts:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(frame.filename).name}:{frame.lineno}"
         return Failure(Reason.ERROR, f"{type(error).__name__}: {one_line(error)} ({where})")
+
+
+def gravest(failures: list[Failure]) -> Failure:
+    """The failure that a trial ends with: memory first, and of those the one that needed most."""
+    order = (Reason.OOM, Reason.ERROR, Reason.TIMEOUT)
+    return min(failures, key=lambda f: (order.index(f.reason), -f.needed_bytes))
 
 
 def one_line(error: BaseException) -> str:

@@ -5,7 +5,8 @@
 Whatever starts it (a Ray Train worker, or a test) talks to it in lines of JSON: the job on the first line of
 standard input, then, to rank 0 alone, one `TrialSpec` per line; `{"ready": pid}`, `{"broken": why}` or one
 `TrialResult` per line comes back on standard output. End of input ends the process, and so does its
-parent's death.
+parent's death. A result with `group_ends` is the last one: the process ends by itself, and the ranks
+have to be started anew.
 
 Why a process: the budget of a CPU worker is a limit on its whole process, and a thread of Ray's that is
 refused memory takes the process down. Here nothing else runs, which also makes for clean measurements.
@@ -25,14 +26,11 @@ import traceback
 from datetime import timedelta
 from typing import Any
 
-from train_fn.spec import JobSpec, TrialSpec
+from train_fn.spec import GROUP_ENDS, JobSpec, TrialResult, TrialSpec
 
 IDLE_SECONDS = 10.0
 """How long rank 0 waits for a trial before it tells the other ranks that there is none: a waiting rank sits
 in a collective, and must not reach its timeout just because nobody asks for anything."""
-
-COLLECTIVE_GRACE_SECONDS = 120.0
-"""A collective may last as long as a trial and this much more before it fails."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -80,7 +78,7 @@ def main() -> int:
     job = JobSpec.from_dict(channel.receive() or {})
     _join_process_group(job, args.device, args.backend)
     try:
-        worker = _open(job, args.device)
+        worker = _open(job, args.device, channel)
     except Exception as error:
         traceback.print_exc()
         channel.send({"broken": traceback.format_exception_only(error)[-1].strip()})
@@ -96,7 +94,7 @@ def serve(worker: Any, channel: Channel) -> None:
     Rank 0 alone hears of the next trial and broadcasts it: ranks that each ask can disagree after a restart,
     and then wait for each other for ever.
     """
-    from train_fn.trial import run_trial
+    from train_fn.session import run_trial
 
     closed = False
     while not closed:
@@ -113,18 +111,21 @@ def serve(worker: Any, channel: Channel) -> None:
                 channel.send(dataclasses.asdict(result))
 
 
-def _open(job: JobSpec, device: str) -> Any:
+def _open(job: JobSpec, device: str, channel: Channel) -> Any:
     import torch
 
     from train_fn.session import open_worker
 
-    return open_worker(job, torch.device(device))
+    def post_last(result: TrialResult) -> None:
+        channel.send({**dataclasses.asdict(result), GROUP_ENDS: True})
+
+    return open_worker(job, torch.device(device), post_last)
 
 
 def _join_process_group(job: JobSpec, device: str, backend: str | None) -> None:
     import torch
 
-    from train_fn.collective import join
+    from train_fn.collective import COLLECTIVE_GRACE_SECONDS, join
 
     join(torch.device(device), backend, timedelta(seconds=job.timeout_seconds + COLLECTIVE_GRACE_SECONDS))
 

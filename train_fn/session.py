@@ -6,31 +6,47 @@ import gc
 
 import torch
 
-from train_fn import data
+from train_fn import data, trial
 from train_fn.collective import Ranks
+from train_fn.custom_trial import run_custom_trial
+from train_fn.custom_worker import CustomWorker, PostLast, open_custom_worker
 from train_fn.demo import model_source
 from train_fn.memory import open_memory, resolve_budget
 from train_fn.model import BaseModel, attached
 from train_fn.quiet import quiet_libraries
-from train_fn.spec import JobSpec
-from train_fn.trial import Worker, run_trial
-
-__all__ = ["open_worker", "run_trial"]
+from train_fn.spec import JobSpec, TrialResult, TrialSpec
+from train_fn.trial import Worker
 
 
-def open_worker(job: JobSpec, device: torch.device) -> Worker:
+def open_worker(
+    job: JobSpec, device: torch.device, post_last: PostLast = lambda _: None
+) -> Worker | CustomWorker:
     """Load what stays from trial to trial. Collective over all ranks.
 
     Args:
         job: What to tune.
         device: This rank's device; on CUDA it becomes the current one.
+        post_last: Takes the result of a trial after which the ranks can't go on; the process ends.
 
     Raises:
-        InputError: The data or the model can't be used.
+        InputError: The data or the model, or the user's training function, can't be used.
     """
-    quiet_libraries()
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    if job.train_fn is not None:
+        return open_custom_worker(job, device, post_last)
+    return _open_own(job, device)
+
+
+def run_trial(worker: Worker | CustomWorker, spec: TrialSpec) -> TrialResult:
+    """Measure one point with the training function that the worker was opened for. Collective."""
+    if isinstance(worker, CustomWorker):
+        return run_custom_trial(worker, spec)
+    return trial.run_trial(worker, spec)
+
+
+def _open_own(job: JobSpec, device: torch.device) -> Worker:
+    quiet_libraries()
     ranks = Ranks(device)
     base = BaseModel(str(model_source(job)), device)
     samples = data.load(job.data, base.tokenizer, base.positions)

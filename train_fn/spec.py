@@ -17,6 +17,10 @@ PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "nf4")
 go to the end: studies keep the list that they began with. `nf4` is bf16 over a base in 4 bits (QLoRA)."""
 
 
+GROUP_ENDS = "group_ends"
+"""Beside a result's keys: its rank's process is about to end, and the ranks have to be started anew."""
+
+
 class Status(StrEnum):
     """How a trial ended."""
 
@@ -148,6 +152,7 @@ class JobSpec(_Record):
     """Everything that is equal in all trials of a study.
 
     Attributes:
+        train_fn: The user's own training function, `module:function`; None is ours.
         model: Folder or hub id of the base model; None is the built-in demo model.
         device: `cpu` or `cuda`.
         memory_budget: What one worker may hold: bytes (int), a fraction of its device (float in (0, 1]),
@@ -158,6 +163,7 @@ class JobSpec(_Record):
         timeout_seconds: A trial that takes longer fails with reason `timeout`.
     """
 
+    train_fn: str | None = None
     model: str | None = None
     data: DataSpec = field(default_factory=DataSpec)
     global_batch_size: int = 16

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_settings import NoDecode
 
+from train_fn.custom import EXPECTED, FUNCTION_NAME
 from train_fn.spec import PRECISIONS, DataSpec, JobSpec, LoraSpec, OptimizerSpec
 from tuner.units import parse_duration, parse_size, shown
 
@@ -90,6 +91,12 @@ def _modules(value: object) -> object:
         raise ValueError(f"expected a list of module names, got {shown(value)}")
     if not isinstance(value, str) or not value:
         raise ValueError(f"expected all-linear, a regular expression or a list of names, got {shown(value)}")
+    return value
+
+
+def _function_name(value: str | None) -> str | None:
+    if value is not None and not FUNCTION_NAME.fullmatch(value):
+        raise ValueError(f"{EXPECTED}, got {shown(value)}")
     return value
 
 
@@ -219,6 +226,8 @@ class Study(_Section):
 class Config(_Section):
     """Finds the fastest LoRA configuration for a fixed global batch, by measuring it."""
 
+    train_fn: Annotated[Text | None, AfterValidator(_function_name)] = None
+    """Your own training function, module:function, which gets the other keys; null: ours."""
     model: Text | None = None
     """Folder or hub id of the base model; null: the built-in demo model."""
     data: Data = Data()
@@ -254,6 +263,7 @@ class Config(_Section):
         """What stays the same in every trial, for the training function."""
         config = self.for_device(device)
         return JobSpec(
+            train_fn=config.train_fn,
             model=config.model,
             data=DataSpec(**config.data.model_dump()),
             global_batch_size=config.global_batch_size,
@@ -277,10 +287,11 @@ def set_default(values: dict[str, Any], key: str, default: object) -> None:
 
 
 def apply_demo_defaults(values: dict[str, Any], device: str | None) -> None:
-    """Where model and data are the built-in ones, give the keys that `values` lacks the demo's defaults."""
+    """Give the keys that `values` lacks the demo's defaults, where training, model and data are built in."""
     data = values.get("data")
     if (
-        values.get("model") is not None
+        values.get("train_fn") is not None
+        or values.get("model") is not None
         or not isinstance(data or {}, dict)
         or (data or {}).get("train") is not None
     ):

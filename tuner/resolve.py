@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from pathlib import PurePosixPath
+from collections.abc import Sequence
+from importlib.machinery import PathFinder
+from pathlib import Path, PurePosixPath
 
 from tuner.checks import masked_storage
 from tuner.config import Config
@@ -47,15 +49,44 @@ def fingerprint(config: Config, device: str) -> Fingerprint:
     for section in ("data", "lora", "optimizer", "trial"):
         for name, value in getattr(config, section).model_dump(exclude={"timeout"}).items():
             values[f"{section}.{name}"] = ",".join(value) if isinstance(value, list) else value
+    if config.train_fn is not None:
+        values["train_fn"] = f"{config.train_fn} {_source_digest(config.train_fn)}".strip()
     return values
 
 
 def study_name(config: Config, device: str) -> str:
     """A readable name, the same for the same fingerprint, e.g. `SmolLM2-135M-gsm8k-g16-w2-3f9a1c`."""
-    what = "-".join(dict.fromkeys((_basename(config.model), _basename(config.data.train))))
+    sources = [_basename(config.model), _basename(config.data.train)]
+    if config.train_fn is not None:
+        named = [_basename(source) for source in (config.model, config.data.train) if source is not None]
+        sources = [_basename(config.train_fn), *named]
+    what = "-".join(dict.fromkeys(sources))
     text = json.dumps(fingerprint(config, device), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:6]
     return f"{what}-g{config.global_batch_size}-w{config.num_workers}-{digest}"
+
+
+def _source_digest(train_fn: str) -> str:
+    """A digest of the file that the function is in; empty where it can't be found without an import.
+
+    Measurements of a function that has changed since are not to be compared. Modules that it imports don't
+    count.
+    """
+    parents: Sequence[str] | None = None
+    package = ""
+    spec = None
+    for name in train_fn.partition(":")[0].split("."):
+        package = f"{package}.{name}".lstrip(".")
+        spec = PathFinder.find_spec(package, parents)
+        if spec is None:
+            return ""
+        parents = spec.submodule_search_locations
+    if spec is None or spec.origin is None:
+        return ""
+    try:
+        return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:8]
+    except OSError:
+        return ""
 
 
 def _basename(source: str | None) -> str:

@@ -33,13 +33,15 @@ SMALL = [
 class Run:
     """One `python -m tuner.run`, its output folder, and the rank processes that belong to it."""
 
-    def __init__(self, output_dir: Path, *flags: str, environment: dict[str, str]) -> None:
+    def __init__(
+        self, output_dir: Path, *flags: str, environment: dict[str, str], folder: Path = ROOT
+    ) -> None:
         self.output_dir, self.mark = output_dir, uuid.uuid4().hex
         self._log = output_dir.with_suffix(f".{self.mark[:6]}.log")
         self._log.parent.mkdir(parents=True, exist_ok=True)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tuner.run", f"--output-dir={output_dir}", *flags],
-            cwd=ROOT,
+            cwd=folder,
             env={**environment, MARK: self.mark},
             stdout=self._log.open("w"),
             stderr=subprocess.STDOUT,
@@ -114,9 +116,11 @@ def start(tmp_path: Path, environment: dict[str, str]) -> Iterator[Callable[...,
     """`start(*flags)` begins a run that starts its own local Ray."""
     runs: list[Run] = []
 
-    def begin(*flags: str, output_dir: Path | None = None, address: str | None = None) -> Run:
+    def begin(
+        *flags: str, output_dir: Path | None = None, address: str | None = None, folder: Path = ROOT
+    ) -> Run:
         extra = {"RAY_ADDRESS": address} if address else {}
-        run = Run(output_dir or tmp_path / "out", *flags, environment={**environment, **extra})
+        run = Run(output_dir or tmp_path / "out", *flags, environment={**environment, **extra}, folder=folder)
         runs.append(run)
         return run
 

@@ -26,6 +26,22 @@ search:
 cluster: {memory_budget: 96MiB}
 """
 
+OWN_FUNCTION = """
+import torch, train_fn.watchdog
+from torch.nn.parallel import DistributedDataParallel
+
+train_fn.watchdog.GRACE_SECONDS = 1.0
+
+def train(context):
+    model = DistributedDataParallel(torch.nn.Linear(8, 8))
+    for step in range(context.steps):
+        if step == 1 and context.rank == 1 and not context.params.gradient_checkpointing:
+            torch.ones(1 << 30)  # 4 GiB, while rank 0 waits for the gradients
+        model(torch.ones(4, 8)).sum().backward()
+        context.report_step(num_samples=4, loss=1.0)
+    return 2.0, 4
+"""
+
 FOUR_POINTS = ["--search.sampler=grid", "--search.per-device-train-batch-size=1,2"]
 
 
@@ -86,6 +102,25 @@ def test_budget_too_small_for_the_base_model_says_what_it_needs(start, cluster):
     assert run.wait() == 3, run.output
     assert "the smallest need known is 2.6" in run.result()["why"]  # MiB: the base model itself
     assert run.result()["recommended"] is None
+
+
+def test_own_function_below_the_folder_with_one_rank_out_of_memory(start, cluster, tmp_path):
+    """The other rank waits for it, so the group is started anew; the trial keeps its reason all the same."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "training.py").write_text(OWN_FUNCTION)
+    flags = [*SMALL, "--train-fn=own.training:train", "--search.per-device-train-batch-size=4"]
+    run = start(
+        *flags,
+        "--search.sampler=grid",
+        "--cluster.memory-budget=1GiB",
+        address=cluster.address,
+        folder=tmp_path,
+    )
+    assert run.wait() == 0, run.output
+    trials = run.result()["trials"]
+    assert [(t["status"], t["reason"]) for t in trials] == [("infeasible", "oom"), ("complete", None)]
+    assert trials[0]["constraints"]["memory"] > 3
+    assert trials[1]["validation_loss"] == 0.5
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from tuner.resolve import fingerprint, resolve, to_yaml
 from tuner.units import exact_duration, exact_size, human_bytes, human_seconds, parse_duration, parse_size
 
 CONTRACT = """
+train_fn: null
 model: null
 data:
   train: null
@@ -164,6 +165,9 @@ def test_flags(argv: list[str], key: str, value: object):
         ("data: {max_length: 1}", "data.max_length", ["at least 2"]),
         ("model: 7", "model", ["text", "7", "quote"]),
         ("model: ''", "model", ["text", "nothing"]),
+        ("train_fn: mine", "train_fn", ["expected module:function, such as", "got 'mine'"]),
+        ("train_fn: mine.py:train()", "train_fn", ["expected module:function", "'mine.py:train()'"]),
+        ("train_fn: [a]", "train_fn", ["expected text"]),
         ("lora: {dropout: 1}", "lora.dropout", ["less than 1"]),
         ("lora: {target_modules: [1, 2]}", "lora.target_modules", ["list of module names"]),
         ("optimizer: {learning_rate: 0}", "optimizer.learning_rate", ["greater than 0", "0"]),
@@ -278,7 +282,7 @@ def test_what_the_user_sets_wins_over_demo_defaults():
     assert (config.trial.steps, config.cluster.memory_budget) == (30, None)
 
 
-@pytest.mark.parametrize("argv", [["--model", "m"], ["--data.train", "d.jsonl"]])
+@pytest.mark.parametrize("argv", [["--model", "m"], ["--data.train", "d.jsonl"], ["--train-fn", "a.b:c"]])
 def test_demo_defaults_are_for_the_demo_alone(argv):
     config = load(argv)[0].for_device("cpu")
     assert (config.trial, config.optimizer) == (Config().trial, Config().optimizer)
@@ -354,6 +358,26 @@ def test_what_a_trial_measures_makes_the_study(argv, key):
     old, new = load([])[0], load(argv)[0]
     assert differing(fingerprint(old, "cpu"), fingerprint(new, "cpu")) == [key]
     assert resolve(old, "cpu").study.name != resolve(new, "cpu").study.name
+
+
+def test_a_training_function_that_has_changed_makes_another_study(tmp_path: Path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mine").mkdir()
+    config, _ = load(["--train-fn", "mine.training:train"])
+    seen = []
+    for source in ("raise ImportError", "raise ImportError", "raise ImportError  # changed"):
+        (tmp_path / "mine" / "training.py").write_text(source)
+        seen.append((fingerprint(config, "cpu")["train_fn"], resolve(config, "cpu").study.name))
+    assert seen[0] == seen[1]
+    assert seen[0][0] != seen[2][0]
+    assert seen[0][1] != seen[2][1]
+    assert seen[0][0].startswith("mine.training:train ")
+    assert seen[0][1].startswith("mine.training-train-g16-w2-")
+
+
+def test_our_own_training_function_is_no_part_of_the_fingerprint():
+    """Studies that were measured before one could choose remain the same."""
+    assert "train_fn" not in fingerprint(load([])[0], "cpu")
 
 
 def test_the_device_is_part_of_the_fingerprint():

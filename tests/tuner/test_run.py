@@ -133,6 +133,11 @@ def refused(folder: Path, capfd: pytest.CaptureFixture[str]):
          ["postgresql+psycopg://me:***@127.0.0.1:1/db can't be opened"]),
         (["--output-dir", "{folder}/good.jsonl/out"], "output_dir",
          ["{folder}/good.jsonl/out can't be written: Not a directory", "name another folder"]),
+        (["--train-fn", "train"], "train_fn", ["expected module:function, such as", "got 'train'"]),
+        (["--train-fn", "nowhere.at:all", "--model", "{folder}/none"], "train_fn",
+         ["there is no module 'nowhere'", "start from the folder that holds it, or install it"]),
+        (["--train-fn", "json:dump_"], "train_fn", ["json has no 'dump_'; did you mean dump?"]),
+        (["--train-fn", "json:dump"], "train_fn", ["must take one argument, the trial's context"]),
         (["--output-dir", "{folder}/good.jsonl"], "output_dir", ["can't be written: Not a directory"]),
     ],
 )  # fmt: skip
