@@ -33,7 +33,11 @@ def summed_loss(model: nn.Module, head: nn.Module, batch: Batch) -> torch.Tensor
     hook = head.register_forward_pre_hook(keep_supervised)
     try:
         logits = model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, return_dict=True
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            use_cache=False,
+            return_dict=True,
+            **batch.extra,
         ).logits
     finally:
         hook.remove()

@@ -18,6 +18,7 @@ from torch import nn
 
 from train_fn.data import max_positions
 from train_fn.spec import LoraSpec
+from train_fn.vision import auto_class, open_vision, outside_language_model
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,21 @@ NUMERICS = {
 
 
 class BaseModel:
-    """A base model that is resident in one precision at a time."""
+    """A base model that is resident in one precision at a time.
 
-    def __init__(self, source: str, device: torch.device) -> None:
+    Attributes:
+        vision: Its processor, where it is asked for images.
+    """
+
+    def __init__(self, source: str, device: torch.device, with_images: bool = False) -> None:
         from transformers import AutoConfig, AutoTokenizer
 
         self.source, self.device = source, device
         self.tokenizer = AutoTokenizer.from_pretrained(source)
         config = AutoConfig.from_pretrained(source)
         self.positions = max_positions(config)
+        self.vision = open_vision(source, config) if with_images else None
+        self._auto_class = auto_class(config, with_images)
         self._model: nn.Module | None = None
         self._dtype: torch.dtype | None = None
 
@@ -83,7 +90,7 @@ class BaseModel:
         """The model in `dtype`, from the cache if it is the resident one."""
         if self._model is None or self._dtype != dtype:
             self.drop()
-            self._model, self._dtype = _load(self.source, dtype, self.device), dtype
+            self._model, self._dtype = _load(self._auto_class, self.source, dtype, self.device), dtype
         return self._model
 
     def drop(self) -> None:
@@ -101,10 +108,8 @@ class BaseModel:
         return sum(unique.values())
 
 
-def _load(source: str, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, low_cpu_mem_usage=True).to(device)
+def _load(auto_class: Any, source: str, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    model = auto_class.from_pretrained(source, dtype=dtype, low_cpu_mem_usage=True).to(device)
     model.requires_grad_(False)
     if device.type == "cpu":
         # Weights may be pages of the checkpoint file; only private memory counts against the budget.
@@ -131,7 +136,7 @@ def attached(base: Any, lora: LoraSpec, seed: int, gradient_checkpointing: bool)
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft's advice on settings that are the user's choice
-        model = get_peft_model(base, _peft_config(lora), autocast_adapter_dtype=True)
+        model = get_peft_model(base, _peft_config(lora, base), autocast_adapter_dtype=True)
     torch.manual_seed(seed)
     for module in model.modules():
         if isinstance(module, LoraLayer):
@@ -151,13 +156,16 @@ def attached(base: Any, lora: LoraSpec, seed: int, gradient_checkpointing: bool)
         base.eval()
 
 
-def _peft_config(lora: LoraSpec) -> Any:
+def _peft_config(lora: LoraSpec, base: Any) -> Any:
     from peft import LoraConfig
 
+    # A regular expression says for itself which modules of a vision tower it means; names don't.
+    named = lora.target_modules == "all-linear" or not isinstance(lora.target_modules, str)
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
+        exclude_modules=outside_language_model(base) if named else None,
     )
