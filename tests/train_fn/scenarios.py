@@ -182,7 +182,7 @@ def endings(job: JobSpec) -> Any:
 # Images.
 
 
-def images(jobs: list[Any]) -> Any:
+def images(_: JobSpec, jobs: list[Any]) -> Any:
     """Splits, checkpointing and frozen towers of several models, one after the other, on two ranks."""
     dist.init_process_group("gloo")
     return [_images(JobSpec.from_dict(job)) for job in jobs]
@@ -193,8 +193,9 @@ def _images(job: JobSpec) -> dict[str, Any]:
     model = worker.base.load(torch.float32)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     plain = plain_training(worker)
-    splits = [(kind, n, 4 // n) for kind in ("plain", "balanced") for n in (1, 2, 4)]
-    found = [_compared(worker, plain, *split) for split in [*splits, ("balanced", 2, 2, "fp32", True)]]
+    splits: list[Any] = [("balanced", n, 4 // n) for n in (1, 2, 4)]
+    splits += [("plain", 1, 4), ("plain", 4, 1), ("balanced", 2, 2, "fp32", True)]
+    found = [_compared(worker, plain, *split) for split in splits]
     after = dict(model.named_parameters())
     return {
         "splits": found,
@@ -241,7 +242,7 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
     "endings": endings,
     "verdicts": verdicts,
     "trials": trials_in_one_process,
-    "images": lambda _, **settings: images(**settings),
+    "images": images,
     "memory": memory_limits,
 }
 

@@ -287,6 +287,7 @@ def test_a_regular_expression_reaches_the_tower(internvl: BaseModel) -> None:
 # ---- trials ----
 
 
+@pytest.mark.slow
 def test_trials(play: Callable[..., Any], models: dict[str, Path], rows: DataSpec) -> None:
     jobs = [
         JobSpec(model=str(path), data=rows, global_batch_size=8, steps=2, warmup_steps=0)
