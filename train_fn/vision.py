@@ -8,6 +8,7 @@ the processor once per size, with a blank image; pixels are decoded when a micro
 from __future__ import annotations
 
 import functools
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -229,12 +230,16 @@ class Vision:
         return made
 
     def example(self) -> dict[str, torch.Tensor]:
-        """What a small image alone becomes, as the model's arguments."""
+        """What a small image alone becomes, as the model's arguments; decoders are loaded on the way."""
         import torch
         from PIL import Image
 
+        for kind in ("PNG", "JPEG"):
+            file = io.BytesIO()
+            Image.new("RGB", _TRIAL_SIZE).save(file, kind)
+            image = load_image(file)
         input_ids = torch.tensor([self.expansion(_TRIAL_SIZE).tokens])
-        return {"input_ids": input_ids, **self.inputs([[Image.new("RGB", _TRIAL_SIZE)]], input_ids)}
+        return {"input_ids": input_ids, **self.inputs([[image]], input_ids)}
 
     def _process(self, images: list[list[Image]]) -> Any:
         texts = [self.token * len(of_sample) for of_sample in images]
@@ -256,13 +261,11 @@ def image_size(path: str) -> tuple[int, int]:
             width, height = image.size
             turned = image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
             return (height, width) if turned else (width, height)
-    except MemoryError:
-        raise
     except Exception as e:  # decoders raise errors of many kinds
-        raise UnreadableImageError(f"{path} can't be read: {first_line(e)}") from e
+        raise _unreadable(path, e) from e
 
 
-def load_image(path: str) -> Image:
+def load_image(path: str | io.BytesIO) -> Image:
     """Decode an image, upright and in RGB.
 
     Raises:
@@ -273,10 +276,15 @@ def load_image(path: str) -> Image:
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
-    except MemoryError:
-        raise
     except Exception as e:
-        raise UnreadableImageError(f"{path} can't be read: {first_line(e)}") from e
+        raise _unreadable(path, e) from e
+
+
+def _unreadable(path: object, error: Exception) -> Exception:
+    """What went wrong with a file; Pillow says in words alone that memory was refused."""
+    if isinstance(error, MemoryError) or "out of memory" in str(error):
+        return MemoryError(f"out of memory reading {path}")
+    return UnreadableImageError(f"{path} can't be read: {first_line(error)}")
 
 
 def _num_parameters(module: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -119,6 +120,16 @@ def test_a_photograph_on_its_side_is_turned(tmp_path: Path) -> None:
     Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
     assert image_size(str(tmp_path / "turned.jpg")) == (20, 40)
     assert load_image(str(tmp_path / "turned.jpg")).size == (20, 40)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError("out of memory when reading image file")])
+def test_memory_that_is_refused_to_a_decoder_is_no_fault_of_the_image(error: Exception) -> None:
+    class Refusing(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise error
+
+    with pytest.raises(MemoryError):
+        load_image(Refusing(b"any"))
 
 
 Write = Callable[..., DataSpec]
