@@ -2,7 +2,8 @@
 
 In a text an image is one placeholder token, and the processor replaces that by as many tokens as the image
 needs, which its size alone decides. So tokenising reads no more than the headers of image files and asks
-the processor once per size, with a blank image; pixels are decoded when a micro-batch is made.
+the processor with blank images, once for all sizes that come to the same; pixels are decoded when a
+micro-batch is made.
 """
 
 from __future__ import annotations
@@ -140,12 +141,17 @@ class Vision:
         self.processor: Any = processor
         self.tokenizer: Any = getattr(processor, "tokenizer", processor)
         self._config = config
-        self._expansions: dict[tuple[int, int], Expansion] = {}
+        self._expansions: dict[tuple[int, ...], Expansion] = {}
+        self._counts_suffice = True
         self._type_keys: tuple[str, ...] = ()
         self.token: str = getattr(processor, "image_token", None) or ""
         self.token_id = self._find_token(source)
         if template := getattr(processor, "chat_template", None):
             self.tokenizer.chat_template = template
+        try:
+            self._counts(_TRIAL_SIZE)
+        except Exception:  # not every processor can count
+            self._counts_suffice = False
         try:
             self.expansion(_TRIAL_SIZE)
         except Exception as e:
@@ -190,16 +196,31 @@ class Vision:
         return tower / (2 * language)
 
     def expansion(self, size: tuple[int, int]) -> Expansion:
-        """What stands for an image of (width, height) pixels; whatever a processor may raise."""
-        if size not in self._expansions:
-            from PIL import Image
+        """What stands for an image of (width, height) pixels; raises whatever the processor does."""
+        key = self._counts(size) if self._counts_suffice else size
+        if key not in self._expansions:
+            made = self._expand(size)
+            if self._counts_suffice and not self._decided_by(key, made):
+                self._counts_suffice, self._expansions, key = False, {}, size
+            self._expansions[key] = made
+        return self._expansions[key]
 
-            out = self._process([[Image.new("RGB", size)]])
-            keys = set(_TYPE_KEYS) - set(self.tokenizer.model_input_names)
-            self._type_keys = tuple(key for key in _TYPE_KEYS if key in out and key in keys)
-            tokens = tuple(out["input_ids"][0].tolist())
-            self._expansions[size] = Expansion(tokens, self._num_patches(out))
-        return self._expansions[size]
+    def _counts(self, size: tuple[int, int]) -> tuple[int, ...]:
+        """How many tokens and patches an image has by the processor's own arithmetic, which is quick."""
+        counted = self.processor._get_num_multimodal_tokens(image_sizes=[size[::-1]])
+        return counted.num_image_tokens[0], counted.num_image_patches[0]
+
+    def _decided_by(self, counts: tuple[int, ...], made: Expansion) -> bool:
+        """Whether the counts say all of the tokens: that many of the placeholder, but for the two ends."""
+        return len(made.tokens) == counts[0] and set(made.tokens[1:-1]) <= {self.token_id}
+
+    def _expand(self, size: tuple[int, int]) -> Expansion:
+        from PIL import Image
+
+        out = self._process([[Image.new("RGB", size)]])
+        keys = set(_TYPE_KEYS) - set(self.tokenizer.model_input_names)
+        self._type_keys = tuple(key for key in _TYPE_KEYS if key in out and key in keys)
+        return Expansion(tuple(out["input_ids"][0].tolist()), self._num_patches(out))
 
     def _num_patches(self, out: Any) -> int:
         if "image_grid_thw" in out:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import json
@@ -22,7 +23,7 @@ from train_fn.collate import IGNORE, collate, worst_case
 from train_fn.demo import demo
 from train_fn.model import BaseModel, attached
 from train_fn.spec import DataSpec, InputError, JobSpec, LoraSpec, Status
-from train_fn.vision import image_size, load_image
+from train_fn.vision import Vision, image_size, load_image
 
 CPU = torch.device("cpu")
 
@@ -112,6 +113,26 @@ def test_patches_are_those_of_the_pixels(base: BaseModel, sets: data.SampleSets)
         counted = 0 if pixels is None else pixels.numel() // per_patch
         assert sets.train.patches[i] == counted
         assert (counted == 0) == (sets.train.images(i) == [])
+
+
+def test_a_processor_that_can_not_count_is_asked_size_by_size(base: BaseModel) -> None:
+    assert base.vision is not None
+    cls = type(base.vision.processor)
+    slow = copy.copy(base.vision.processor)
+    slow.__class__ = type(cls.__name__, (cls,), {"_get_num_multimodal_tokens": Miscount()})
+    asked = Vision(base.source, slow, base.load(torch.float32).config)
+    for width in range(20, 110, 9):
+        for height in range(20, 110, 13):
+            assert asked.expansion((width, height)) == base.vision.expansion((width, height))
+
+
+class Miscount:
+    """Counts that are wrong: as if an image had no tokens."""
+
+    num_image_tokens = num_image_patches = (0,)
+
+    def __call__(self, image_sizes: Any) -> Miscount:
+        return self
 
 
 def test_a_photograph_on_its_side_is_turned(tmp_path: Path) -> None:
@@ -330,6 +351,14 @@ def faults(**job: Any) -> list[str]:
 @pytest.mark.parametrize("family", tiny_vision.FAMILIES)
 def test_a_job_with_images_is_fine(models: dict[str, Path], rows: DataSpec, family: str) -> None:
     assert faults(model=str(models[family]), data=rows) == []
+
+
+def test_targets_that_match_nothing_name_those_of_the_language_model(
+    models: dict[str, Path], rows: DataSpec
+) -> None:
+    (line,) = faults(model=str(models["llava"]), data=rows, lora=LoraSpec(target_modules=["fc1"]))
+    assert line.startswith("lora.target_modules: ")
+    assert line.endswith("some of: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj")
 
 
 def test_text_alone_is_fine(models: dict[str, Path], rows: DataSpec) -> None:
