@@ -201,7 +201,9 @@ def _expanded(ids: Any, mask: Any, paths: list[str], place: Place, vision: Visio
     """Put what stands for each image into its place."""
     places = [i for i, token in enumerate(ids) if token == vision.token_id]
     if len(places) != len(paths):
-        problem = f"{place} has {len(paths)} images, but {len(places)} places for them in its text"
+        problem = (
+            f"{place} has {_counted(paths, 'image')}, but {_counted(places, 'place')} for one in its text"
+        )
         raise InputError(Fault("data.image", f"{problem}; mark each by {MARK}, or none"))
     made, made_mask, patches, start = [], [], 0, 0
     for at, path in zip(places, paths, strict=True):
@@ -218,6 +220,10 @@ def _expanded(ids: Any, mask: Any, paths: list[str], place: Place, vision: Visio
     return ImageEncoded(
         made + list(ids[start:]), made_mask + list(mask[start:]), paths, patches, place.number
     )
+
+
+def _counted(things: list[Any], noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
 
 
 def _fitted(

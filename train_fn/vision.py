@@ -94,7 +94,7 @@ def open_vision(source: str, config: Any) -> Vision:
             Fault("data.image", f"{problem}; name an image-text-to-text model or remove the key")
         )
     if find_spec("PIL") is None:
-        raise InputError(Fault("data.image", "images need Pillow: pip install 'lora-batch-tuner[vision]'"))
+        raise InputError(Fault("data.image", "images need Pillow, which is missing: pip install pillow"))
     try:
         processor = _load_processor(source, config)
     except Exception as e:  # files that are missing or broken, a class without what it needs, ...

@@ -397,7 +397,7 @@ def test_an_image_that_is_cut_off(fault: Callable[..., str], tmp_path: Path, siz
 
 
 def test_marks_must_match_images(fault: Callable[..., str], tmp_path: Path) -> None:
-    expected = f"data.image: row 2 of {tmp_path}/rows.jsonl has 1 images, but 2 places for them in its text"
+    expected = f"data.image: row 2 of {tmp_path}/rows.jsonl has 1 image, but 2 places for one in its text"
     assert fault(prompt="<image> and <image>").startswith(expected)
 
 
@@ -441,4 +441,4 @@ def test_pillow_is_asked_for(
 ) -> None:
     monkeypatch.setattr("train_fn.vision.find_spec", lambda name: None)
     (line,) = faults(model=str(models["llava"]), data=rows)
-    assert line == "data.image: images need Pillow: pip install 'lora-batch-tuner[vision]'"
+    assert line == "data.image: images need Pillow, which is missing: pip install pillow"
