@@ -46,7 +46,11 @@ def plain(batch: Sequence[int] | np.ndarray, per_device: int, num_ranks: int) ->
 
 
 def balanced(
-    batch: Sequence[int] | np.ndarray, lengths: np.ndarray, per_device: int, num_ranks: int
+    batch: Sequence[int] | np.ndarray,
+    lengths: np.ndarray,
+    per_device: int,
+    num_ranks: int,
+    patch_work: np.ndarray | None = None,
 ) -> list[MicroBatches]:
     """Group samples of like length and deal the micro-batches so that ranks get equal padded work.
 
@@ -59,27 +63,40 @@ def balanced(
         lengths: Tokens of every sample of the dataset.
         per_device: Samples of a micro-batch.
         num_ranks: Data-parallel ranks; `per_device * num_ranks` divides `len(batch)`.
+        patch_work: Work of every sample's images in units of a token's; None without images.
 
     Returns:
-        Per rank, its micro-batches, longest first.
+        Per rank, its micro-batches, heaviest first.
     """
     batch = np.asarray(batch)
     order = batch[np.argsort(-lengths[batch], kind="stable")]
     micro = order.reshape(-1, per_device).tolist()
+    micro.sort(key=lambda indices: -_work(indices, lengths, patch_work))  # of tokens alone they are sorted
     shares: list[MicroBatches] = [[] for _ in range(num_ranks)]
-    work = [0] * num_ranks
+    work = [0.0] * num_ranks
     accumulation = len(micro) // num_ranks
     for indices in micro:
         open_ranks = [r for r in range(num_ranks) if len(shares[r]) < accumulation]
         rank = min(open_ranks, key=lambda r: work[r])
         shares[rank].append(indices)
-        work[rank] += int(lengths[indices[0]])  # padded to its longest, times the same per_device for all
+        work[rank] += _work(indices, lengths, patch_work)
     return shares
 
 
-def padded_tokens(shares: list[MicroBatches], lengths: np.ndarray) -> int:
-    """Tokens, padding included, of the rank that has most of them: what a step's time depends on."""
-    return max(sum(len(m) * int(lengths[m].max()) for m in micro_batches) for micro_batches in shares)
+def padded_tokens(
+    shares: list[MicroBatches], lengths: np.ndarray, patch_work: np.ndarray | None = None
+) -> float:
+    """Tokens, padding included, of the rank that has most of them: what a step's time depends on.
+
+    Patches of images count as the tokens that they are worth.
+    """
+    return max(sum(_work(m, lengths, patch_work) for m in micro_batches) for micro_batches in shares)
+
+
+def _work(indices: list[int], lengths: np.ndarray, patch_work: np.ndarray | None) -> float:
+    """A micro-batch's tokens, padding included, and what its images add."""
+    tokens = len(indices) * int(lengths[indices].max())
+    return tokens if patch_work is None else tokens + float(patch_work[indices].sum())
 
 
 def by_length(lengths: np.ndarray, per_device: int, num_ranks: int, rank: int) -> MicroBatches:

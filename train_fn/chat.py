@@ -30,31 +30,45 @@ def chat_encoder(column: str, tokenizer: PreTrainedTokenizerBase) -> Callable[..
     Raises:
         InputError: The tokenizer can't do chats; the returned function raises it for a row that is no chat.
     """
-    template = _chat_template(tokenizer)
-    encode_chats = _encode_tagged if _GENERATION_TAG.search(template) else _encode_by_prefixes
+    encode_chats = encoder_of_chats(tokenizer)
 
     def encode(batch: dict[str, list[Any]], numbers: np.ndarray, source: str) -> list[Encoded]:
         chats = []
         for value, number in zip(batch[column], numbers, strict=True):
-            chats.append(_checked_chat(value, number, source))
-        try:
-            return encode_chats(tokenizer, chats)
-        except Exception:  # a template may raise anything; chat by chat, the one at fault is found
-            for chat, number in zip(chats, numbers, strict=True):
-                _encode_one(encode_chats, tokenizer, chat, number, source)
-            raise
+            chats.append(checked_chat(value, number, source))
+        return encode_chats(chats, numbers, source)
 
     return encode
 
 
-def _encode_one(encode_chats: Callable, tokenizer: Any, chat: list, number: int, source: str) -> None:
-    try:
-        encode_chats(tokenizer, [chat])
-    except Exception as e:
-        problem = (
-            f"row {number} of {source} doesn't go through the model's chat template: {rows.first_line(e)}"
-        )
-        raise InputError(Fault("data.messages", problem)) from e
+def encoder_of_chats(
+    tokenizer: PreTrainedTokenizerBase, key: str = "data.messages"
+) -> Callable[..., list[Encoded]]:
+    """Return what encodes chats: `(chats, row numbers, source) -> [(ids, mask), ...]`.
+
+    Args:
+        tokenizer: With the chat template.
+        key: The configuration key that a fault in a chat is reported by.
+
+    Raises:
+        InputError: As `chat_encoder`.
+    """
+    template = _chat_template(tokenizer)
+    encode_chats = _encode_tagged if _GENERATION_TAG.search(template) else _encode_by_prefixes
+
+    def encode(chats: list[list[dict[str, Any]]], numbers: np.ndarray, source: str) -> list[Encoded]:
+        try:
+            return encode_chats(tokenizer, chats)
+        except Exception:  # a template may raise anything; chat by chat, the one at fault is found
+            for chat, number in zip(chats, numbers, strict=True):
+                try:
+                    encode_chats(tokenizer, [chat])
+                except Exception as e:
+                    problem = f"row {number} of {source} doesn't go through the model's chat template"
+                    raise InputError(Fault(key, f"{problem}: {rows.first_line(e)}")) from e
+            raise
+
+    return encode
 
 
 def _chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -70,7 +84,7 @@ def _chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
     return tokenizer.get_chat_template()
 
 
-def _checked_chat(value: Any, number: int, source: str) -> list[dict[str, Any]]:
+def checked_chat(value: Any, number: int, source: str) -> list[dict[str, Any]]:
     """Return a chat as the template needs it, without the keys that Arrow filled up with null."""
     good = isinstance(value, list) and value and all(isinstance(m, dict) for m in value)
     if not good or not all(isinstance(m.get(k), str) for m in value for k in ("role", "content")):
@@ -122,8 +136,14 @@ def _assistant_spans(tokenizer: Any, chat: list[dict[str, Any]], text: str) -> l
             else ""
         )
         through = tokenizer.apply_chat_template(chat[: turn + 1], tokenize=False)
-        spans.append((len(before), _turn_end(text, before, through, message["content"].strip())))
+        spans.append((len(before), _turn_end(text, before, through, _content(message).strip())))
     return spans
+
+
+def _content(message: dict[str, Any]) -> str:
+    """Return the text of a message, whose content may be a list of parts."""
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def _turn_end(text: str, before: str, through: str, content: str) -> int:

@@ -15,6 +15,7 @@ from train_fn.custom import check_function
 from train_fn.demo import model_source
 from train_fn.quiet import quiet_libraries
 from train_fn.spec import Fault, InputError, JobSpec, LoraSpec
+from train_fn.vision import UnreadableImageError, Vision, auto_class, open_vision, outside_language_model
 
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 _MAX_NAMES = 12
@@ -28,14 +29,18 @@ def check(job: JobSpec) -> list[Fault]:
     quiet_libraries()
     faults: list[Fault] = []
     source = rows.attempt(faults, model_source, job)
-    config = tokenizer = None
+    config = tokenizer = vision = None
+    with_images = job.data.image is not None
     if source is not None and rows.attempt(faults, _check_source, source):
         config = rows.attempt(faults, _load_config, source)
         if config is not None:
             tokenizer = rows.attempt(faults, _load_tokenizer, source)
             rows.attempt(faults, _check_weights, source)
-            rows.attempt(faults, _check_targets, config, job.lora)
-    rows.attempt(faults, _check_data, job, config, tokenizer)
+            rows.attempt(faults, _check_targets, config, job.lora, with_images)
+            if with_images and tokenizer is not None:
+                vision = rows.attempt(faults, open_vision, source, config)
+                tokenizer = tokenizer if vision is not None else None
+    rows.attempt(faults, _check_data, job, config, tokenizer, vision)
     return list(dict.fromkeys(faults))
 
 
@@ -91,16 +96,15 @@ def _check_weights(source: str) -> None:
             raise InputError(Fault("model", f"{path} is no safetensors file: {rows.first_line(e)}")) from e
 
 
-def _check_targets(config: Any, lora: LoraSpec) -> None:
+def _check_targets(config: Any, lora: LoraSpec, with_images: bool) -> None:
     """Attach the adapter to the model's skeleton, as a trial will to the model."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     from train_fn.model import attached
 
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = auto_class(config, with_images).from_config(config)
     except Exception as e:
         problem = f"{config.model_type} is no causal language model that can be built: {rows.first_line(e)}"
         raise InputError(Fault("model", problem)) from e
@@ -117,18 +121,42 @@ def _linear_names(model: Any) -> list[str]:
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    head = model.get_output_embeddings()
-    linear = (n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head)
+    head, outside = model.get_output_embeddings(), re.compile(outside_language_model(model) or r"(?!)")
+    modules = ((n, m) for n, m in model.named_modules() if not outside.fullmatch(n))
+    linear = (n for n, m in modules if isinstance(m, nn.Linear | Conv1D) and m is not head)
     return list(dict.fromkeys(name.rpartition(".")[2] for name in linear))[:_MAX_NAMES]
 
 
-def _check_data(job: JobSpec, config: Any, tokenizer: Any) -> None:
+def _check_data(job: JobSpec, config: Any, tokenizer: Any, vision: Vision | None) -> None:
     """Load the data; without a tokenizer it is only read."""
+    sets = None
     if tokenizer is None:
         count = len(rows.read(job.data)[0].numbers)
     else:
-        count = len(data.load(job.data, tokenizer, data.max_positions(config)).train)
+        sets = data.load(job.data, tokenizer, data.max_positions(config), vision)
+        count = len(sets.train)
     if count < job.global_batch_size:
         name = job.data.train or "the demo"
         problem = f"{name} has {count} training samples, fewer than global_batch_size {job.global_batch_size}"
         raise InputError(Fault("data.train", f"{problem}; use more data or at most {count}"))
+    if vision is not None and sets is not None:
+        _check_images(job, sets)
+
+
+def _check_images(job: JobSpec, sets: data.SampleSets) -> None:
+    """Decode the images that trials will: tokenising has read no more than their headers."""
+    from train_fn.batching import global_batches
+    from train_fn.collate import demanding, load_images
+
+    batches = global_batches(len(sets.train), job.global_batch_size, job.steps, job.seed)
+    most = job.global_batch_size // job.num_workers
+    in_train = {int(i) for batch in batches for i in batch} | set(demanding(sets.train, most))
+    try:
+        for samples, indices in (
+            (sets.train, sorted(in_train)),
+            (sets.validation, range(len(sets.validation))),
+        ):
+            for index in indices:
+                load_images(samples, index)
+    except UnreadableImageError as e:
+        raise InputError(Fault("data.image", str(e))) from e

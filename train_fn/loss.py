@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from train_fn.collate import IGNORE, Batch
+from train_fn.collate import IGNORE, Batch, copied
 from train_fn.shortcuts import NO_SHORTCUTS, Shortcuts
 
 LOGIT_CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
@@ -41,12 +41,14 @@ def summed_loss(
         batch: The micro-batch.
         shortcuts: What this model's forward pass may leave out.
     """
-    targets = batch.labels[:, 1:]
-    supervised = targets != IGNORE
+    device = batch.input_ids.device
+    following = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORE).flatten()
+    supervised = (following != IGNORE).nonzero().squeeze(1)  # on the host, where labels are
+    targets, rows = copied(following[supervised], device), copied(supervised, device)
     if not shortcuts.plain_head or any(p.requires_grad for p in head.parameters()):
-        with _cut_before(head, lambda hidden: hidden[:, :-1][supervised]):
+        with _cut_before(head, lambda hidden: hidden.flatten(0, 1)[rows]):
             logits = _forward(model, batch, shortcuts)
-        return F.cross_entropy(logits.float(), targets[supervised], reduction="sum")
+        return F.cross_entropy(logits.float(), targets, reduction="sum")
     seen: list[torch.Tensor] = []
 
     def keep_one_position(hidden: torch.Tensor) -> torch.Tensor:
@@ -55,13 +57,15 @@ def summed_loss(
 
     with _cut_before(head, keep_one_position):
         _forward(model, batch, shortcuts)
-    return summed_cross_entropy(seen[0][:, :-1][supervised], head.weight, head.bias, targets[supervised])
+    return summed_cross_entropy(seen[0].flatten(0, 1)[rows], head.weight, head.bias, targets)
 
 
 def _forward(model: nn.Module, batch: Batch, shortcuts: Shortcuts) -> torch.Tensor:
-    mask = None if shortcuts.maskless else batch.attention_mask
-    outputs = model(input_ids=batch.input_ids, attention_mask=mask, use_cache=False, return_dict=True)
-    logits: torch.Tensor = outputs.logits
+    # With images the mask stays: some models count positions by it.
+    mask = None if shortcuts.maskless and not batch.extra else batch.attention_mask
+    logits: torch.Tensor = model(
+        input_ids=batch.input_ids, attention_mask=mask, use_cache=False, return_dict=True, **batch.extra
+    ).logits
     return logits
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import re
 import resource
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -30,16 +31,19 @@ from accelerate.utils.memory import should_reduce_batch_size
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # mallopt(3)
 _EXACT_BLOCK_BYTES = 16 << 10  # at 64 KiB, tensors just below it made peaks read 40% too large
 _HEAP_BLOCK_BYTES = 32 << 20  # the largest threshold that glibc accepts, and where its own adjustment ends
-_REFUSALS = ("std::bad_alloc", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""How memory that PyTorch's allocators did not manage is refused: to oneDNN, the CUDA runtime, cuBLAS."""
 _HEAP_FACTOR = 4  # a heap that keeps its blocks holds up to 3 times what is live (measured: 2.9)
+_REFUSED = re.compile(
+    r"std::bad_alloc|could not create a primitive$|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
+)
+"""How memory that PyTorch's allocators did not manage is refused: to oneDNN (for a scratchpad, for a
+convolution's code), the CUDA runtime, cuBLAS. These texts alone say so."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an exception means that memory ran out; any other `RuntimeError` does not."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    refused = isinstance(error, RuntimeError) and any(text in str(error) for text in _REFUSALS)
+    refused = isinstance(error, RuntimeError) and _REFUSED.search(str(error)) is not None
     return refused or (isinstance(error, Exception) and bool(should_reduce_batch_size(error)))
 
 

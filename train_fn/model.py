@@ -19,6 +19,7 @@ from torch import nn
 from train_fn.data import max_positions
 from train_fn.shortcuts import NO_SHORTCUTS, find_shortcuts
 from train_fn.spec import LoraSpec
+from train_fn.vision import auto_class, open_vision, outside_language_model
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,13 @@ NUMERICS = {
 
 
 class BaseModel:
-    """A base model that is resident in one precision at a time."""
+    """A base model that is resident in one precision at a time.
 
-    def __init__(self, source: str, device: torch.device) -> None:
+    Attributes:
+        vision: Its processor, where it is asked for images.
+    """
+
+    def __init__(self, source: str, device: torch.device, with_images: bool = False) -> None:
         from transformers import AutoConfig, AutoTokenizer
 
         self.source, self.device = source, device
@@ -77,6 +82,8 @@ class BaseModel:
         config = AutoConfig.from_pretrained(source)
         self.positions = max_positions(config)
         self.shortcuts = NO_SHORTCUTS
+        self.vision = open_vision(source, config) if with_images else None
+        self._auto_class = auto_class(config, with_images)
         self._model: nn.Module | None = None
         self._kind: tuple[torch.dtype, bool] | None = None
 
@@ -94,7 +101,8 @@ class BaseModel:
         """
         if self._model is None or self._kind != (dtype, quantized):
             self.drop()
-            self._model, self._kind = _load(self.source, dtype, quantized, self.device), (dtype, quantized)
+            self._model = _load(self._auto_class, self.source, dtype, quantized, self.device)
+            self._kind = (dtype, quantized)
             self.shortcuts = find_shortcuts(self._model, self.device)
         return self._model
 
@@ -123,16 +131,16 @@ def _quantization_tensors(parameter: Any) -> Iterator[torch.Tensor]:
         state = state.state2  # the scales' own scales
 
 
-def _load(source: str, dtype: torch.dtype, quantized: bool, device: torch.device) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
+def _load(
+    auto_class: Any, source: str, dtype: torch.dtype, quantized: bool, device: torch.device
+) -> nn.Module:
     if quantized:
         # Put in place while loading: a quantized model can't be moved afterwards.
-        model = AutoModelForCausalLM.from_pretrained(
+        model = auto_class.from_pretrained(
             source, dtype=dtype, quantization_config=_nf4_config(dtype), device_map={"": device}
         )
     else:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, low_cpu_mem_usage=True).to(device)
+        model = auto_class.from_pretrained(source, dtype=dtype, low_cpu_mem_usage=True).to(device)
     model.requires_grad_(False)
     if device.type == "cpu":
         # Weights may be pages of the checkpoint file; only private memory counts against the budget.
@@ -171,7 +179,7 @@ def attached(base: Any, lora: LoraSpec, seed: int, gradient_checkpointing: bool)
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft's advice on settings that are the user's choice
-        model = get_peft_model(base, _peft_config(lora), autocast_adapter_dtype=True)
+        model = get_peft_model(base, _peft_config(lora, base), autocast_adapter_dtype=True)
     torch.manual_seed(seed)
     for module in model.modules():
         if isinstance(module, LoraLayer):
@@ -193,13 +201,16 @@ def attached(base: Any, lora: LoraSpec, seed: int, gradient_checkpointing: bool)
         base.eval()
 
 
-def _peft_config(lora: LoraSpec) -> Any:
+def _peft_config(lora: LoraSpec, base: Any) -> Any:
     from peft import LoraConfig
 
+    # A regular expression says for itself which modules of a vision tower it means; names don't.
+    named = lora.target_modules == "all-linear" or not isinstance(lora.target_modules, str)
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
+        exclude_modules=outside_language_model(base) if named else None,
     )

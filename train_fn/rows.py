@@ -73,11 +73,6 @@ def read(data: DataSpec) -> tuple[Rows, Rows]:
     Raises:
         InputError: With every fault found in either.
     """
-    if data.image is not None:
-        problem = (
-            "image-text models aren't supported yet by this version; remove the key and use text columns"
-        )
-        raise InputError(Fault("data.image", problem))
     train_source, held_out = _sources(data)
     faults: list[Fault] = []
     train = attempt(faults, _read, train_source, "data.train", ("train",), data)
@@ -139,6 +134,8 @@ def _read(source: str, key: str, splits: tuple[str, ...], data: DataSpec) -> Row
     if len(dataset) == 0:
         raise InputError(Fault(key, f"{source} holds no samples"))
     _check_columns(source, dataset, columns(data))
+    if data.image is not None:
+        _check_image_column(source, dataset, data.image)
     if path.is_file() and FORMATS[path.suffix] == "json" and data.messages is None:
         _check_mixed(path, dataset, columns(data))
     return Rows(source, dataset, np.arange(len(dataset)))
@@ -151,6 +148,16 @@ def _check_columns(source: str, dataset: datasets.Dataset, named: dict[str, str]
         raise InputError(
             *(Fault(k, f"{source} has no column '{c}'; it has {has}") for k, c in absent.items())
         )
+
+
+def _check_image_column(source: str, dataset: datasets.Dataset, column: str) -> None:
+    from datasets import Image
+
+    _check_columns(source, dataset, {"data.image": column})
+    feature = dataset.features[column]
+    if isinstance(feature, Image) or isinstance(getattr(feature, "feature", None), Image):
+        problem = f"column '{column}' of {source} holds images themselves; save them and name their paths"
+        raise InputError(Fault("data.image", problem))
 
 
 def _check_mixed(path: Path, dataset: datasets.Dataset, named: dict[str, str]) -> None:

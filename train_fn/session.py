@@ -48,14 +48,15 @@ def run_trial(worker: Worker | CustomWorker, spec: TrialSpec) -> TrialResult:
 def _open_own(job: JobSpec, device: torch.device) -> Worker:
     quiet_libraries()
     ranks = Ranks(device)
-    base = BaseModel(str(model_source(job)), device)
-    samples = data.load(job.data, base.tokenizer, base.positions)
+    base = BaseModel(str(model_source(job)), device, with_images=job.data.image is not None)
+    samples = data.load(job.data, base.tokenizer, base.positions, base.vision)
     import peft  # noqa: F401 - so that it is frozen, too
 
     gc.collect()
     gc.freeze()  # the libraries stay; collections between trials need not look at them (0.2 s each)
     warm_up(base, job)
     ranks.sum(0.0)  # and what a communicator holds is there before the free memory is read
+    _ = samples.train.patch_work  # made once: it takes a skeleton of the model
     # One budget for all: without a figure from the user, ranks may see different amounts free.
     budget_bytes = min(ranks.gather(resolve_budget(job.memory_budget, device, _sharing(ranks))))
     return Worker(job, base, samples, open_memory(budget_bytes, device), ranks)
@@ -71,7 +72,13 @@ def _sharing(ranks: Ranks) -> int:
 def warm_up(base: BaseModel, job: JobSpec) -> None:
     """One tiny step, so that libraries' lasting allocations (thread pools, handles) are not a trial's."""
     model = base.load(torch.float32 if base.device.type == "cpu" else torch.bfloat16)
-    token = torch.full((1, 8), base.pad_token_id, device=base.device)
+    inputs = {"input_ids": torch.full((1, 8), base.pad_token_id)}
+    if base.vision is not None:
+        inputs = base.vision.example()
     with attached(model, job.lora, seed=0, gradient_checkpointing=False) as adapted:
-        loss = adapted(input_ids=token, use_cache=False).logits.float().sum()
+        inputs = {
+            name: t.to(base.device, model.dtype if t.is_floating_point() else None)
+            for name, t in inputs.items()
+        }
+        loss = adapted(**inputs, use_cache=False).logits.float().sum()
         loss.backward()

@@ -178,7 +178,7 @@ class _Trial:
         """One optimizer step over a global batch; returns its loss per token and whether a rank failed."""
         shares = self._deal(train, batch)
         micro_batches = shares[self.ranks.rank]
-        self.step_work.append(batching.padded_tokens(shares, train.lengths))
+        self.step_work.append(batching.padded_tokens(shares, train.lengths, train.patch_work))
         num_targets = int(train.supervised[batch].sum())
         loss = self.attempts.run(lambda: self._accumulate(train, micro_batches, num_targets))
         self._synchronize()
@@ -195,7 +195,7 @@ class _Trial:
         self.gradients.zero_()
         total = torch.zeros((), dtype=torch.float32, device=self.ranks.device)
         for indices in micro_batches:
-            loss = self._loss(collate(train, indices, self.worker.base.pad_token_id)) / num_targets
+            loss = self._loss_of(train, indices) / num_targets
             self.scaler.scale(loss).backward()
             total += loss.detach()
         return total
@@ -215,8 +215,7 @@ class _Trial:
         total = torch.zeros((), dtype=torch.float64, device=ranks.device)
         with self._evaluating():
             for indices in share:
-                batch = collate(samples, indices, self.worker.base.pad_token_id)
-                loss = self.attempts.run(lambda batch=batch: self._loss(batch))  # type: ignore[misc]
+                loss = self.attempts.run(lambda indices=indices: self._loss_of(samples, indices))  # type: ignore[misc]
                 if loss is not None:
                     total += loss
         self.attempts.agree()
@@ -227,16 +226,19 @@ class _Trial:
 
     # What they share.
 
+    def _loss_of(self, samples: Samples, indices: list[int]) -> torch.Tensor:
+        return self._loss(collate(samples, indices, self.worker.base.pad_token_id))
+
     def _loss(self, batch: Batch) -> torch.Tensor:
         with self.numerics.autocast(self.ranks.device):
-            batch = batch.to(self.ranks.device)
+            batch = batch.to(self.ranks.device, self.numerics.base_dtype)
             return summed_loss(self.model, self.head, batch, self.worker.base.shortcuts)
 
     def _deal(self, train: Samples, batch: np.ndarray) -> list[batching.MicroBatches]:
         per_device, world_size = self.params.per_device_train_batch_size, self.ranks.world_size
         if self.job.batching == "plain":
             return batching.plain(batch, per_device, world_size)
-        return batching.balanced(batch, train.lengths, per_device, world_size)
+        return batching.balanced(batch, train.lengths, per_device, world_size, train.patch_work)
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:

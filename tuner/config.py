@@ -132,7 +132,7 @@ class Data(_Section):
     text: Text | None = None
     """Column with plain text, all of it learned; replaces messages, prompt and response."""
     image: Text | None = None
-    """Column with image paths, for image-text-to-text models."""
+    """Column with an image's path or a list of them, from the data file's folder; for image-text-to-text."""
     max_length: Annotated[Count, Field(ge=2)] = 512
     """Longest sample in tokens; the rest of a longer one is cut off."""
     max_validation_samples: Count = 256

@@ -117,7 +117,8 @@ def plain_training(worker: Worker) -> tuple[dict[str, torch.Tensor], list[torch.
         optimizer = torch.optim.AdamW(trainable, lr=job.optimizer.learning_rate, weight_decay=0.0)
         for indices in batches:
             batch = collate(train, indices.tolist(), worker.base.pad_token_id)
-            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+            tokens = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+            logits = model(**tokens, **batch.extra).logits
             loss = torch.nn.functional.cross_entropy(
                 logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(), ignore_index=IGNORE
             )
@@ -178,6 +179,32 @@ def endings(job: JobSpec) -> Any:
     return found
 
 
+# Images.
+
+
+def images(_: JobSpec, jobs: list[Any]) -> Any:
+    """Splits, checkpointing and frozen towers of several models, one after the other, on two ranks."""
+    dist.init_process_group("gloo")
+    return [_images(JobSpec.from_dict(job)) for job in jobs]
+
+
+def _images(job: JobSpec) -> dict[str, Any]:
+    worker = open_worker(job, CPU)
+    model = worker.base.load(torch.float32)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    plain = plain_training(worker)
+    splits: list[Any] = [("balanced", 1, 4), ("balanced", 4, 1), ("plain", 2, 2)]
+    checkpointed = ("balanced", 2, 2, "fp32", True)
+    found = [_compared(worker, plain, *split) for split in [*splits, checkpointed]]
+    after = dict(model.named_parameters())
+    return {
+        "splits": found,
+        "adapted": sorted(plain[0]),
+        "unchanged": before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before),
+        "trial": dataclasses.asdict(ran(worker, 2, 2, "bf16")),
+    }
+
+
 # Peaks against verdicts.
 
 
@@ -225,6 +252,7 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
     "verdicts": verdicts,
     "trials": trials_in_one_process,
     "repeats": repeats,
+    "images": images,
     "memory": memory_limits,
 }
 

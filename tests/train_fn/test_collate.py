@@ -16,6 +16,8 @@ PAD = 99
 class Lists:
     """Samples as lists; the interface of `train_fn.data.Samples`."""
 
+    vision = patches = None
+
     def __init__(self, samples: list[tuple[list[int], list[int]]]) -> None:
         self._samples = samples
         self.lengths = np.array([len(ids) for ids, _ in samples])

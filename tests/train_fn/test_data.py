@@ -355,10 +355,6 @@ def test_one_sample_cannot_be_split(write: Write, tokenizer: Any) -> None:
     assert fault(DataSpec(train=write(numbered(1))), tokenizer).startswith("data.validation: ")
 
 
-def test_images_are_not_there_yet(write: Write, tokenizer: Any) -> None:
-    assert fault(DataSpec(train=write(numbered(9)), image="picture"), tokenizer).startswith("data.image: ")
-
-
 def test_an_unknown_format(write: Write, tokenizer: Any) -> None:
     assert ".jsonl, .json, .parquet, .csv" in fault(DataSpec(train=write("x", "train.txt")), tokenizer)
 
