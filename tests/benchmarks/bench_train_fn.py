@@ -52,7 +52,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batching", choices=("balanced", "plain"), default="balanced")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1, help="optimizer steps of a side in a pair, all timed")
-    parser.add_argument("--no-memory", action="store_true", help="times only")
+    parser.add_argument("--only", choices=("time", "memory"), help="default: both")
     return parser.parse_args()
 
 
@@ -82,16 +82,21 @@ def run_case(args: argparse.Namespace, case: str, model: str | None, folder: Pat
         f"{case}: per-device {per_device}, global {global_batch}, {args.precision}, {args.batching}",
         flush=True,
     )
-    timed = torchrun({**order, "what": "time"}, folder)
-    print(f"  Trainer's step by ours: {timed['ratio']} in {timed['pairs']} pairs")
-    print(f"  seconds per step: ours {timed['ours']}, Trainer {timed['theirs']}; lengths {timed['lengths']}")
-    if not args.no_memory:
+    if args.only != "memory":
+        found = torchrun({**order, "what": "time"}, folder)
+        print(f"  Trainer's step by ours: {found['ratio']} in {found['pairs']} pairs")
+        named = f"ours {found['ours']}, Trainer {found['theirs']}; lengths {found['lengths']}"
+        print(f"  seconds per step: {named}", flush=True)
+    if args.only != "time":
         ours, theirs = (torchrun({**order, "what": w}, folder)["peak"] for w in ("our peak", "trainer peak"))
-        if ours is None or theirs is None:
-            print(f"  peak: ours {ours}, Trainer {theirs} (None: out of memory)")
-        else:
-            named = f"ours {max(ours) / GIB:.3f} GiB, Trainer {max(theirs) / GIB:.3f} GiB"
-            print(f"  peak of the larger rank: {named}, {max(theirs) / max(ours):.2f} times ours", flush=True)
+        print(f"  peak of the larger rank: {peaks(ours, theirs)}", flush=True)
+
+
+def peaks(ours: list[int] | None, theirs: list[int] | None) -> str:
+    if ours is None or theirs is None:
+        return f"ours {ours}, Trainer {theirs} (None: out of memory)"
+    ratio = max(theirs) / max(ours)
+    return f"ours {max(ours) / GIB:.3f} GiB, Trainer {max(theirs) / GIB:.3f} GiB, {ratio:.2f} times ours"
 
 
 def job_of(args: argparse.Namespace, case: str, model: str | None, global_batch: int, folder: Path) -> Any:

@@ -288,4 +288,7 @@ def save_random_model(config: Any, folder: Path, device: str, dtype: str) -> str
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    del model
+    gc.collect()
+    torch.cuda.empty_cache()  # or a budget of all that is free would be short of it
     return str(folder)

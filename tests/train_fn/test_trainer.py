@@ -1,4 +1,4 @@
-"""`trial.batching: plain` is Hugging Face's `Trainer`: the same losses, the same adapter."""
+"""`trial.batching: plain` is Hugging Face's `Trainer`: the same samples, losses and adapter."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def test_ten_steps_are_those_of_the_trainer(play: Callable[..., Any]) -> None:
     for of_point in found:
         assert (of_point["ranks"], of_point["averaged"]) == (2, True)
         assert len(of_point["theirs"]) == 10
+        assert of_point["same samples"]
         assert of_point["initial"] == 0
         assert of_point["ours"] == pytest.approx(of_point["theirs"], rel=1e-4)
         assert of_point["trained"] < 1e-4

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from train_fn.batching import global_batches
+from train_fn.batching import global_batches, plain
 from train_fn.session import open_worker
-from train_fn.spec import JobSpec
-from train_fn.trial import _Trial
+from train_fn.spec import JobSpec, TrialParams
+from train_fn.trial import Worker, _Trial
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -42,6 +42,25 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
     return float(max((one[name] - other[name]).abs().max() for name in one) / largest)
 
 
+def recorded(theirs: Any) -> list[list[list[int]]]:
+    """A list that will fill with the tokens of every micro-batch that this rank's `Trainer` collates."""
+    collator, seen = theirs.data_collator, []
+
+    def record(rows: list[dict[str, Any]]) -> Any:
+        seen.append([row["input_ids"] for row in rows])
+        return collator(rows)
+
+    theirs.data_collator = record
+    return seen
+
+
+def dealt(worker: Worker, params: TrialParams, batches: list[Any]) -> list[list[list[int]]]:
+    """The same as `plain` deals them to this rank."""
+    ranks, per_device = worker.ranks, params.per_device_train_batch_size
+    shares = [plain(batch, per_device, ranks.world_size)[ranks.rank] for batch in batches]
+    return [[worker.samples.train.input_ids(i).tolist() for i in m] for share in shares for m in share]
+
+
 def against_trainer(job: JobSpec, points: list[Any]) -> Any:
     """Losses and adapters of both, per point. Two ranks."""
     from side_by_side import point, trainer
@@ -55,7 +74,7 @@ def against_trainer(job: JobSpec, points: list[Any]) -> Any:
         ours = _Kept(worker, params)
         result = dataclasses.asdict(ours.run())
         with trainer(worker, params, batches, logging_strategy="steps", logging_steps=1) as theirs:
-            initial = trainable(theirs.model)
+            initial, seen = trainable(theirs.model), recorded(theirs)
             theirs.train()
             found.append(
                 {
@@ -64,6 +83,7 @@ def against_trainer(job: JobSpec, points: list[Any]) -> Any:
                     # Each rank's loss is its part of the global sum over the global count, times the number
                     # of ranks, and the log is their mean: the mean per supervised token of the global batch.
                     "theirs": [log["loss"] for log in theirs.state.log_history if "loss" in log],
+                    "same samples": all(worker.ranks.gather(seen == dealt(worker, params, batches))),
                     "initial": distance(ours.initial, initial),
                     "trained": distance(ours.adapter, trainable(theirs.model)),
                     "moved": distance(ours.adapter, ours.initial),
