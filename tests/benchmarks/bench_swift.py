@@ -73,18 +73,23 @@ def main() -> None:
     per_pair = (1 + args.steps) * args.global_batch
     ratios = []
     for number in range(args.pairs):
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            job = write_inputs(args, lines[number * per_pair :][:per_pair], validation, folder)
-            sides = [lambda: ours(args, job, folder), lambda: swift(args, job, folder)]  # noqa: B023
-            if number % 2:
-                theirs_took, ours_took = sides[1](), sides[0]()
-            else:
-                ours_took, theirs_took = sides[0](), sides[1]()
-        ratios.append(theirs_took / ours_took)
-        print(f"pair {number + 1}: ours {ours_took:.2f} s, ms-swift {theirs_took:.2f} s per step", flush=True)
+        rows = lines[number * per_pair :][:per_pair]
+        with tempfile.TemporaryDirectory() as folder:
+            took = measure(args, rows, validation, Path(folder), swift_first=number % 2 == 1)
+        ratios.append(took["ms-swift"] / took["ours"])
+        named = ", ".join(f"{side} {seconds:.2f} s" for side, seconds in sorted(took.items()))
+        print(f"pair {number + 1}: {named} per step, {ratios[-1]:.3f}", flush=True)
     low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
     print(f"ms-swift's step by ours: median {middle:.3f}, min {low:.3f}, max {high:.3f}, {args.pairs} pairs")
+
+
+def measure(
+    args: argparse.Namespace, rows: list[Any], validation: Path, folder: Path, swift_first: bool
+) -> dict[str, float]:
+    """Mean seconds per timed step of both sides, over the same rows."""
+    job = write_inputs(args, rows, validation, folder)
+    sides = [("ours", ours), ("ms-swift", swift)]
+    return {name: run_side(args, job, folder) for name, run_side in (sides[::-1] if swift_first else sides)}
 
 
 def install(folder: Path) -> None:

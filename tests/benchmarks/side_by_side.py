@@ -151,7 +151,7 @@ def _arguments(worker: Worker, params: TrialParams, folder: str, steps: int, set
         activation_checkpointing=params.gradient_checkpointing,
         ddp_find_unused_parameters=False,  # its default for PEFT models searches every graph and warns
         use_cpu=on_cpu,
-        ddp_backend="gloo" if on_cpu else None,
+        ddp_backend="gloo" if on_cpu and worker.ranks.world_size > 1 else None,
         dataloader_pin_memory=not on_cpu,
         save_strategy="no",
         report_to="none",
