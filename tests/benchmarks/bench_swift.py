@@ -15,6 +15,7 @@ at each pair in fresh processes, one side after the other, the order alternating
   slowest rank), theirs from `train_speed(s/it)` of logging.jsonl, the time since training began by the number
   of steps, hence differences. Start-up, loading and tokenising are in neither. Theirs logs every step.
 
+Losses are not compared: on two ranks ms-swift's log shows about twice its loss of the same samples on one.
 A pair's ratio is their mean seconds by ours: above 1 we are faster.
 """
 
