@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test format lint types imports unit bench clean
+.PHONY: demo test format lint types imports unit bench bench-train-fn clean
 
 demo: .venv/installed
 	$(BIN)/python -m tuner.run
@@ -31,6 +31,10 @@ unit: .venv/installed-dev
 # Warm lanes against one TorchTrainer.fit() per trial; takes some minutes.
 bench: .venv/installed-dev
 	$(BIN)/python tests/benchmarks/bench_lanes.py
+
+# The training function against Hugging Face's Trainer; on the demo, unless ARGS='--model FOLDER ...'.
+bench-train-fn: .venv/installed-dev
+	$(BIN)/python tests/benchmarks/bench_train_fn.py $(ARGS)
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from memory_scenarios import memory_limits
+from trainer_scenario import against_trainer
 
 from train_fn import batching
 from train_fn.collate import IGNORE, collate
@@ -254,6 +255,7 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
     "repeats": repeats,
     "images": images,
     "memory": memory_limits,
+    "trainer": against_trainer,
 }
 
 if __name__ == "__main__":
