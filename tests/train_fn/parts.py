@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from train_fn import batching, data
 from train_fn.collate import IGNORE, collate
 from train_fn.data import Samples, SampleSets
+from train_fn.demo import demo
 from train_fn.memory import CpuMemory
 from train_fn.model import attached
 from train_fn.session import run_trial
@@ -24,6 +27,30 @@ MIB = 1 << 20
 
 Row = tuple[Sequence[int], Sequence[int]]
 """Token ids of a sample, and for each 1 where it is supervised, else 0."""
+
+
+TINY_LLAMA = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+}
+VOCAB = 1_280
+
+
+def save_model(folder: Path, model_type: str, **config: Any) -> str:
+    """Save a random causal language model and the demo's tokenizer; returns the folder's name."""
+    tokenizer = AutoTokenizer.from_pretrained(demo().model)
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    full = AutoConfig.for_model(model_type, vocab_size=VOCAB, **special, **config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(full).to(torch.float32).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 def params(

@@ -31,6 +31,7 @@ from parts import (
     with_budget,
     with_job,
 )
+from property_scenarios import split_properties
 
 from train_fn.collective import Ranks
 from train_fn.session import open_worker
@@ -150,6 +151,7 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
     "verdicts": verdicts,
     "trials": trials_in_one_process,
     "memory": memory_limits,
+    "split properties": split_properties,
 }
 
 if __name__ == "__main__":

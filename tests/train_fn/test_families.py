@@ -9,32 +9,33 @@ from __future__ import annotations
 import gc
 import random
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from parts import CPU, Recorded, Row, Unsplit, params, plain_training, relative_error, samples, with_job
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from parts import (
+    CPU,
+    TINY_LLAMA,
+    VOCAB,
+    Recorded,
+    Row,
+    Unsplit,
+    params,
+    plain_training,
+    relative_error,
+    samples,
+    save_model,
+    with_job,
+)
 
 from train_fn.collective import Ranks
 from train_fn.data import SampleSets
-from train_fn.demo import demo
 from train_fn.memory import CpuMemory
 from train_fn.model import BaseModel
 from train_fn.spec import JobSpec, Status
 from train_fn.trial import Worker
 
-VOCAB, LONGEST = 1_280, 24
-USUAL = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": LONGEST,
-    "initializer_range": 0.2,
-}
+LONGEST = 24
+USUAL = {**TINY_LLAMA, "max_position_embeddings": LONGEST}
 HEADS_OF_8 = {**USUAL, "head_dim": 8}
 OF_GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": LONGEST, "initializer_range": 0.2}
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -78,29 +79,12 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp(request.param)
     worker = Worker(
         job=JobSpec(model=str(folder), global_batch_size=4, num_workers=1, steps=2, warmup_steps=0),
-        base=BaseModel(_saved(request.param, folder), CPU),
+        base=BaseModel(save_model(folder, request.param, **FAMILIES[request.param][0]), CPU),
         samples=SampleSets(samples(rows()), samples(rows()[:5])),
         memory=CpuMemory(1 << 40),
         ranks=Ranks(CPU),
     )
     return request.param, worker
-
-
-def _saved(name: str, folder: Path) -> str:
-    tokenizer = AutoTokenizer.from_pretrained(demo().model)
-    config = AutoConfig.for_model(
-        name,
-        vocab_size=VOCAB,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **FAMILIES[name][0],
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(config).to(torch.float32).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
