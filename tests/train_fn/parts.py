@@ -14,12 +14,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from train_fn import batching, data
 from train_fn.collate import IGNORE, collate
+from train_fn.collective import Ranks
 from train_fn.data import Samples, SampleSets
 from train_fn.demo import demo
 from train_fn.memory import CpuMemory
-from train_fn.model import attached
+from train_fn.model import BaseModel, attached
 from train_fn.session import run_trial
-from train_fn.spec import TrialParams, TrialResult, TrialSpec
+from train_fn.spec import JobSpec, TrialParams, TrialResult, TrialSpec
 from train_fn.trial import Worker, _Trial
 
 CPU = torch.device("cpu")
@@ -61,6 +62,17 @@ def params(
         gradient_accumulation_steps=accumulation,
         precision=precision,
         gradient_checkpointing=checkpointing,
+    )
+
+
+def lone_worker(source: str, train: Sequence[Row], validation: Sequence[Row], **job: Any) -> Worker:
+    """A rank by itself in this process, without a budget to speak of."""
+    return Worker(
+        job=JobSpec(model=source, num_workers=1, **job),
+        base=BaseModel(source, CPU),
+        samples=SampleSets(samples(train), samples(validation)),
+        memory=CpuMemory(1 << 40),
+        ranks=Ranks(CPU),
     )
 
 

@@ -13,25 +13,20 @@ from typing import Any
 
 import pytest
 from parts import (
-    CPU,
     TINY_LLAMA,
     VOCAB,
     Recorded,
     Row,
     Unsplit,
+    lone_worker,
     params,
     plain_training,
     relative_error,
-    samples,
     save_model,
     with_job,
 )
 
-from train_fn.collective import Ranks
-from train_fn.data import SampleSets
-from train_fn.memory import CpuMemory
-from train_fn.model import BaseModel
-from train_fn.spec import JobSpec, Status
+from train_fn.spec import Status
 from train_fn.trial import Worker
 
 LONGEST = 24
@@ -77,13 +72,8 @@ def rows() -> list[Row]:
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Worker]:
     folder = tmp_path_factory.mktemp(request.param)
-    worker = Worker(
-        job=JobSpec(model=str(folder), global_batch_size=4, num_workers=1, steps=2, warmup_steps=0),
-        base=BaseModel(save_model(folder, request.param, **FAMILIES[request.param][0]), CPU),
-        samples=SampleSets(samples(rows()), samples(rows()[:5])),
-        memory=CpuMemory(1 << 40),
-        ranks=Ranks(CPU),
-    )
+    source = save_model(folder, request.param, **FAMILIES[request.param][0])
+    worker = lone_worker(source, rows(), rows()[:5], global_batch_size=4, steps=2, warmup_steps=0)
     return request.param, worker
 
 
