@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from feasible_scenarios import feasible
 from memory_scenarios import memory_limits
 from parts import (
     CPU,
@@ -151,6 +152,7 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
     "verdicts": verdicts,
     "trials": trials_in_one_process,
     "memory": memory_limits,
+    "feasible": feasible,
     "split properties": split_properties,
 }
 
