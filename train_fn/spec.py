@@ -130,7 +130,17 @@ class DataSpec(_Record):
 
 @dataclass(frozen=True, kw_only=True)
 class LoraSpec(_Record):
-    """The adapter; `target_modules` is `all-linear`, one regular expression, or a list of module names."""
+    """The adapter.
+
+    Attributes:
+        r: Its rank.
+        alpha: Its output is scaled by `alpha / r`.
+        dropout: Probability of dropping an input of the adapter in training. With it, as with dropout that a
+            base brings itself, splits draw different masks: their steps are equal on average, no longer one
+            by one. Data order, validation (without dropout) and what checkpointing recomputes don't change,
+            and a point that is repeated gives the same numbers.
+        target_modules: `all-linear`, one regular expression, or a list of module names.
+    """
 
     r: int = 8
     alpha: float = 16

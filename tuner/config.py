@@ -147,7 +147,7 @@ class Lora(_Section):
     alpha: PositiveFloat = 16.0
     """Scaling: the adapter's output is multiplied by alpha / r."""
     dropout: Annotated[NonNegativeFloat, Field(lt=1)] = 0.0
-    """Probability of dropping an input of the adapter."""
+    """Probability of dropping an input of the adapter; above 0, splits make the same step on average only."""
     target_modules: Annotated[str | list[str], NoDecode, BeforeValidator(_modules)] = "all-linear"
     """all-linear, one regular expression, or names separated by commas."""
 

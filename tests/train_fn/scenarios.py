@@ -18,20 +18,27 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from feasible_scenarios import feasible
 from memory_scenarios import memory_limits
+from parts import (
+    CPU,
+    MIB,
+    Recorded,
+    Unsplit,
+    params,
+    plain_training,
+    ran,
+    relative_error,
+    with_budget,
+    with_job,
+)
+from property_scenarios import split_properties
 from trainer_scenario import against_trainer
 
-from train_fn import batching
-from train_fn.collate import IGNORE, collate
 from train_fn.collective import Ranks
-from train_fn.memory import CpuMemory
-from train_fn.model import attached
-from train_fn.session import open_worker, run_trial
-from train_fn.spec import JobSpec, OptimizerSpec, TrialParams, TrialResult, TrialSpec
-from train_fn.trial import Worker, _Trial
-
-CPU = torch.device("cpu")
-MIB = 1 << 20
+from train_fn.session import open_worker
+from train_fn.spec import JobSpec, OptimizerSpec
+from train_fn.trial import Worker
 
 
 def main(scenarios: dict[str, Callable[..., Any]]) -> None:
@@ -46,48 +53,7 @@ def main(scenarios: dict[str, Callable[..., Any]]) -> None:
         dist.destroy_process_group()
 
 
-def params(
-    per_device: int, accumulation: int, precision: str = "fp32", checkpointing: bool = False
-) -> TrialParams:
-    return TrialParams(
-        per_device_train_batch_size=per_device,
-        gradient_accumulation_steps=accumulation,
-        precision=precision,
-        gradient_checkpointing=checkpointing,
-    )
-
-
-def with_job(worker: Worker, **changes: Any) -> Worker:
-    return dataclasses.replace(worker, job=dataclasses.replace(worker.job, **changes))
-
-
-def with_budget(worker: Worker, budget_bytes: int) -> Worker:
-    return dataclasses.replace(worker, memory=CpuMemory(int(budget_bytes)))
-
-
-def ran(worker: Worker, *point: Any) -> TrialResult:
-    return run_trial(worker, TrialSpec(number=0, params=params(*point)))
-
-
 # Split invariance.
-
-
-class _Recorded(_Trial):
-    """A trial that keeps its gradients, step by step, and a copy of the adapter as it is after training."""
-
-    adapter: dict[str, torch.Tensor]
-
-    def _update(self) -> None:
-        self.__dict__.setdefault("seen", []).append(self.gradients.values.clone())
-        super()._update()
-
-    def _validate(self) -> None:
-        super()._validate()
-        self.adapter = _trainable(self.model)
-
-
-def _trainable(model: Any) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
 def invariance(job: JobSpec, lone: list[Any], paired: list[Any]) -> Any:
@@ -103,50 +69,19 @@ def invariance(job: JobSpec, lone: list[Any], paired: list[Any]) -> Any:
     return found
 
 
-def plain_training(worker: Worker) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
-    """Whole global batches, full logits, a mean over supervised tokens: what every split must come to.
-
-    Returns:
-        The adapter after training, and the gradients of every step.
-    """
-    job, train = worker.job, worker.samples.train
-    base = worker.base.load(torch.float32)
-    batches = batching.global_batches(len(train), job.global_batch_size, job.steps, job.seed)
-    seen = []
-    with attached(base, job.lora, job.seed, gradient_checkpointing=False) as model:
-        trainable = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trainable, lr=job.optimizer.learning_rate, weight_decay=0.0)
-        for indices in batches:
-            batch = collate(train, indices.tolist(), worker.base.pad_token_id)
-            tokens = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-            logits = model(**tokens, **batch.extra).logits
-            loss = torch.nn.functional.cross_entropy(
-                logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(), ignore_index=IGNORE
-            )
-            optimizer.zero_grad()
-            loss.backward()
-            seen.append(torch.cat([p.grad.flatten() for p in trainable]))
-            torch.nn.utils.clip_grad_norm_(trainable, job.optimizer.max_grad_norm)
-            optimizer.step()
-        return _trainable(model), seen
-
-
-def _compared(worker: Worker, plain: Any, batching_name: str, *point: Any) -> dict[str, Any]:
-    reference, gradients = plain
-    trial = _Recorded(with_job(worker, batching=batching_name), params(*point))
+def _compared(worker: Worker, plain: Unsplit, batching_name: str, *point: Any) -> dict[str, Any]:
+    trial = Recorded(with_job(worker, batching=batching_name), params(*point))
     result = trial.run()
     trained, expected = (
-        torch.cat([adapter[k].flatten().double() for k in reference])
-        for adapter in (trial.adapter, reference)
+        torch.cat([adapter[k].flatten().double() for k in plain.adapter])
+        for adapter in (trial.adapter, plain.adapter)
     )
     return {
         "setting": [worker.ranks.world_size, batching_name, *point],
-        "gradients": max(
-            ((g - e).abs().max() / e.abs().max()).item() for g, e in zip(trial.seen, gradients, strict=True)
-        ),
-        "max norm": ((trained - expected).abs().max() / expected.abs().max()).item(),
+        "gradients": max(relative_error(g, e) for g, e in zip(trial.seen, plain.gradients, strict=True)),
+        "max norm": relative_error(trained, expected),
         "L2 norm": ((trained - expected).norm() / expected.norm()).item(),
-        "moved": max(trial.adapter[k].abs().max().item() for k in reference if "lora_B" in k),
+        "moved": max(trial.adapter[k].abs().max().item() for k in plain.adapter if "lora_B" in k),
         "validation_loss": result.validation_loss,
         "train_loss": result.train_loss,
     }
@@ -200,7 +135,7 @@ def _images(job: JobSpec) -> dict[str, Any]:
     after = dict(model.named_parameters())
     return {
         "splits": found,
-        "adapted": sorted(plain[0]),
+        "adapted": sorted(plain.adapter),
         "unchanged": before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before),
         "trial": dataclasses.asdict(ran(worker, 2, 2, "bf16")),
     }
@@ -256,6 +191,8 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
     "images": images,
     "memory": memory_limits,
     "trainer": against_trainer,
+    "feasible": feasible,
+    "split properties": split_properties,
 }
 
 if __name__ == "__main__":

@@ -1,0 +1,125 @@
+"""What test_feasible lets happen in clean processes: does what the probe allows fit? (see scenarios.py)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from parts import CPU, MIB, VOCAB, Row, params, ran, with_job, with_rows
+
+from train_fn.memory import CpuMemory, _proc_status
+from train_fn.session import open_worker, run_trial
+from train_fn.spec import JobSpec, TrialResult, TrialSpec
+from train_fn.trial import Worker
+
+BATCHES_PER_EPOCH = 2
+SLACK_BYTES = MIB  # resident pages, from which live memory is read, and `VmData` differ by less
+
+
+class Exact(CpuMemory):
+    """A budget as strict in every step as in the probe, which measures the two apart.
+
+    Before each piece of work the limit is set anew, as before a probe, to what the budget leaves over what is
+    held at that moment: free blocks that earlier steps left on the heap are not the step's.
+    """
+
+    def __init__(self, budget_bytes: int) -> None:
+        super().__init__(budget_bytes)
+        self.in_probe_bytes: int | None = None
+
+    def start_probe(self, held_bytes: int) -> None:
+        self.in_probe_bytes = None
+        super().start_probe(held_bytes)
+        self._heap.keep_blocks_below(4 << 10)  # of short samples, much would stay on the heap otherwise
+
+    def start_training(self) -> None:
+        self.in_probe_bytes = self.peak_bytes()
+        self._tidy()
+        Path("/proc/self/clear_refs").write_text("5")
+
+    @contextlib.contextmanager
+    def enforced(self) -> Iterator[None]:
+        if self.in_probe_bytes is not None:
+            self._tidy()
+            new_file_bytes = max(_proc_status("RssFile") - self._file_bytes, 0)
+            held_bytes = _proc_status("VmRSS") - self._base_bytes - new_file_bytes
+            self._limit_bytes = _proc_status("VmData") + self.budget_bytes - held_bytes + SLACK_BYTES
+        with super().enforced():
+            yield
+
+    def _tidy(self) -> None:
+        self._heap.free_fillings()
+        self._heap.trim()
+        self._heap.fill_holes()
+
+
+def feasible(job: JobSpec, batching: str, seed: int, count: int) -> Any:
+    """Random data with extreme samples: two shuffled epochs, first without a budget and then under one.
+
+    Returns:
+        Per case what was drawn, the peaks of probe and epochs without a budget, and the verdicts under one.
+    """
+    generator = random.Random(seed)
+    opened = with_job(open_worker(job, CPU), batching=batching, warmup_steps=0)
+    ran(with_job(opened, global_batch_size=2, steps=1), 2, 1)  # what libraries allocate in a first trial
+    return [_case(opened, generator) for _ in range(count)]
+
+
+def _case(opened: Worker, generator: random.Random) -> dict[str, Any]:
+    per_device, accumulation = generator.choice([1, 2, 3, 4]), generator.choice([1, 2])
+    checkpointing = generator.random() < 0.4
+    global_batch = per_device * accumulation
+    train = _ragged(generator, BATCHES_PER_EPOCH * global_batch + generator.randrange(global_batch))
+    validation = _ragged(generator, 4)
+    extreme = [_row(generator, generator.randrange(100, 220)) for _ in range(generator.randint(1, 2))]
+    where = generator.choice(["train", "train", "train", "validation"])
+    rows = train if where == "train" else validation
+    rows[: len(extreme)] = extreme
+    generator.shuffle(rows)
+    worker = with_job(
+        with_rows(opened, train, validation),
+        global_batch_size=global_batch,
+        steps=2 * BATCHES_PER_EPOCH,
+        seed=generator.randrange(100),
+    )
+    point = (per_device, accumulation, "fp32", checkpointing)
+    free, in_probe, in_epochs = _peaks(worker, point)
+    budget = int(in_probe * generator.uniform(0.8, 1.2))
+    return {
+        "batching": worker.job.batching,
+        "point": point,
+        "extreme": [where, *(len(ids) for ids, _ in extreme)],
+        "free": free.status,
+        "probe": in_probe,
+        "epochs": in_epochs,
+        "budget": budget,
+        "exact": _verdict(worker, Exact(budget), point),
+        "usual": _verdict(worker, CpuMemory(budget), point),
+    }
+
+
+def _peaks(worker: Worker, point: Any) -> tuple[TrialResult, int, int]:
+    memory = Exact(1 << 40)
+    result = run_trial(dataclasses.replace(worker, memory=memory), TrialSpec(number=0, params=params(*point)))
+    assert memory.in_probe_bytes is not None, result.detail
+    return result, memory.in_probe_bytes, result.peak_memory_bytes[0]
+
+
+def _verdict(worker: Worker, memory: CpuMemory, point: Any) -> list[Any]:
+    """[Status, reason, phase in which it ended]."""
+    result = ran(dataclasses.replace(worker, memory=memory), *point)
+    return [result.status, result.reason, list(result.seconds)[-2]]
+
+
+def _ragged(generator: random.Random, count: int) -> list[Row]:
+    return [_row(generator, generator.randrange(4, 40)) for _ in range(count)]
+
+
+def _row(generator: random.Random, length: int) -> Row:
+    """A sample of which all, the last tokens or a random part is supervised."""
+    answer = generator.choice([length, 1, generator.randrange(1, length)])
+    return [generator.randrange(4, VOCAB) for _ in range(length)], [0] * (length - answer) + [1] * answer

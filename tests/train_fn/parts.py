@@ -1,0 +1,205 @@
+"""What tests build of the training function's parts: workers, trials to look into, references."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from train_fn import batching, data
+from train_fn.collate import IGNORE, collate
+from train_fn.collective import Ranks
+from train_fn.data import Samples, SampleSets
+from train_fn.demo import demo
+from train_fn.memory import CpuMemory
+from train_fn.model import BaseModel, attached
+from train_fn.session import run_trial
+from train_fn.spec import JobSpec, TrialParams, TrialResult, TrialSpec
+from train_fn.trial import Worker, _Trial
+
+CPU = torch.device("cpu")
+MIB = 1 << 20
+
+Row = tuple[Sequence[int], Sequence[int]]
+"""Token ids of a sample, and for each 1 where it is supervised, else 0."""
+
+
+TINY_LLAMA = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+}
+VOCAB = 1_280
+
+
+def save_model(folder: Path, model_type: str, **config: Any) -> str:
+    """Save a random causal language model and the demo's tokenizer; returns the folder's name."""
+    tokenizer = AutoTokenizer.from_pretrained(demo().model)
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    full = AutoConfig.for_model(model_type, vocab_size=VOCAB, **special, **config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(full).to(torch.float32).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def params(
+    per_device: int, accumulation: int, precision: str = "fp32", checkpointing: bool = False
+) -> TrialParams:
+    return TrialParams(
+        per_device_train_batch_size=per_device,
+        gradient_accumulation_steps=accumulation,
+        precision=precision,
+        gradient_checkpointing=checkpointing,
+    )
+
+
+def lone_worker(source: str, train: Sequence[Row], validation: Sequence[Row], **job: Any) -> Worker:
+    """A rank by itself in this process, without a budget to speak of."""
+    return Worker(
+        job=JobSpec(model=source, num_workers=1, **job),
+        base=BaseModel(source, CPU),
+        samples=SampleSets(samples(train), samples(validation)),
+        memory=CpuMemory(1 << 40),
+        ranks=Ranks(CPU),
+    )
+
+
+def with_job(worker: Worker, **changes: Any) -> Worker:
+    return dataclasses.replace(worker, job=dataclasses.replace(worker.job, **changes))
+
+
+def with_budget(worker: Worker, budget_bytes: int) -> Worker:
+    return dataclasses.replace(worker, memory=CpuMemory(int(budget_bytes)))
+
+
+def with_rows(worker: Worker, train: Sequence[Row], validation: Sequence[Row] | None = None) -> Worker:
+    """The same worker on other data; validation is on the training samples where it gets none."""
+    sets = SampleSets(samples(train), samples(train if validation is None else validation))
+    return dataclasses.replace(worker, samples=sets)
+
+
+def samples(rows: Sequence[Row]) -> Samples:
+    """Samples as `data.load` would make them of these tokens."""
+    columns = {
+        "input_ids": [list(ids) for ids, _ in rows],
+        "mask": [list(mask) for _, mask in rows],
+        "length": [len(ids) for ids, _ in rows],
+        "supervised": [sum(mask[1:]) for _, mask in rows],
+    }
+    return Samples(datasets.Dataset.from_dict(columns, features=data._features()), dropped=0)
+
+
+def ran(worker: Worker, *point: Any) -> TrialResult:
+    return run_trial(worker, TrialSpec(number=0, params=params(*point)))
+
+
+class Recorded(_Trial):
+    """A trial that keeps its gradients, step by step, and a copy of the adapter as it is after training.
+
+    Args:
+        shaken: Draw the adapter's second factors, too. They begin at zero, and then the first step's
+            gradient is zero in every first factor, whatever it should be.
+    """
+
+    adapter: dict[str, torch.Tensor]
+
+    def __init__(self, worker: Worker, trial_params: TrialParams, shaken: bool = False) -> None:
+        super().__init__(worker, trial_params)
+        self.seen: list[torch.Tensor] = []
+        self._shaken = shaken
+
+    def _attach(self, *args: Any) -> Any:
+        attached_model = super()._attach(*args)
+        if self._shaken:
+            shake(self.model)
+        return attached_model
+
+    def _update(self) -> None:
+        self.seen.append(self.gradients.values.clone())
+        super()._update()
+
+    def _validate(self) -> None:
+        super()._validate()
+        self.adapter = trainable(self.model)
+
+
+def trainable(model: Any) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def shake(model: Any) -> None:
+    """Draw the second factors of a LoRA adapter from a fixed seed."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.requires_grad and "lora_B" in name:
+                p.normal_(std=0.1, generator=generator)
+
+
+@dataclasses.dataclass
+class Unsplit:
+    """What plain PyTorch makes of whole global batches.
+
+    Attributes:
+        adapter: After training.
+        gradients: Of every step, before clipping.
+        train_loss: Of every step, per supervised token.
+        validation_loss: After training, per supervised token.
+    """
+
+    adapter: dict[str, torch.Tensor]
+    gradients: list[torch.Tensor]
+    train_loss: list[float]
+    validation_loss: float
+
+
+def plain_training(worker: Worker, shaken: bool = False) -> Unsplit:
+    """Whole global batches, full logits, a mean over supervised tokens: what every split must come to."""
+    job, train = worker.job, worker.samples.train
+    base = worker.base.load(torch.float32)
+    gradients, losses = [], []
+
+    def mean_loss(which: Samples, indices: list[int]) -> torch.Tensor:
+        batch = collate(which, indices, worker.base.pad_token_id)
+        tokens = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        logits = model(**tokens, **batch.extra).logits
+        return F.cross_entropy(
+            logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(), ignore_index=IGNORE
+        )
+
+    with attached(base, job.lora, job.seed, gradient_checkpointing=False) as model:
+        if shaken:
+            shake(model)
+        weights = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(weights, lr=job.optimizer.learning_rate, weight_decay=0.0)
+        for indices in batching.global_batches(len(train), job.global_batch_size, job.steps, job.seed):
+            loss = mean_loss(train, indices.tolist())
+            optimizer.zero_grad()
+            loss.backward()
+            losses.append(loss.item())
+            gradients.append(torch.cat([p.grad.flatten() for p in weights if p.grad is not None]))
+            torch.nn.utils.clip_grad_norm_(weights, job.optimizer.max_grad_norm)
+            optimizer.step()
+        model.eval()
+        with torch.no_grad():
+            validation_loss = mean_loss(
+                worker.samples.validation, list(range(len(worker.samples.validation)))
+            )
+        return Unsplit(trainable(model), gradients, losses, validation_loss.item())
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference, in units of the largest value expected."""
+    return ((found - expected).abs().max() / expected.abs().max()).item()

@@ -1,0 +1,138 @@
+"""A rank that has measured many points is as good as a fresh one: same verdicts, same peaks, same size."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+
+from train_fn.spec import DataSpec, JobSpec, Reason, Status, TrialResult
+
+MIB = 1 << 20
+Point = tuple[int, int, str, bool]
+TABLE: list[Point] = [
+    (n, 16 // n, precision, checkpointing)
+    for n in (1, 4, 8, 16)
+    for precision in ("fp32", "bf16")
+    for checkpointing in (False, True)
+]
+LARGEST: Point = (16, 1, "fp32", False)
+EARLY, TRIALS = 5, 50
+FIRST_BYTES = 2 * MIB
+"""What libraries keep of a first large trial is charged to it: 0.7 to 1.4 MiB were seen."""
+GROWTH_BYTES = 8 * MIB
+"""Code that is read from files when a kind of point comes for the first time counts as resident, too."""
+
+
+@dataclasses.dataclass
+class Warm:
+    """What one process did with many trials under a budget, and how large it was after each of them."""
+
+    results: list[tuple[Point, TrialResult]]
+    sizes: list[dict[str, int]]
+
+
+def alone(start_ranks: Callable[..., Any], job: JobSpec, *, ready: bool = True) -> Any:
+    return start_ranks(job, world_size=1, ready=ready)
+
+
+@pytest.fixture(scope="module")
+def free_job(ragged: dict[str, str]) -> JobSpec:
+    data = DataSpec(**ragged, max_validation_samples=4)
+    return JobSpec(global_batch_size=16, num_workers=1, steps=1, warmup_steps=0, data=data)
+
+
+@pytest.fixture(scope="module")
+def peaks(start_ranks: Callable[..., Any], free_job: JobSpec) -> dict[Point, int]:
+    """Without a budget."""
+    group = alone(start_ranks, free_job)
+    found = {point: group.run(*point).peak_memory_bytes[0] for point in TABLE}
+    group.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def job(free_job: JobSpec, peaks: dict[Point, int]) -> JobSpec:
+    """With a budget in the middle of the table, and in the widest gap there, so that verdicts are clear."""
+    ordered = sorted(peaks.values())
+    gaps = [(high - low, (low + high) // 2) for low, high in itertools.pairwise(ordered[5:13])]
+    return dataclasses.replace(free_job, memory_budget=max(gaps)[1])
+
+
+@pytest.fixture(scope="module")
+def warm(start_ranks: Callable[..., Any], job: JobSpec) -> Warm:
+    """The table in random order, each point right after one that ran out of memory, again and again."""
+    group, generator = alone(start_ranks, job), random.Random(0)
+    points: list[Point] = []
+    while len(points) < TRIALS:
+        for point in generator.sample(TABLE, len(TABLE)):
+            points += [LARGEST, point]
+    done = Warm([], [])
+    process = psutil.Process(group.pids[0])
+    for point in points[:TRIALS]:
+        done.results.append((point, group.run(*point)))
+        memory = process.memory_info()
+        size = {"rss": memory.rss, "data": memory.data}
+        done.sizes.append({**size, "threads": process.num_threads(), "files": process.num_fds()})
+    group.close()
+    return done
+
+
+@pytest.mark.slow
+def test_both_verdicts_occur_and_are_those_of_the_peaks(
+    warm: Warm, job: JobSpec, peaks: dict[Point, int]
+) -> None:
+    verdicts = {point: result.status for point, result in warm.results}
+    assert set(verdicts) == set(TABLE)
+    for point, status in verdicts.items():
+        fits = peaks[point] <= job.memory_budget  # type: ignore[operator]
+        assert status == (Status.COMPLETE if fits else Status.INFEASIBLE), (point, peaks[point])
+    assert len(set(verdicts.values())) == 2
+
+
+def test_repetitions_agree_in_verdict_and_peak(warm: Warm) -> None:
+    first: dict[Point, TrialResult] = {}
+    for point, result in warm.results:
+        assert_alike(result, first.setdefault(point, result), point, MIB)
+
+
+@pytest.mark.slow
+def test_fresh_processes_agree_around_the_boundary(
+    start_ranks: Callable[..., Any], warm: Warm, job: JobSpec, peaks: dict[Point, int]
+) -> None:
+    nearest = sorted(TABLE, key=lambda point: abs(peaks[point] - job.memory_budget))  # type: ignore[operator]
+    below = [p for p in nearest if peaks[p] <= job.memory_budget][:2]  # type: ignore[operator]
+    above = [p for p in nearest if peaks[p] > job.memory_budget][:2]  # type: ignore[operator]
+    groups = {point: alone(start_ranks, job, ready=False) for point in below + above}
+    for point, group in groups.items():
+        fresh = group.wait_until_ready().run(*point)
+        for other, result in warm.results:
+            if other == point:
+                assert_alike(result, fresh, point, FIRST_BYTES)
+
+
+def assert_alike(result: TrialResult, other: TrialResult, point: Point, within_bytes: int) -> None:
+    assert (result.status, result.reason) == (other.status, other.reason), point
+    if result.status == Status.COMPLETE:
+        assert result.train_loss == other.train_loss, point
+        near = pytest.approx(other.peak_memory_bytes, rel=0.01, abs=within_bytes)
+        assert result.peak_memory_bytes == near, point
+    else:
+        assert result.reason == Reason.OOM, point
+
+
+def test_the_process_is_as_large_after_50_trials_as_after_5(warm: Warm) -> None:
+    """The largest that it was in trials 46 to 50 against 5 to 9; which base stayed resident differs."""
+    early, late = (
+        {key: max(size[key] for size in warm.sizes[at : at + 5]) for key in warm.sizes[0]}
+        for at in (EARLY - 1, TRIALS - 5)
+    )
+    assert late["threads"] == early["threads"]
+    assert late["files"] == early["files"]
+    assert late["rss"] <= early["rss"] + GROWTH_BYTES
+    assert late["data"] <= early["data"] + GROWTH_BYTES
