@@ -141,7 +141,7 @@ def _random_trials() -> dict[str, Any]:
     """30 trials of random sizes, many beyond the budget: the process must not grow."""
     budget = CpuMemory(128 * MIB)
     generator = torch.Generator().manual_seed(1)
-    sizes, refused = [], 0
+    resident, mapped, refused = [], [], 0
     for _ in range(30):
         budget.start_probe(0)
         counts = torch.randint(1, 200, (12,), generator=generator).tolist()
@@ -149,5 +149,6 @@ def _random_trials() -> dict[str, Any]:
         budget.start_training()
         _refused(budget, lambda c=counts: [_touch(n / 16) for n in c])  # type: ignore[misc]
         budget.release()
-        sizes.append(memory._proc_status("VmData") / MIB)
-    return {"refused": refused, "sizes": sizes}
+        resident.append(memory._proc_status("VmRSS") / MIB)
+        mapped.append(memory._proc_status("VmData") / MIB)
+    return {"refused": refused, "resident": resident, "mapped": mapped}

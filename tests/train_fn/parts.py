@@ -98,7 +98,7 @@ def samples(rows: Sequence[Row]) -> Samples:
         "length": [len(ids) for ids, _ in rows],
         "supervised": [sum(mask[1:]) for _, mask in rows],
     }
-    return Samples(datasets.Dataset.from_dict(columns, features=data._features()), dropped=0)
+    return Samples(datasets.Dataset.from_dict(columns, features=data._features(with_images=False)), dropped=0)
 
 
 def ran(worker: Worker, *point: Any) -> TrialResult:

@@ -23,8 +23,9 @@ TABLE: list[Point] = [
 ]
 LARGEST: Point = (16, 1, "fp32", False)
 EARLY, TRIALS = 5, 50
-FIRST_BYTES = 2 * MIB
-"""What libraries keep of a first large trial is charged to it: 0.7 to 1.4 MiB were seen."""
+NEAR_BYTES = 3 * MIB
+"""How far two readings of a peak may be apart (0.7 to 2.6 MiB were seen): what libraries keep of a first large
+trial is charged to it, and pages of code that it is the first to touch are taken off, whenever they came."""
 GROWTH_BYTES = 8 * MIB
 """Code that is read from files when a kind of point comes for the first time counts as resident, too."""
 
@@ -95,10 +96,11 @@ def test_both_verdicts_occur_and_are_those_of_the_peaks(
     assert len(set(verdicts.values())) == 2
 
 
+@pytest.mark.slow
 def test_repetitions_agree_in_verdict_and_peak(warm: Warm) -> None:
     first: dict[Point, TrialResult] = {}
     for point, result in warm.results:
-        assert_alike(result, first.setdefault(point, result), point, MIB)
+        assert_alike(result, first.setdefault(point, result), point)
 
 
 @pytest.mark.slow
@@ -106,26 +108,27 @@ def test_fresh_processes_agree_around_the_boundary(
     start_ranks: Callable[..., Any], warm: Warm, job: JobSpec, peaks: dict[Point, int]
 ) -> None:
     nearest = sorted(TABLE, key=lambda point: abs(peaks[point] - job.memory_budget))  # type: ignore[operator]
-    below = [p for p in nearest if peaks[p] <= job.memory_budget][:2]  # type: ignore[operator]
-    above = [p for p in nearest if peaks[p] > job.memory_budget][:2]  # type: ignore[operator]
+    below = [p for p in nearest if peaks[p] <= job.memory_budget][:1]  # type: ignore[operator]
+    above = [p for p in nearest if peaks[p] > job.memory_budget][:1]  # type: ignore[operator]
     groups = {point: alone(start_ranks, job, ready=False) for point in below + above}
     for point, group in groups.items():
         fresh = group.wait_until_ready().run(*point)
         for other, result in warm.results:
             if other == point:
-                assert_alike(result, fresh, point, FIRST_BYTES)
+                assert_alike(result, fresh, point)
 
 
-def assert_alike(result: TrialResult, other: TrialResult, point: Point, within_bytes: int) -> None:
+def assert_alike(result: TrialResult, other: TrialResult, point: Point) -> None:
     assert (result.status, result.reason) == (other.status, other.reason), point
     if result.status == Status.COMPLETE:
         assert result.train_loss == other.train_loss, point
-        near = pytest.approx(other.peak_memory_bytes, rel=0.01, abs=within_bytes)
+        near = pytest.approx(other.peak_memory_bytes, rel=0.01, abs=NEAR_BYTES)
         assert result.peak_memory_bytes == near, point
     else:
         assert result.reason == Reason.OOM, point
 
 
+@pytest.mark.slow
 def test_the_process_is_as_large_after_50_trials_as_after_5(warm: Warm) -> None:
     """The largest that it was in trials 46 to 50 against 5 to 9; which base stayed resident differs."""
     early, late = (
