@@ -24,8 +24,8 @@ TABLE: list[Point] = [
 LARGEST: Point = (16, 1, "fp32", False)
 EARLY, TRIALS = 5, 50
 NEAR_BYTES = 3 * MIB
-"""How far two readings of a peak may be apart (0.7 to 2.6 MiB were seen): what libraries keep of a first large
-trial is charged to it, and pages of code that it is the first to touch are taken off, whenever they came."""
+"""How far two readings of a peak may be apart (up to 2.6 MiB were seen): what libraries keep of a first trial
+is charged to it, and code pages that it is the first to touch are taken off, whenever they came."""
 GROWTH_BYTES = 8 * MIB
 """Code that is read from files when a kind of point comes for the first time counts as resident, too."""
 

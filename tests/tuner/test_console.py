@@ -155,6 +155,18 @@ def test_thrashing_shows_in_the_table_and_in_words():
     assert outcome(thrashing) == f"{outcome(calm)}, thrashing"
 
 
+def test_notes_on_the_front_and_where_the_time_went():
+    seconds = {"total": 10.0, "setup": 0.5, "probe": 1.0, "train": 6.0, "warmup": 1.0, "validate": 2.0}
+    doubtful = dataclasses.replace(complete(), seconds=seconds, notes=["samples/s is known to 4.0%"])
+    other = dataclasses.replace(complete(), seconds=seconds, notes=["nobody needs this"])
+    out = io.StringIO()
+    print_table([(0, point(4), doubtful), (1, point(8), other)], [0], 0, "why", stream=out)
+    assert "Note on #0: samples/s is known to 4.0%." in out.getvalue()
+    assert "nobody needs this" not in out.getvalue()
+    spent = "Trials took 20.0 s: train 60%, validate 20%, probe 10%, setup 5%, hand-over 5%."
+    assert spent in " ".join(out.getvalue().split())
+
+
 def test_progress_in_a_pipe_is_one_plain_flushed_line_per_event():
     stream = io.StringIO()
     with Progress(9, 24, stream=stream) as progress:
