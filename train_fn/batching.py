@@ -51,8 +51,9 @@ def balanced(
     per_device: int,
     num_ranks: int,
     patch_work: np.ndarray | None = None,
+    packed: bool = False,
 ) -> list[MicroBatches]:
-    """Group samples of like length and deal the micro-batches so that ranks get equal padded work.
+    """Group samples of like length and deal the micro-batches so that ranks get equal work.
 
     Within one optimizer step the grouping does not change the gradient, so samples are sorted by length,
     which removes most padding; the micro-batches, heaviest first, go each to the rank with the least work
@@ -64,6 +65,7 @@ def balanced(
         per_device: Samples of a micro-batch.
         num_ranks: Data-parallel ranks; `per_device * num_ranks` divides `len(batch)`.
         patch_work: Work of every sample's images in units of a token's; None without images.
+        packed: Micro-batches will not be padded.
 
     Returns:
         Per rank, its micro-batches, heaviest first.
@@ -71,7 +73,8 @@ def balanced(
     batch = np.asarray(batch)
     order = batch[np.argsort(-lengths[batch], kind="stable")]
     micro = order.reshape(-1, per_device).tolist()
-    micro.sort(key=lambda indices: -_work(indices, lengths, patch_work))  # of tokens alone they are sorted
+    # Of tokens alone they are sorted.
+    micro.sort(key=lambda indices: -_work(indices, lengths, patch_work, packed))
     shares: list[MicroBatches] = [[] for _ in range(num_ranks)]
     work = [0.0] * num_ranks
     accumulation = len(micro) // num_ranks
@@ -79,23 +82,26 @@ def balanced(
         open_ranks = [r for r in range(num_ranks) if len(shares[r]) < accumulation]
         rank = min(open_ranks, key=lambda r: work[r])
         shares[rank].append(indices)
-        work[rank] += _work(indices, lengths, patch_work)
+        work[rank] += _work(indices, lengths, patch_work, packed)
     return shares
 
 
-def padded_tokens(
-    shares: list[MicroBatches], lengths: np.ndarray, patch_work: np.ndarray | None = None
+def most_tokens(
+    shares: list[MicroBatches],
+    lengths: np.ndarray,
+    patch_work: np.ndarray | None = None,
+    packed: bool = False,
 ) -> float:
     """Tokens, padding included, of the rank that has most of them: what a step's time depends on.
 
     Patches of images count as the tokens that they are worth.
     """
-    return max(sum(_work(m, lengths, patch_work) for m in micro_batches) for micro_batches in shares)
+    return max(sum(_work(m, lengths, patch_work, packed) for m in micro_batches) for micro_batches in shares)
 
 
-def _work(indices: list[int], lengths: np.ndarray, patch_work: np.ndarray | None) -> float:
-    """A micro-batch's tokens, padding included, and what its images add."""
-    tokens = len(indices) * int(lengths[indices].max())
+def _work(indices: list[int], lengths: np.ndarray, patch_work: np.ndarray | None, packed: bool) -> float:
+    """A micro-batch's tokens, padding included where there is any, and what its images add."""
+    tokens = int(lengths[indices].sum() if packed else len(indices) * lengths[indices].max())
     return tokens if patch_work is None else tokens + float(patch_work[indices].sum())
 
 

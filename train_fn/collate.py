@@ -27,12 +27,14 @@ class Batch:
             several sequences in one.
         labels: [batch, length], `IGNORE` where unsupervised.
         extra: What the model takes beside these, by argument: pixels, sizes of grids, ...
+        lengths: Of the samples of a packed micro-batch, see `train_fn.packing`; None where rows are samples.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor | None
     labels: torch.Tensor
     extra: dict[str, torch.Tensor] = field(default_factory=dict)
+    lengths: tuple[int, ...] | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Batch:
         """The same batch on another device; what it has of floating point becomes `dtype`.
@@ -49,6 +51,7 @@ class Batch:
             attention_mask=mask,
             labels=self.labels,
             extra=extra,
+            lengths=self.lengths,
         )
 
 
@@ -108,7 +111,7 @@ def demanding(samples: Samples, count: int) -> list[int]:
     return np.resize(order, count).tolist()
 
 
-def worst_case(samples: Samples, per_device: int, pad_token_id: int) -> Batch:
+def worst_case(samples: Samples, per_device: int, pad_token_id: int, packed: bool = False) -> Batch:
     """A micro-batch that needs at least the memory of any that `samples` can produce.
 
     Four things cost memory and are each taken at their largest: the padded length (the longest samples), the
@@ -116,6 +119,12 @@ def worst_case(samples: Samples, per_device: int, pad_token_id: int) -> Batch:
     many as the `per_device` most supervised samples have), the attention mask (where lengths differ, one
     position is masked, since an unpadded batch takes a cheaper path), and the patches of images: there the
     samples with most of them are taken, and text is added until they are as long as the longest.
+
+    Args:
+        samples: The data.
+        per_device: Samples of a micro-batch.
+        pad_token_id: Of the model.
+        packed: Padding and mask will be dropped, so no mask is made that data would not need.
     """
     indices = demanding(samples, per_device)
     if samples.vision is None:
@@ -125,6 +134,8 @@ def worst_case(samples: Samples, per_device: int, pad_token_id: int) -> Batch:
     most_supervised = np.resize(np.sort(samples.supervised)[::-1], per_device).sum()
     _supervise(batch, int(most_supervised), samples)
     lengths_differ = samples.lengths.min() < samples.lengths.max()
+    if packed:
+        return batch
     if per_device > 1 and lengths_differ and (batch.attention_mask is None or batch.attention_mask.all()):
         mask = torch.ones_like(batch.input_ids)
         mask[-1, -1 if samples.vision is None else _last_text(batch, samples.vision.token_id)] = 0

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from train_fn.collate import IGNORE, Batch, copied
+from train_fn.packing import packed_inputs
 from train_fn.shortcuts import NO_SHORTCUTS, Shortcuts
 
 LOGIT_CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
@@ -61,11 +62,13 @@ def summed_loss(
 
 
 def _forward(model: nn.Module, batch: Batch, shortcuts: Shortcuts) -> torch.Tensor:
-    # With images the mask stays: some models count positions by it.
-    mask = None if shortcuts.maskless and not batch.extra else batch.attention_mask
-    logits: torch.Tensor = model(
-        input_ids=batch.input_ids, attention_mask=mask, use_cache=False, return_dict=True, **batch.extra
-    ).logits
+    if batch.lengths is not None:
+        inputs = packed_inputs(batch)
+    else:
+        # With images the mask stays: some models count positions by it.
+        mask = None if shortcuts.maskless and not batch.extra else batch.attention_mask
+        inputs = {"input_ids": batch.input_ids, "attention_mask": mask, **batch.extra}
+    logits: torch.Tensor = model(**inputs, use_cache=False, return_dict=True).logits
     return logits
 
 

@@ -24,6 +24,7 @@ from train_fn.loss import summed_loss
 from train_fn.memory import Memory
 from train_fn.model import NUMERICS, BaseModel, Numerics, attached
 from train_fn.outcome import Attempts, Failure, TrialStoppedError
+from train_fn.packing import packed, packed_attention
 from train_fn.spec import JobSpec, Reason, Status, TrialParams, TrialResult, TrialSpec
 from train_fn.timing import rate_with_interval, timing_notes
 
@@ -116,6 +117,10 @@ class _Trial:
 
     def _attach(self, base: Any, stack: contextlib.ExitStack) -> Any:
         job, optimizer = self.job, self.job.optimizer
+        # `plain` is what the Trainer does, and it pads.
+        self.packs = job.batching == "balanced" and self.worker.base.shortcuts.packable
+        if self.packs:
+            stack.enter_context(packed_attention(base))
         model = attached(base, job.lora, job.seed, self.params.gradient_checkpointing)
         self.model = stack.enter_context(model)
         self.head = base.get_output_embeddings()
@@ -135,10 +140,10 @@ class _Trial:
 
         def worst() -> None:
             allocate_state(self.optimizer)
-            self._loss(worst_case(samples.train, per_device, pad)).backward()
+            self._loss(worst_case(samples.train, per_device, pad, self.packs)).backward()
             self.gradients.zero_()
             with self._evaluating():
-                self._loss(worst_case(samples.validation, per_device, pad))
+                self._loss(worst_case(samples.validation, per_device, pad, self.packs))
 
         self.attempts.run(worst)
         self.attempts.agree()
@@ -178,7 +183,7 @@ class _Trial:
         """One optimizer step over a global batch; returns its loss per token and whether a rank failed."""
         shares = self._deal(train, batch)
         micro_batches = shares[self.ranks.rank]
-        self.step_work.append(batching.padded_tokens(shares, train.lengths, train.patch_work))
+        self.step_work.append(batching.most_tokens(shares, train.lengths, train.patch_work, self.packs))
         num_targets = int(train.supervised[batch].sum())
         loss = self.attempts.run(lambda: self._accumulate(train, micro_batches, num_targets))
         self._synchronize()
@@ -230,6 +235,8 @@ class _Trial:
         return self._loss(collate(samples, indices, self.worker.base.pad_token_id))
 
     def _loss(self, batch: Batch) -> torch.Tensor:
+        if self.packs:
+            batch = packed(batch)
         with self.numerics.autocast(self.ranks.device):
             batch = batch.to(self.ranks.device, self.numerics.base_dtype)
             return summed_loss(self.model, self.head, batch, self.worker.base.shortcuts)
@@ -238,7 +245,7 @@ class _Trial:
         per_device, world_size = self.params.per_device_train_batch_size, self.ranks.world_size
         if self.job.batching == "plain":
             return batching.plain(batch, per_device, world_size)
-        return batching.balanced(batch, train.lengths, per_device, world_size, train.patch_work)
+        return batching.balanced(batch, train.lengths, per_device, world_size, train.patch_work, self.packs)
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:

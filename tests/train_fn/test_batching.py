@@ -70,7 +70,7 @@ def test_balanced_deals_the_heaviest_first_to_the_least_loaded_rank() -> None:
     lengths = np.array([10, 1, 8, 3, 9, 2, 7, 4])
     shares = batching.balanced(np.arange(8), lengths, per_device=1, num_ranks=2)
     assert [[int(lengths[m[0]]) for m in micro] for micro in shares] == [[10, 7, 4, 1], [9, 8, 3, 2]]
-    assert batching.padded_tokens(shares, lengths) == 22
+    assert batching.most_tokens(shares, lengths) == 22
 
 
 def test_balanced_helps_on_a_long_tail() -> None:
@@ -78,17 +78,17 @@ def test_balanced_helps_on_a_long_tail() -> None:
     lengths = np.minimum(rng.lognormal(4.5, 0.6, 512), 500).astype(int)
     plain = balanced = 0
     for batch in batching.global_batches(512, 32, 16, seed=0):
-        plain += batching.padded_tokens(batching.plain(batch, 4, 2), lengths)
-        balanced += batching.padded_tokens(batching.balanced(batch, lengths, 4, 2), lengths)
+        plain += batching.most_tokens(batching.plain(batch, 4, 2), lengths)
+        balanced += batching.most_tokens(batching.balanced(batch, lengths, 4, 2), lengths)
     assert plain / balanced > 1.3
 
 
 @given(cases())
-def test_padded_tokens_counts_the_fullest_rank(case: Case) -> None:
+def test_most_tokens_counts_the_fullest_rank(case: Case) -> None:
     lengths = case[1]
     for shares in deals(case):
         per_rank = [sum(len(m) * max(lengths[i] for i in m) for m in micro) for micro in shares]
-        assert batching.padded_tokens(shares, lengths) == max(per_rank)
+        assert batching.most_tokens(shares, lengths) == max(per_rank)
 
 
 @pytest.mark.parametrize(("per_device", "num_ranks"), [(1, 1), (2, 2), (4, 2), (3, 4), (1, 3)])

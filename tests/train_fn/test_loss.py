@@ -156,9 +156,9 @@ def bert() -> BertLMHeadModel:
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (llama, Shortcuts(plain_head=True, maskless=True)),
+        (llama, Shortcuts(plain_head=True, maskless=True, packable=True)),
         (gemma2, Shortcuts(plain_head=False, maskless=True)),
-        (bert, Shortcuts(plain_head=True, maskless=False)),
+        (bert, Shortcuts(plain_head=True, maskless=False, packable=True)),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

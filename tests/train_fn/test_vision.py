@@ -284,8 +284,8 @@ def test_balanced_batches_count_patches() -> None:
     lengths, patches = np.array([10, 10, 10, 10]), np.array([90.0, 0.0, 80.0, 0.0])
     shares = batching.balanced(range(4), lengths, 1, 2, patches)
     assert [sorted(i for micro in share for i in micro) for share in shares] == [[0, 3], [1, 2]]
-    assert batching.padded_tokens(shares, lengths, patches) == 110
-    assert batching.padded_tokens(batching.plain(range(4), 1, 2), lengths, patches) == 190
+    assert batching.most_tokens(shares, lengths, patches) == 110
+    assert batching.most_tokens(batching.plain(range(4), 1, 2), lengths, patches) == 190
 
 
 def test_a_patch_is_worth_the_towers_share_of_a_token(base: BaseModel) -> None:
