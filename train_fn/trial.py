@@ -117,8 +117,9 @@ class _Trial:
 
     def _attach(self, base: Any, stack: contextlib.ExitStack) -> Any:
         job, optimizer = self.job, self.job.optimizer
-        # `plain` is what the Trainer does, and it pads.
-        self.packs = job.batching == "balanced" and self.worker.base.shortcuts.packable
+        # `plain` is what the Trainer does, and it pads; images are laid out by the model itself.
+        text_only = self.worker.samples.train.vision is None
+        self.packs = job.batching == "balanced" and text_only and self.worker.base.shortcuts.packable
         if self.packs:
             stack.enter_context(packed_attention(base))
         model = attached(base, job.lora, job.seed, self.params.gradient_checkpointing)

@@ -18,6 +18,9 @@ ATTEMPTS = 3
 """An interval that holds 95 of 100 repetitions holds fewer than 9 of 10 once in 12 attempts, and a machine
 that others use may change its speed for good between two trials: neither says that intervals are wrong."""
 
+CHANGE = 0.05
+"""How far the speed of a long run may be from a short one's, where that is known as well as this."""
+
 
 @pytest.mark.slow
 def test_repetitions_lie_within_the_interval_and_long_runs_keep_the_speed(play: Callable[..., Any]) -> None:
@@ -27,8 +30,10 @@ def test_repetitions_lie_within_the_interval_and_long_runs_keep_the_speed(play: 
         found = play("repeats", job, 2, times=PAIRS + 1, point=[2, 2], longer=LONGER)
         *results, long_one = [TrialResult.from_dict(r) for r in found]
         seen.append((_within(results), _changed(results, long_one)))
+        allowed = max(CHANGE, _half_width(results[-1]))
+        print("half widths:", [f"{_half_width(r):.1%}" for r in results])
         print(f"within the interval: {seen[-1][0]} of {PAIRS}; {LONGER}x as many steps: {seen[-1][1]:+.1%}")
-        if seen[-1][0] >= 9 and abs(seen[-1][1]) <= 0.05:
+        if seen[-1][0] >= 9 and abs(seen[-1][1]) <= allowed:
             return
     raise AssertionError(f"(within, change of speed) in {ATTEMPTS} attempts: {seen}")
 
@@ -40,6 +45,12 @@ def _within(results: list[TrialResult]) -> int:
         low, high = before.samples_per_second_ci95 or (0.0, 0.0)
         count += low <= (after.samples_per_second or 0.0) <= high
     return count
+
+
+def _half_width(result: TrialResult) -> float:
+    """Half of the interval of a trial's speed, relative."""
+    low, high = result.samples_per_second_ci95 or (0.0, 0.0)
+    return (high - low) / 2 / (result.samples_per_second or 1.0)
 
 
 def _changed(results: list[TrialResult], long_one: TrialResult) -> float:
