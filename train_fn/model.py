@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from train_fn.data import max_positions
-from train_fn.lora import fused
 from train_fn.shortcuts import NO_SHORTCUTS, find_shortcuts
 from train_fn.spec import LoraSpec
 from train_fn.vision import auto_class, open_vision, outside_language_model
@@ -192,8 +191,7 @@ def attached(base: Any, lora: LoraSpec, seed: int, gradient_checkpointing: bool)
         base.activation_checkpointing_enable({"use_reentrant": False})
         base.disable_input_require_grads()  # only the reentrant kind needs gradients at its input
     try:
-        with fused(model):
-            yield model.train()
+        yield model.train()
     finally:
         base.activation_checkpointing_disable()
         for p in model.parameters():
