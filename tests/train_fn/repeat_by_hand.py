@@ -2,8 +2,8 @@
 
     pytest tests/train_fn/repeat_by_hand.py -s     # prints the figures
 
-By hand, since it does not hold yet on a machine whose speed drifts from trial to trial, which the steps of one
-trial can't show: on shared cores 36 of 50 repetitions were within.
+By hand, since it does not hold yet on a machine whose speed drifts from trial to trial, which the steps of
+one trial can't show: on shared cores 36 of 50 repetitions were within.
 """
 
 from __future__ import annotations
