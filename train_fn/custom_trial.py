@@ -33,7 +33,7 @@ from train_fn.custom_worker import CustomWorker
 from train_fn.model import NUMERICS
 from train_fn.outcome import Attempts, Failure, TrialStoppedError, gravest
 from train_fn.spec import Reason, Status, TrialParams, TrialResult, TrialSpec
-from train_fn.timing import rate_with_interval
+from train_fn.timing import rate_with_interval, timing_notes
 from train_fn.trial import constraints
 from train_fn.watchdog import Watchdog
 
@@ -295,10 +295,11 @@ class _CustomTrial:
     def _result(self, failure: Failure | None) -> TrialResult:
         """Collective: the trial's result, the same on every rank."""
         peaks = self.ranks.gather(self.memory.peak_bytes())
-        rate, interval = None, None
+        rate, interval, notes = None, None, []
         if failure is None:
             work = [1.0] * len(self.step_seconds)
             rate, interval = rate_with_interval(self.job.global_batch_size, self.step_seconds, work)
+            notes = timing_notes(rate, interval, len(self.step_seconds))
         return dataclasses.replace(
             self.result_alone(failure, max(peaks)),
             samples_per_second=rate,
@@ -306,6 +307,7 @@ class _CustomTrial:
             validation_loss=self.validation_loss,
             step_seconds=self.step_seconds,
             peak_memory_bytes=peaks,
+            notes=notes,
         )
 
     def result_alone(self, failure: Failure | None, peak_bytes: int = 0) -> TrialResult:

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from train_fn.collective import COLLECTIVE_GRACE_SECONDS, Ranks
 from train_fn.custom import TrainFunction, load_function
-from train_fn.memory import Memory, open_memory, resolve_budget
+from train_fn.memory import Memory, agreed_budget, open_memory
 from train_fn.spec import JobSpec, TrialResult
 
 PostLast = Callable[[TrialResult], None]
@@ -72,8 +72,7 @@ def open_custom_worker(job: JobSpec, device: torch.device, post_last: PostLast) 
     _warm_up(device)
     gc.collect()
     gc.freeze()
-    budget_bytes = min(ranks.gather(resolve_budget(job.memory_budget, device, ranks.world_size)))
-    memory = open_memory(budget_bytes, device)
+    memory = open_memory(agreed_budget(job.memory_budget, device, ranks), device)
     memory.release()
     return CustomWorker(job, function, device, memory, ranks, store, memory.resident_bytes(), post_last)
 

@@ -58,7 +58,9 @@ def summed_loss(
 
     with _cut_before(head, keep_one_position):
         _forward(model, batch, shortcuts)
-    return summed_cross_entropy(seen[0].flatten(0, 1)[rows], head.weight, head.bias, targets)
+    return summed_cross_entropy(
+        seen[0].flatten(0, 1)[rows], head.weight, getattr(head, "bias", None), targets
+    )
 
 
 def _forward(model: nn.Module, batch: Batch, shortcuts: Shortcuts) -> torch.Tensor:

@@ -28,6 +28,8 @@ import psutil
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
+from train_fn.collective import Ranks
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # mallopt(3)
 _EXACT_BLOCK_BYTES = 16 << 10  # at 64 KiB, tensors just below it made peaks read 40% too large
 _HEAP_BLOCK_BYTES = 32 << 20  # the largest threshold that glibc accepts, and where its own adjustment ends
@@ -253,6 +255,22 @@ def resolve_budget(budget: int | float | None, device: torch.device, sharing: in
     if budget is None:
         return free
     return int(budget * total) if isinstance(budget, float) else budget
+
+
+def agreed_budget(budget: int | float | None, device: torch.device, ranks: Ranks) -> int:
+    """Collective: what every rank may hold, in bytes.
+
+    One budget for all: without a figure from the user, ranks may see different amounts free.
+
+    Args:
+        budget: See `resolve_budget`.
+        device: This rank's; `ranks` may talk over another one.
+        ranks: All of which must call this.
+    """
+    # All ranks share a CPU: lanes keep to one node.
+    identity = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else "cpu"
+    sharing = ranks.gather(identity).count(identity)
+    return int(min(ranks.gather(resolve_budget(budget, device, sharing))))
 
 
 def open_memory(budget_bytes: int, device: torch.device) -> Memory:

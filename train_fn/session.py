@@ -11,7 +11,7 @@ from train_fn.collective import Ranks
 from train_fn.custom_trial import run_custom_trial
 from train_fn.custom_worker import CustomWorker, PostLast, open_custom_worker
 from train_fn.demo import model_source
-from train_fn.memory import open_memory, resolve_budget
+from train_fn.memory import agreed_budget, open_memory
 from train_fn.model import BaseModel, attached
 from train_fn.quiet import quiet_libraries
 from train_fn.spec import JobSpec, TrialResult, TrialSpec
@@ -57,16 +57,8 @@ def _open_own(job: JobSpec, device: torch.device) -> Worker:
     warm_up(base, job)
     ranks.sum(0.0)  # and what a communicator holds is there before the free memory is read
     _ = samples.train.patch_work  # made once: it takes a skeleton of the model
-    # One budget for all: without a figure from the user, ranks may see different amounts free.
-    budget_bytes = min(ranks.gather(resolve_budget(job.memory_budget, device, _sharing(ranks))))
+    budget_bytes = agreed_budget(job.memory_budget, device, ranks)
     return Worker(job, base, samples, open_memory(budget_bytes, device), ranks)
-
-
-def _sharing(ranks: Ranks) -> int:
-    """Collective: how many ranks share this rank's device (all of them on a CPU: lanes keep to one node)."""
-    device = ranks.device
-    identity = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else "cpu"
-    return ranks.gather(identity).count(identity)
 
 
 def warm_up(base: BaseModel, job: JobSpec) -> None:
