@@ -7,7 +7,8 @@ loss (normalised over the whole global batch) does not see the grouping.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -50,59 +51,72 @@ def balanced(
     lengths: np.ndarray,
     per_device: int,
     num_ranks: int,
-    patch_work: np.ndarray | None = None,
+    extra_work: np.ndarray | None = None,
     packed: bool = False,
 ) -> list[MicroBatches]:
-    """Group samples of like length and deal the micro-batches so that ranks get equal work.
+    """Group samples and deal the micro-batches so that ranks get equal work and padding is least.
 
-    Within one optimizer step the grouping does not change the gradient, so samples are sorted by length,
-    which removes most padding; the micro-batches, heaviest first, go each to the rank with the least work
-    among those that still lack one (longest processing time first, with equal counts).
+    Within one optimizer step the grouping does not change the gradient. Where micro-batches are padded,
+    samples of like length are put together; where they are not, any grouping costs the same, and samples are
+    dealt one by one, which evens ranks out best.
 
     Args:
         batch: Sample indices of one global batch.
         lengths: Tokens of every sample of the dataset.
         per_device: Samples of a micro-batch.
         num_ranks: Data-parallel ranks; `per_device * num_ranks` divides `len(batch)`.
-        patch_work: Work of every sample's images in units of a token's; None without images.
+        extra_work: What every sample costs beside its tokens, in units of a token's work; None: nothing.
         packed: Micro-batches will not be padded.
 
     Returns:
         Per rank, its micro-batches, heaviest first.
     """
     batch = np.asarray(batch)
+    if packed:
+        work = lengths if extra_work is None else lengths + extra_work
+        shares = _dealt(batch.tolist(), lambda index: float(work[index]), num_ranks)
+        accumulation = len(batch) // (num_ranks * per_device)
+        return [_dealt(share, lambda index: float(work[index]), accumulation) for share in shares]
     order = batch[np.argsort(-lengths[batch], kind="stable")]
-    micro = order.reshape(-1, per_device).tolist()
-    # Of tokens alone they are sorted.
-    micro.sort(key=lambda indices: -_work(indices, lengths, patch_work, packed))
-    shares: list[MicroBatches] = [[] for _ in range(num_ranks)]
-    work = [0.0] * num_ranks
-    accumulation = len(micro) // num_ranks
-    for indices in micro:
-        open_ranks = [r for r in range(num_ranks) if len(shares[r]) < accumulation]
-        rank = min(open_ranks, key=lambda r: work[r])
-        shares[rank].append(indices)
-        work[rank] += _work(indices, lengths, patch_work, packed)
+    return _dealt(
+        order.reshape(-1, per_device).tolist(),
+        lambda indices: _work(indices, lengths, extra_work, packed),
+        num_ranks,
+    )
+
+
+T = TypeVar("T")
+
+
+def _dealt(items: list[T], work: Callable[[T], float], num_shares: int) -> list[list[T]]:
+    """Equally many items for each, and nearly equal work: heaviest first, each to who has least so far.
+
+    Longest processing time first (Graham 1969), among the shares that still lack an item.
+    """
+    size = len(items) // num_shares
+    shares: list[list[T]] = [[] for _ in range(num_shares)]
+    sums = [0.0] * num_shares
+    for item in sorted(items, key=lambda item: -work(item)):
+        lacking = min((s for s in range(num_shares) if len(shares[s]) < size), key=sums.__getitem__)
+        shares[lacking].append(item)
+        sums[lacking] += work(item)
     return shares
 
 
 def most_tokens(
     shares: list[MicroBatches],
     lengths: np.ndarray,
-    patch_work: np.ndarray | None = None,
+    extra_work: np.ndarray | None = None,
     packed: bool = False,
 ) -> float:
-    """Tokens, padding included, of the rank that has most of them: what a step's time depends on.
-
-    Patches of images count as the tokens that they are worth.
-    """
-    return max(sum(_work(m, lengths, patch_work, packed) for m in micro_batches) for micro_batches in shares)
+    """Work, in tokens, of the rank that has most of it, padding included: what a step's time depends on."""
+    return max(sum(_work(m, lengths, extra_work, packed) for m in micro_batches) for micro_batches in shares)
 
 
-def _work(indices: list[int], lengths: np.ndarray, patch_work: np.ndarray | None, packed: bool) -> float:
-    """A micro-batch's tokens, padding included where there is any, and what its images add."""
+def _work(indices: list[int], lengths: np.ndarray, extra_work: np.ndarray | None, packed: bool) -> float:
+    """A micro-batch's tokens, padding included where there is any, and what else it costs."""
     tokens = int(lengths[indices].sum() if packed else len(indices) * lengths[indices].max())
-    return tokens if patch_work is None else tokens + float(patch_work[indices].sum())
+    return tokens if extra_work is None else tokens + float(extra_work[indices].sum())
 
 
 def by_length(lengths: np.ndarray, per_device: int, num_ranks: int, rank: int) -> MicroBatches:

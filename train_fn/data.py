@@ -83,6 +83,15 @@ class Samples:
             return None
         return self.patches * self.vision.tokens_per_patch
 
+    def extra_work(self, tokens_per_target: float) -> np.ndarray:
+        """What each sample costs beside its tokens, in units of a token's work: logits and patches.
+
+        Args:
+            tokens_per_target: The work of one position's logits.
+        """
+        targets = self.supervised * tokens_per_target
+        return targets if self.patch_work is None else targets + self.patch_work
+
     def images(self, index: int) -> list[str]:
         """Return the paths of a sample's images."""
         paths: list[str] = self._images[int(index)]["images"] if self.vision is not None else []

@@ -7,6 +7,7 @@ adapter, trains it, and takes it off again. Nothing of a trial may stay behind.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import warnings
 from collections.abc import Iterator
@@ -79,13 +80,25 @@ class BaseModel:
 
         self.source, self.device = source, device
         self.tokenizer = AutoTokenizer.from_pretrained(source)
-        config = AutoConfig.from_pretrained(source)
+        self._config = config = AutoConfig.from_pretrained(source)
         self.positions = max_positions(config)
         self.shortcuts = NO_SHORTCUTS
         self.vision = open_vision(source, config) if with_images else None
         self._auto_class = auto_class(config, with_images)
         self._model: nn.Module | None = None
         self._kind: tuple[torch.dtype, bool] | None = None
+
+    @functools.cached_property
+    def tokens_per_target(self) -> float:
+        """The work of one position's logits in units of a token's: both in proportion to their parameters."""
+        with torch.device("meta"):
+            model = self._auto_class.from_config(self._config)
+        decoder, head = model.get_decoder(), model.get_output_embeddings()
+        if head is None:
+            return 0.0
+        embeddings = model.get_input_embeddings().weight
+        body = sum(p.numel() for p in decoder.parameters() if p is not embeddings)
+        return float(head.weight.numel() / max(body, 1))
 
     @property
     def pad_token_id(self) -> int:

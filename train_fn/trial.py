@@ -154,6 +154,7 @@ class _Trial:
         self.memory.start_training()
         self.seconds |= {"warmup": 0.0, "reduce": 0.0}
         train = self.worker.samples.train
+        self.extra_work = train.extra_work(self.worker.base.tokens_per_target)
         batches = batching.global_batches(
             len(train), self.job.global_batch_size, self.job.steps, self.job.seed
         )
@@ -184,7 +185,7 @@ class _Trial:
         """One optimizer step over a global batch; returns its loss per token and whether a rank failed."""
         shares = self._deal(train, batch)
         micro_batches = shares[self.ranks.rank]
-        self.step_work.append(batching.most_tokens(shares, train.lengths, train.patch_work, self.packs))
+        self.step_work.append(batching.most_tokens(shares, train.lengths, self.extra_work, self.packs))
         num_targets = int(train.supervised[batch].sum())
         loss = self.attempts.run(lambda: self._accumulate(train, micro_batches, num_targets))
         self._synchronize()
@@ -246,7 +247,7 @@ class _Trial:
         per_device, world_size = self.params.per_device_train_batch_size, self.ranks.world_size
         if self.job.batching == "plain":
             return batching.plain(batch, per_device, world_size)
-        return batching.balanced(batch, train.lengths, per_device, world_size, train.patch_work, self.packs)
+        return batching.balanced(batch, train.lengths, per_device, world_size, self.extra_work, self.packs)
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:

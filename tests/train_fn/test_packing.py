@@ -108,13 +108,20 @@ def test_plain_batching_pads_as_the_trainer_does(tmp_path: Any, how: str) -> Non
         assert {shape[0] for shape in seen} == {2}
     else:  # two of the probe, two micro-batches, validation
         assert seen[:2] == [(1, 23)] * 2
-        assert sorted(seen[2:4]) == [(1, 7), (1, 23)]
+        assert sorted(seen[2:4]) == [(1, 13), (1, 17)]
         assert sum(tokens for _, tokens in seen[4:]) == 30
 
 
 def test_work_is_real_tokens_where_nothing_is_padded() -> None:
     lengths = torch.tensor([10, 1, 6, 5, 6, 4, 9, 3]).numpy()
     shares = balanced(range(8), lengths, 2, 2, packed=True)
-    assert [[lengths[m].sum() for m in share] for share in shares] == [[19, 4], [12, 9]]
-    assert most_tokens(shares, lengths, packed=True) == 23
-    assert most_tokens(shares, lengths) == 26
+    assert [[sorted(lengths[m]) for m in share] for share in shares] == [[[1, 10], [5, 6]], [[3, 9], [4, 6]]]
+    assert most_tokens(shares, lengths, packed=True) == 22
+    assert most_tokens(shares, lengths) == 32
+
+
+def test_work_counts_the_logits_too() -> None:
+    lengths, logits = torch.tensor([10, 10, 10, 10]).numpy(), torch.tensor([8.0, 6.0, 1.0, 0.0]).numpy()
+    shares = balanced(range(4), lengths, 1, 2, logits, packed=True)
+    assert shares == [[[0], [3]], [[1], [2]]]
+    assert most_tokens(shares, lengths, logits, packed=True) == 28
