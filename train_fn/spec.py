@@ -31,7 +31,7 @@ class Status(StrEnum):
     FAILED = "failed"
     """Something else went wrong (a worker died, a timeout, an error); says nothing about memory."""
     PRUNED = "pruned"
-    """Ended early because it could not matter any more."""
+    """Ended early because it could not matter any more; what was measured until then is kept."""
 
 
 class Reason(StrEnum):
@@ -43,6 +43,12 @@ class Reason(StrEnum):
     WORKER_DIED = "worker-died"
     ERROR = "error"
     INTERRUPTED = "interrupted"
+    SLOWER = "slower"
+    """Its samples/sec could no longer reach what the front needs."""
+
+
+MEASURED = "measured"
+"""`validation_loss_source` of a trial that ran over the validation set itself."""
 
 
 @dataclass(frozen=True)
@@ -82,32 +88,104 @@ class _Record:
         return cls(**{k: v for k, v in values.items() if k in names})
 
 
+Knob = str | int | float | bool | None
+
+
+class Knobs(dict[str, Knob]):
+    """A dictionary that may be part of a frozen record; nobody changes it."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrialParams(_Record):
-    """One point of the search space, in the names of Hugging Face's `TrainingArguments`."""
+    """One point of the search space, in the names of Hugging Face's `TrainingArguments`.
+
+    Attributes:
+        knobs: Values of further settings that the user searches (`search.knobs`), by name.
+    """
 
     per_device_train_batch_size: int
     gradient_accumulation_steps: int
     precision: str
     gradient_checkpointing: bool
+    knobs: Knobs = field(default_factory=Knobs)
 
     def __str__(self) -> str:
         checkpointing = " ckpt" if self.gradient_checkpointing else ""
         split = f"{self.per_device_train_batch_size}x{self.gradient_accumulation_steps}"
-        return f"{split} {self.precision}{checkpointing}"
+        knobs = "".join(f" {name}={value}" for name, value in self.knobs.items())
+        return f"{split} {self.precision}{checkpointing}{knobs}"
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Rebuild a point from `dataclasses.asdict`."""
+        return super().from_dict({**values, "knobs": Knobs(values.get("knobs") or {})})
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownSteps(_Record):
+    """A finished trial of the same numerics, whose steps another split should make, too.
+
+    Attributes:
+        number: The trial's number.
+        train_loss: Its loss per supervised token of every optimizer step.
+        validation_loss: What came of these steps.
+        tolerance: Relative; training losses further apart than this are different steps.
+    """
+
+    number: int
+    train_loss: list[float]
+    validation_loss: float
+    tolerance: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialSpec(_Record):
-    """A point to measure. `number` is the trial's number in the study."""
+    """A point to measure.
+
+    Attributes:
+        number: The trial's number in the study.
+        probe_sizes: Per-device batches whose memory is to be probed beside the point's own, see
+            `TrialResult.memory_points`.
+        known_steps: Where the trial makes the same steps, it may end once its speed is known, and take the
+            validation loss from there.
+        slow_below: Samples/sec; a trial whose interval lies below ends as pruned.
+    """
 
     number: int
     params: TrialParams
+    probe_sizes: list[int] = field(default_factory=list)
+    known_steps: KnownSteps | None = None
+    slow_below: float | None = None
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Rebuild a spec from `dataclasses.asdict`."""
-        return cls(number=values["number"], params=TrialParams.from_dict(values["params"]))
+        known = values.get("known_steps")
+        return super().from_dict(
+            {
+                **values,
+                "params": TrialParams.from_dict(values["params"]),
+                "known_steps": KnownSteps.from_dict(known) if known else None,
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPoint(_Record):
+    """What the worst micro-batch of some per-device batch holds at its peak.
+
+    Attributes:
+        per_device_train_batch_size: Samples of the micro-batch: the longest ones of the dataset.
+        tokens: Of that micro-batch, padding included.
+        peak_bytes: Of the larger rank, base model included; None where it ran out of memory.
+    """
+
+    per_device_train_batch_size: int
+    tokens: int
+    peak_bytes: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,9 +283,13 @@ class TrialResult(_Record):
         samples_per_second: Global throughput over the timed steps; the slowest rank counts.
         samples_per_second_ci95: Where a repetition of the measurement lies in 95 of 100 cases.
         validation_loss: Mean cross-entropy per supervised token over the whole validation set, in nats.
+        validation_loss_source: `measured`, or `same steps as trial N`.
         train_loss: The same over the global batch of each optimizer step.
         step_seconds: Wall time of each timed optimizer step, the slowest rank's. The same global batches in
             every trial, so that two trials can be compared step by step.
+        tokens_per_step: Mean over the timed steps of the work of the rank that had most, in tokens, padding
+            included.
+        memory_points: Peaks of the probed micro-batches by ascending size, the point's own among them.
         peak_memory_bytes: Per rank, in rank order: the largest amount held, base model included.
         memory_budget_bytes: The budget that the trial ran under.
         alloc_retries: How often, after warm-up, the allocator had to empty its cache to serve a training
@@ -227,7 +309,10 @@ class TrialResult(_Record):
     samples_per_second: float | None = None
     samples_per_second_ci95: list[float] | None = None
     validation_loss: float | None = None
+    validation_loss_source: str | None = None
     train_loss: list[float] = field(default_factory=list)
+    tokens_per_step: float | None = None
+    memory_points: list[MemoryPoint] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
     peak_memory_bytes: list[int] = field(default_factory=list)
     memory_budget_bytes: int | None = None
@@ -240,4 +325,5 @@ class TrialResult(_Record):
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Rebuild a result from `dataclasses.asdict` or from a trial in `result.json`."""
-        return super().from_dict({**values, "status": Status(values["status"])})
+        points = [MemoryPoint.from_dict(p) for p in values.get("memory_points") or []]
+        return super().from_dict({**values, "status": Status(values["status"]), "memory_points": points})

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from train_fn.spec import PRECISIONS, Reason, Status, TrialParams, TrialResult
+from train_fn.spec import PRECISIONS, Knobs, Reason, Status, TrialParams, TrialResult
 
 AMPERE = (8, 0)
 """The first CUDA compute capability whose tensor cores know bf16 and tf32."""
@@ -95,7 +95,17 @@ def is_out_of_memory(result: TrialResult) -> bool:
 
 def same_setting(one: TrialParams, other: TrialParams) -> bool:
     """Whether two points differ in nothing but the split of the batch."""
-    return (one.precision, one.gradient_checkpointing) == (other.precision, other.gradient_checkpointing)
+    return setting_of(one) == setting_of(other)
+
+
+def setting_of(point: TrialParams) -> tuple[str, bool, Knobs]:
+    """All of a point but the split of the batch."""
+    return point.precision, point.gradient_checkpointing, point.knobs
+
+
+def same_numerics(one: TrialParams, other: TrialParams) -> bool:
+    """Whether two points make the same optimizer steps but for rounding: checkpointing changes nothing."""
+    return (one.precision, one.knobs) == (other.precision, other.knobs)
 
 
 def proven_infeasible(point: TrialParams, measured: Iterable[tuple[TrialParams, TrialResult]]) -> str | None:
