@@ -29,10 +29,13 @@ _LANE_RESOURCES = {"CPU": 0, "node:__internal_head__": 0.0001}
 
 
 class TrialSource(Protocol):
-    """Where trials come from. Both methods are called from the driver's main thread only."""
+    """Where trials come from. All methods are called from the driver's main thread only."""
 
     def ask(self) -> TrialSpec | None:
-        """The next trial, or None when there is nothing left to start."""
+        """The next trial, or None when there is nothing to start now."""
+
+    def has_work(self) -> bool:
+        """Whether trials may still come, once those in flight have ended."""
 
     def tell(self, spec: TrialSpec, result: TrialResult) -> None:
         """Take a result; it is lost if this raises."""
@@ -48,10 +51,10 @@ class SourceSearcher(Searcher):
         self._lanes: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """A trial as Tune's config, or `FINISHED`."""
+        """A trial as Tune's config; None to be asked again later; or `FINISHED`."""
         spec = self._source.ask()
         if spec is None:
-            return Searcher.FINISHED
+            return None if self._running and self._source.has_work() else Searcher.FINISHED
         self._running[trial_id] = spec
         return {"trial": dataclasses.asdict(spec)}
 

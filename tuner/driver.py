@@ -72,12 +72,10 @@ class StudySource:
         self.record()
         interrupt.check()
 
+    def has_work(self) -> bool:
+        """Whether trials may still come, once those in flight have ended."""
+        return not self.broken and not self.is_time_up() and self.study.has_work()
+
     def is_time_up(self) -> bool:
         """Whether the time budget is spent."""
         return self.deadline is not None and time.monotonic() > self.deadline
-
-    def has_work(self) -> bool:
-        """Whether another sweep would find something to do."""
-        if self.broken or self.is_time_up() or not self.study.open_points():
-            return False
-        return len(self.study.measured()) < self.study.max_trials

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from train_fn.spec import Status, TrialParams, TrialResult
+from train_fn.spec import MEASURED, Status, TrialParams, TrialResult
 from train_fn.timing import time_ratio
 from tuner.space import Measured, is_out_of_memory
 from tuner.units import human_bytes
@@ -43,6 +43,7 @@ class _Feasible:
     peak_bytes: int
     budget_bytes: int | None
     alloc_retries: int
+    is_loss_borrowed: bool
 
     def is_faster(self, other: _Feasible) -> bool:
         """Beyond noise: over the same batches; without step times, where the intervals don't overlap."""
@@ -83,7 +84,10 @@ def recommend(trials: Sequence[Measured], loss_tolerance: float) -> Recommendati
 
 
 def _feasible(trials: Sequence[Measured]) -> list[_Feasible]:
-    return [f for f in (_as_feasible(*trial) for trial in trials) if f is not None]
+    """A trial that took its loss from another one no longer counts when its point was measured in full."""
+    found = [f for f in (_as_feasible(*trial) for trial in trials) if f is not None]
+    in_full = {f.params for f in found if not f.is_loss_borrowed}
+    return [f for f in found if not f.is_loss_borrowed or f.params not in in_full]
 
 
 def _as_feasible(number: int, params: TrialParams, result: TrialResult) -> _Feasible | None:
@@ -105,6 +109,7 @@ def _as_feasible(number: int, params: TrialParams, result: TrialResult) -> _Feas
         peak,
         result.memory_budget_bytes,
         result.alloc_retries,
+        result.validation_loss_source not in (None, MEASURED),
     )
 
 

@@ -6,7 +6,7 @@ choose one:
 - `grid`: the candidates' own order;
 - `random`: uniform over the open points;
 - `tpe`: the first proposal of Optuna's multi-objective TPE that is open;
-- `model`: climbs the batch in the setting that looks fastest, see `choose_by_model`.
+- `model`: the largest expected gain under cost models of memory and time, see `tuner.model_search`.
 
 Every strategy is a pure function of the study's record and a seed, so a study that is resumed in another
 process goes on as if it had never stopped.
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
 
@@ -24,8 +23,9 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial
 
-from train_fn.spec import PRECISIONS, Reason, Status, TrialParams, TrialResult
-from tuner.space import Measured, factorisations, is_out_of_memory, proven_infeasible, same_setting
+from train_fn.spec import PRECISIONS, Reason, TrialParams, TrialResult
+from tuner.model_search import ModelSettings, Outlook
+from tuner.space import Measured, SearchState, factorisations, proven_infeasible
 
 TPE_EI_CANDIDATES = (24, 4, 1)
 """TPE proposes the best of so many draws from the density of good points: on a small grid the best of 24 (its
@@ -33,33 +33,6 @@ default) is nearly always one that is measured already, so fewer are drawn until
 
 TPE_TRIES = 8
 """Proposals for each of these numbers."""
-
-FASTEST_FIRST = ("bf16", "fp16", "nf4", "tf32", "fp32")
-"""Precisions in the order in which they usually train: fewer bytes to move and faster matrix units first.
-nf4 is bf16 that unpacks its weights before each use."""
-
-
-@dataclass(frozen=True)
-class SearchState:
-    """What the study knows, as far as a strategy needs it.
-
-    Attributes:
-        candidates: The points that this run considers, in order.
-        measured: Finished trials by number, interrupted ones left out.
-        running: Points in flight.
-        open: Candidates that are neither measured nor running nor proven infeasible.
-    """
-
-    candidates: Sequence[TrialParams]
-    measured: list[Measured] = field(default_factory=list)
-    running: list[TrialParams] = field(default_factory=list)
-    open: list[TrialParams] = field(default_factory=list)
-
-    @property
-    def turn(self) -> int:
-        """How many points were tried before this one; not interrupted ones, so a resumed run repeats them."""
-        return len(self.measured) + len(self.running)
-
 
 Strategy = Callable[[SearchState, optuna.Study, FrozenTrial], TrialParams]
 """Chooses one of `state.open`, which is never empty."""
@@ -127,7 +100,7 @@ def search_state(candidates: Sequence[TrialParams], trials: Iterable[FrozenTrial
             measured.append(Measured(trial.number, params, result))
     measured.sort(key=lambda m: m.number)
     closed = {m.params for m in measured} | set(running)
-    proofs = [(m.params, m.result) for m in measured if is_out_of_memory(m.result)]
+    proofs = [(m.params, m.result) for m in measured]
     still_open = [c for c in candidates if c not in closed and proven_infeasible(c, proofs) is None]
     return SearchState(candidates, measured, running, still_open)
 
@@ -144,6 +117,8 @@ class CandidateSampler(optuna.samplers.BaseSampler):
         self._candidates = list(candidates)
         self._choose = choose
         self.distributions = distributions(samples_per_worker(candidates), precisions)
+        self.next_point: TrialParams | None = None
+        """What to propose next, whatever `choose` would say; a point that is closed may be measured again."""
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -155,6 +130,8 @@ class CandidateSampler(optuna.samplers.BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Choose an open point; `TuningStudy.ask` has made sure that there is one."""
+        if self.next_point is not None:
+            return {name: getattr(self.next_point, name) for name in search_space}
         others = (t for t in study.get_trials(deepcopy=False) if t.number != trial.number)
         state = search_state(self._candidates, others)
         if not state.open:
@@ -214,74 +191,31 @@ def _random_of_turn(state: SearchState, seed: int) -> random.Random:
     return random.Random(f"{seed}/{state.turn}")
 
 
-def choose_by_model(state: SearchState, study: optuna.Study, trial: FrozenTrial) -> TrialParams:
-    """A good order that reacts to what fits and to what is fast.
-
-    0. Every precision once, at its smallest batch without checkpointing: the safest point there is.
-    1. Then one precision after the other, the fastest so far first. Without checkpointing, double the batch
-       while it fits; then the batches on both sides of the largest that fits; then, with checkpointing, the
-       batches that ran out of memory without it, from the smallest up.
-    2. When that is done in every precision, the rest, large batches first.
-    """
-    return min(state.open, key=partial(_model_rank, state))
-
-
-def _model_rank(state: SearchState, point: TrialParams) -> tuple[float, ...]:
-    """The place of a point in the order of `choose_by_model`: phase, precision, step in it, batch."""
-    precision = _precision_rank(state, point.precision)
-    size, checkpointing = point.per_device_train_batch_size, point.gradient_checkpointing
-    plain = [c for c in state.candidates if c.precision == point.precision and not c.gradient_checkpointing]
-    if not checkpointing or not plain:  # where only checkpointing is searched, it is the one that climbs
-        reached, ceiling = _reached(state, point)
-        if reached == 0 and ceiling is None:
-            return (0, *precision, 0, size)
-        if ceiling is None and size >= 2 * reached:
-            return (1, *precision, 0, size)
-        if size in _beside(state, point, reached):
-            return (1, *precision, 1, -size)
-    elif _plain_runs_out(state, point):
-        return (1, *precision, 2, size)
-    return (2, *precision, checkpointing, -size)
-
-
-def _precision_rank(state: SearchState, precision: str) -> tuple[float, float]:
-    """Fastest measured first; before that, the order in which hardware usually is."""
-    speeds = [m.result.samples_per_second or 0.0 for m in state.measured if m.params.precision == precision]
-    return (-max(speeds, default=0.0), FASTEST_FIRST.index(precision))
-
-
-def _reached(state: SearchState, point: TrialParams) -> tuple[int, int | None]:
-    """In the point's setting: the largest batch that fits or is in flight, the smallest that does not."""
-    tried = [m for m in state.measured if same_setting(m.params, point) and m.result.status != Status.FAILED]
-    sizes = [m.params.per_device_train_batch_size for m in tried if not is_out_of_memory(m.result)]
-    sizes += [p.per_device_train_batch_size for p in state.running if same_setting(p, point)]
-    ceilings = [m.params.per_device_train_batch_size for m in tried if is_out_of_memory(m.result)]
-    return max(sizes, default=0), min(ceilings, default=None)
-
-
-def _beside(state: SearchState, point: TrialParams, reached: int) -> list[int]:
-    """The candidate batches just below and just above the largest that fits."""
-    sizes = sorted(c.per_device_train_batch_size for c in state.candidates if same_setting(c, point))
-    return [*[s for s in sizes if s < reached][-1:], *[s for s in sizes if s > reached][:1]]
-
-
-def _plain_runs_out(state: SearchState, point: TrialParams) -> bool:
-    """Whether the same point without checkpointing is known to run out of memory."""
-    outs = [
-        m.params for m in state.measured if is_out_of_memory(m.result) and not m.params.gradient_checkpointing
-    ]
-    return any(
-        p.precision == point.precision and p.per_device_train_batch_size <= point.per_device_train_batch_size
-        for p in outs
-    )
+def choose_by_model(
+    state: SearchState, study: optuna.Study, trial: FrozenTrial, *, settings: ModelSettings
+) -> TrialParams:
+    """The point with the largest expected gain, see `tuner.model_search`."""
+    return Outlook(state, settings).choose()
 
 
 def make_sampler(
-    name: str, candidates: Sequence[TrialParams], seed: int, precisions: Sequence[str] = PRECISIONS
+    name: str,
+    candidates: Sequence[TrialParams],
+    seed: int,
+    precisions: Sequence[str] = PRECISIONS,
+    settings: ModelSettings | None = None,
 ) -> CandidateSampler:
-    """The sampler that `search.sampler` names, for a study that began with these `precisions`."""
+    """The sampler that `search.sampler` names, for a study that began with these `precisions`.
+
+    Args:
+        name: `model`, `tpe`, `random` or `grid`.
+        candidates: The points that it may propose.
+        seed: Of its random choices.
+        precisions: See `distributions`.
+        settings: Of `model`.
+    """
     strategies: dict[str, Strategy] = {
-        "model": choose_by_model,
+        "model": partial(choose_by_model, settings=settings or ModelSettings(seed=seed)),
         "tpe": partial(choose_by_tpe, seed=seed, precisions=precisions),
         "random": partial(choose_at_random, seed=seed),
         "grid": choose_by_grid,

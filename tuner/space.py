@@ -7,9 +7,10 @@ points is also decided here. Pure: no Optuna, no Ray.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from train_fn.spec import PRECISIONS, Knobs, Reason, Status, TrialParams, TrialResult
+from train_fn.spec import PRECISIONS, Knobs, MemoryPoint, Reason, Status, TrialParams, TrialResult
 
 AMPERE = (8, 0)
 """The first CUDA compute capability whose tensor cores know bf16 and tf32."""
@@ -18,12 +19,38 @@ ON_REQUEST = ("nf4",)
 """Searched only where the user names them: they change the base model, not just how it computes."""
 
 
+Setting = tuple[str, bool, Knobs]
+"""All of a point but the split of the batch: precision, checkpointing, knobs."""
+
+
 class Measured(NamedTuple):
     """One finished trial of a study."""
 
     number: int
     params: TrialParams
     result: TrialResult
+
+
+@dataclass(frozen=True)
+class SearchState:
+    """What the study knows, as far as a search strategy needs it.
+
+    Attributes:
+        candidates: The points that this run considers, in order.
+        measured: Finished trials by number, interrupted ones left out.
+        running: Points in flight.
+        open: Candidates that are neither measured nor running nor proven infeasible.
+    """
+
+    candidates: Sequence[TrialParams]
+    measured: list[Measured] = field(default_factory=list)
+    running: list[TrialParams] = field(default_factory=list)
+    open: list[TrialParams] = field(default_factory=list)
+
+    @property
+    def turn(self) -> int:
+        """How many points were tried before this one; not interrupted ones, so a resumed run repeats them."""
+        return len(self.measured) + len(self.running)
 
 
 def factorisations(global_batch_size: int, num_workers: int) -> list[tuple[int, int]]:
@@ -98,8 +125,8 @@ def same_setting(one: TrialParams, other: TrialParams) -> bool:
     return setting_of(one) == setting_of(other)
 
 
-def setting_of(point: TrialParams) -> tuple[str, bool, Knobs]:
-    """All of a point but the split of the batch."""
+def setting_of(point: TrialParams) -> Setting:
+    """See `Setting`."""
     return point.precision, point.gradient_checkpointing, point.knobs
 
 
@@ -109,17 +136,28 @@ def same_numerics(one: TrialParams, other: TrialParams) -> bool:
 
 
 def proven_infeasible(point: TrialParams, measured: Iterable[tuple[TrialParams, TrialResult]]) -> str | None:
-    """Why `point` can't fit, or None: an equal or smaller batch in its setting ran out of memory."""
-    sizes = [
-        params
-        for params, result in measured
-        if is_out_of_memory(result)
-        and same_setting(params, point)
-        and params.per_device_train_batch_size <= point.per_device_train_batch_size
-    ]
-    if not sizes:
-        return None
-    smallest = min(sizes, key=lambda params: params.per_device_train_batch_size)
-    return (
-        f"{smallest} ran out of memory, a batch of {point.per_device_train_batch_size} needs at least as much"
-    )
+    """Why `point` can't fit, or None: an equal or smaller batch in its setting ran out of memory.
+
+    In a trial of its own, or in the probe of another trial of the setting.
+    """
+    size = point.per_device_train_batch_size
+    proofs: list[tuple[int, str]] = []
+    for params, result in measured:
+        if not same_setting(params, point):
+            continue
+        if is_out_of_memory(result):
+            proofs.append((params.per_device_train_batch_size, f"{params} ran out of memory"))
+        proofs += [
+            (probed.per_device_train_batch_size, f"{_named(probed, params)} ran out of memory when probed")
+            for probed in result.memory_points
+            if probed.peak_bytes is None
+        ]
+    proof = min((p for p in proofs if p[0] <= size), default=None)
+    return None if proof is None else f"{proof[1]}, a batch of {size} needs at least as much"
+
+
+def _named(probed: MemoryPoint, params: TrialParams) -> TrialParams:
+    """The point of a probed batch in the trial's setting."""
+    samples = params.per_device_train_batch_size * params.gradient_accumulation_steps
+    size = probed.per_device_train_batch_size
+    return replace(params, per_device_train_batch_size=size, gradient_accumulation_steps=samples // size)

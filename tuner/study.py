@@ -24,8 +24,9 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from train_fn.spec import Fault, InputError, Reason, Status, TrialParams, TrialResult, TrialSpec
+from tuner.model_search import ModelSettings, Step, next_step, spec_of
 from tuner.sampler import (
-    SearchState,
+    CandidateSampler,
     make_sampler,
     params_of,
     precisions_known_to,
@@ -33,7 +34,7 @@ from tuner.sampler import (
     samples_per_worker,
     search_state,
 )
-from tuner.space import Measured, proven_infeasible
+from tuner.space import Measured, SearchState, proven_infeasible
 
 DIRECTIONS = {"samples_per_second": "maximize", "validation_loss": "minimize"}
 """The two objectives, in the order of Optuna's values."""
@@ -66,7 +67,9 @@ class TuningStudy:
         candidates: Sequence[TrialParams],
         max_trials: int,
         global_batch_size: int,
+        settings: ModelSettings | None = None,
     ) -> None:
+        """See `open_study`; `settings` are those of the `model` strategy, None where another one searches."""
         self._study = study
         self._storage = storage
         self._study_id = storage.get_study_id_from_name(study.study_name)
@@ -74,6 +77,8 @@ class TuningStudy:
         self._samples_per_worker = samples_per_worker(candidates)
         self._max_trials = max_trials
         self._global_batch_size = global_batch_size
+        self._settings = settings
+        self._step: tuple[tuple[int, ...], Step] | None = None
         self._asked: dict[int, optuna.Trial] = {}
         self._settle_orphans()
 
@@ -93,17 +98,55 @@ class TuningStudy:
         return self._max_trials
 
     def ask(self) -> TrialSpec | None:
-        """The next point to measure; None while nothing is open or `max_trials` are measured or in flight."""
+        """The next trial; None while there is none, see `has_work`."""
         state = self._state()
-        if not state.open or state.turn >= self._max_trials:
+        if self._settings is None:
+            if not state.open or state.turn >= self._max_trials:
+                return None
+            number, params = self._new_trial(None)
+            return TrialSpec(number=number, params=params)
+        step = self._next_step(state)
+        if step.point is None:
             return None
-        trial = self._study.ask(self._study.sampler.distributions)
+        number, params = self._new_trial(step.point)
+        return spec_of(state, number, params, self._settings, step.in_full)
+
+    def has_work(self) -> bool:
+        """Whether there will be something to measure, now or once the trials in flight have ended."""
+        state = self._state()
+        if self._settings is None:
+            return bool(state.open) and state.turn < self._max_trials
+        step = self._next_step(state)
+        return step.point is not None or step.waits
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the search has ended although points are open, in a sentence; None where it has not."""
+        return self._next_step(self._state()).stopped if self._settings is not None else None
+
+    def _next_step(self, state: SearchState) -> Step:
+        """Asked for often while lanes wait; decided once for each state of the record."""
+        assert self._settings is not None
+        key = (len(state.running), *(m.number for m in state.measured))
+        if self._step is None or self._step[0] != key:
+            self._step = key, next_step(state, self._max_trials, self._settings)
+        return self._step[1]
+
+    def _new_trial(self, point: TrialParams | None) -> tuple[int, TrialParams]:
+        """A running trial in the record, of this point or of the one that the sampler chooses."""
+        sampler = self._study.sampler
+        assert isinstance(sampler, CandidateSampler)
+        sampler.next_point = point
+        try:
+            trial = self._study.ask(sampler.distributions)
+        finally:
+            sampler.next_point = None
         params = params_of(trial.params, self._samples_per_worker)
         assert params is not None
         trial.set_user_attr("gradient_accumulation_steps", params.gradient_accumulation_steps)
         trial.set_user_attr("global_batch_size", self._global_batch_size)
         self._asked[trial.number] = trial
-        return TrialSpec(number=trial.number, params=params)
+        return trial.number, params
 
     def tell(self, spec: TrialSpec, result: TrialResult) -> None:
         """Record what came of a trial; telling a finished one again changes nothing."""
@@ -197,6 +240,7 @@ def open_study(
     seed: int,
     max_trials: int,
     fingerprint: dict[str, Any],
+    settings: ModelSettings | None = None,
 ) -> TuningStudy:
     """Open or create a study.
 
@@ -209,6 +253,7 @@ def open_study(
         max_trials: Of the whole study, all its runs together.
         fingerprint: Everything that must be equal for two measurements to be comparable, as JSON values;
             at least `global_batch_size`; flat, by configuration key.
+        settings: Of the `model` sampler; None: its defaults.
 
     Raises:
         InputError: The storage can't be opened, the study was measured under another fingerprint, or it is
@@ -226,12 +271,14 @@ def open_study(
         )
         _check_fingerprint(study, fingerprint)
         precisions = _precisions_of(study, candidates)
-        study.sampler = make_sampler(sampler_name, candidates, seed, precisions)
+        settings = settings or ModelSettings(seed=seed)
+        study.sampler = make_sampler(sampler_name, candidates, seed, precisions, settings)
         if study.metric_names is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names(list(DIRECTIONS))
-        return TuningStudy(study, storage, candidates, max_trials, fingerprint["global_batch_size"])
+        model = settings if sampler_name == "model" else None
+        return TuningStudy(study, storage, candidates, max_trials, fingerprint["global_batch_size"], model)
     except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, OSError, RuntimeError) as error:
         raise InputError(Fault("study.storage", _why_not_opened(url, error))) from error
 

@@ -1,0 +1,307 @@
+"""The `model` strategy: which point to measure next, when to stop, and what a trial may leave out. Pure.
+
+The next point is the one with the largest expected gain in hypervolume of the Pareto front (samples/sec
+against validation loss), over joint draws of what `tuner.beliefs` holds possible; a draw in which the point
+does not fit gains nothing. Points in flight count, in every draw, as what they turn out to be there, so lanes
+do not chase the same gain. The search ends when hardly any draw holds an open point that is better by more
+than `stop_within`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from train_fn.spec import MEASURED, KnownSteps, Status, TrialParams, TrialSpec
+from tuner.beliefs import Beliefs, numerics_of
+from tuner.recommend import recommend
+from tuner.space import Measured, SearchState, is_out_of_memory, same_setting, setting_of
+
+FASTEST_FIRST = {
+    "cuda": ("bf16", "fp16", "nf4", "tf32", "fp32"),
+    "cpu": ("fp32", "tf32", "bf16", "fp16", "nf4"),
+}
+"""Precisions in the order in which they usually train on a device."""
+
+LEANEST_FIRST = ("nf4", "bf16", "fp16", "tf32", "fp32")
+"""Precisions in the order of the memory that they take."""
+
+SAME_STEPS_TOLERANCE = {"fp32": 1e-3, "tf32": 2e-3, "bf16": 1e-2, "fp16": 5e-3, "nf4": 1e-2}
+"""Relative difference of training losses up to which two trials make the same steps: what rounding in another
+order adds up to, with room; an error in a split is larger by far."""
+
+_DRAWS = 512
+_STOP_PROBABILITY = 0.05
+"""The search ends when an open point is better than the best by more than `stop_within` in fewer draws."""
+
+_QUALITIES = np.linspace(0.05, 1.5, 30)
+"""Levels of validation loss over which the hypervolume is summed: 1 is the best loss measured, 0 is ten
+tolerances worse."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The strategy's settings.
+
+    Attributes:
+        device: `cpu` or `cuda`.
+        loss_tolerance: Relative; losses closer than this are ties.
+        memory_headroom: Fraction of the budget that a predicted peak must leave free.
+        stop_within: Relative gain in samples/sec that is not worth another trial; 0: measure everything.
+        reuse_loss: Take a loss from a trial that made the same steps.
+        prune: End trials early that can't matter any more.
+        seed: Of the draws.
+    """
+
+    device: str = "cuda"
+    loss_tolerance: float = 0.01
+    memory_headroom: float = 0.03
+    stop_within: float = 0.02
+    reuse_loss: bool = True
+    prune: bool = True
+    seed: int = 0
+
+
+class Outlook:
+    """What measuring each open point may bring, as the study's record stands."""
+
+    def __init__(self, state: SearchState, settings: ModelSettings) -> None:
+        self.state, self.settings = state, settings
+        self.beliefs = Beliefs(
+            state.candidates,
+            state.measured,
+            device=settings.device,
+            memory_headroom=settings.memory_headroom,
+            loss_tolerance=settings.loss_tolerance,
+        )
+
+    def choose(self) -> TrialParams:
+        """The point to measure next; there must be an open one."""
+        if not self._can_predict:
+            return min(self.state.open, key=self._safety)
+        return self.state.open[int(np.argmax(self._gains.mean(axis=0)))]
+
+    def stopped(self) -> str | None:
+        """Why nothing more need be measured, in a sentence, or None."""
+        if self.settings.stop_within <= 0 or not self.state.open or not self._can_predict:
+            return None
+        if not self._front:
+            return None
+        worth = np.log1p(self.settings.stop_within)
+        if float((self._best_gains.max(axis=1) > worth).mean()) > _STOP_PROBABILITY:
+            return None
+        return self._why_stopped()
+
+    @property
+    def _can_predict(self) -> bool:
+        return bool(self.beliefs.losses) and self.beliefs.predict_speed(self.state.open[:1]) is not None
+
+    def _safety(self, point: TrialParams) -> tuple[float, ...]:
+        """The order of points while no speed is known: the fastest precision's smallest batch.
+
+        Once memory has run out, the leanest first.
+        """
+        size, checkpointing = point.per_device_train_batch_size, point.gradient_checkpointing
+        place = self.state.candidates.index(point)
+        if any(is_out_of_memory(m.result) for m in self.state.measured):
+            return (size, not checkpointing, LEANEST_FIRST.index(point.precision), place)
+        return (size, checkpointing, FASTEST_FIRST[self.settings.device].index(point.precision), place)
+
+    @cached_property
+    def _front(self) -> list[Measured]:
+        return [m for m in self.state.measured if m.result.status == Status.COMPLETE]
+
+    @cached_property
+    def _all_gains(self) -> tuple[np.ndarray, np.ndarray]:
+        """Gains in log samples/sec of open points over the front, [draws, open] each.
+
+        The largest over the levels of quality that the point reaches, and the mean over all levels.
+        """
+        state, settings = self.state, self.settings
+        points = [*state.open, *state.running]
+        rng = np.random.default_rng([settings.seed, state.turn])
+        draws = self.beliefs.draws(points, _DRAWS, rng)
+        quality = self._quality(draws.loss)
+        front = self._front_of_draws(rng)
+        for index in range(len(state.open), len(points)):
+            reached = quality[:, index, None] >= _QUALITIES
+            reached &= draws.fits[:, index, None]
+            front = np.where(reached, np.maximum(front, draws.log_speed[:, index, None]), front)
+        count = len(state.open)
+        gain = draws.log_speed[:, :count, None] - front[:, None, :]
+        counts = draws.fits[:, :count, None] & (quality[:, :count, None] >= _QUALITIES)
+        gain = np.where(counts, np.maximum(gain, 0.0), 0.0)
+        return gain.max(axis=2), gain.mean(axis=2)
+
+    @property
+    def _best_gains(self) -> np.ndarray:
+        return self._all_gains[0]
+
+    @property
+    def _gains(self) -> np.ndarray:
+        return self._all_gains[1]
+
+    def _front_of_draws(self, rng: np.random.Generator) -> np.ndarray:
+        """Log samples/sec of the fastest measured trial at each level of quality: [draws, levels].
+
+        Nothing measured at some level counts as half of the slowest trial.
+        """
+        speeds = np.log([m.result.samples_per_second or 1e-9 for m in self._front])
+        floor = np.min(speeds, initial=0.0) - np.log(2) if len(speeds) else -50.0
+        front = np.full((_DRAWS, len(_QUALITIES)), floor)
+        for m, speed in zip(self._front, speeds, strict=True):
+            loss = self.beliefs.losses[numerics_of(m.params)]
+            level = self._quality(np.array(loss)) >= _QUALITIES
+            front = np.where(level, np.maximum(front, speed), front)
+        return front
+
+    def _quality(self, loss: np.ndarray) -> np.ndarray:
+        """1 for losses that equal the best one measured, falling to 0; above 1 for better ones."""
+        best = min(self.beliefs.losses.values())
+        unit = max(self.settings.loss_tolerance, 1e-3) * max(abs(best), 1e-9)
+        worse = (loss - best) / unit
+        quality = np.where(worse > 1, 1 - (worse - 1) / 9, 1.0)
+        return np.asarray(np.where(worse < -1, 1 - (worse + 1) / 9, quality))
+
+    def _why_stopped(self) -> str:
+        """Predictions for the open points against the fastest trial of the best loss."""
+        state = self.state
+        count = f"stopped after {len(state.measured)} of {len(state.candidates)}"
+        chances = self.beliefs.fits(state.open)
+        predicted = self.beliefs.predict_speed(state.open)
+        assert predicted is not None
+        best = max(m.result.samples_per_second or 0.0 for m in self._front)
+        slower = [best / speed - 1 for speed, p in zip(predicted[0], chances, strict=True) if p >= 0.5]
+        out = sum(p < 0.5 for p in chances)
+        if not slower:
+            return f"{count}: every other point is predicted to run out of memory"
+        memory = " or out of memory" if out else ""
+        if min(slower) >= self.settings.stop_within:
+            return f"{count}: every other point is predicted at least {min(slower):.0%} slower{memory}"
+        within = f"{self.settings.stop_within:.0%}"
+        return f"{count}: no other point is expected to be faster by more than {within}{memory}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the search does next.
+
+    Attributes:
+        point: To be measured; None: nothing now.
+        in_full: Its trial leaves nothing out.
+        waits: There may be something to do once the trials in flight have ended.
+        stopped: Why the search has ended although points are open, in a sentence.
+    """
+
+    point: TrialParams | None = None
+    in_full: bool = False
+    waits: bool = False
+    stopped: str | None = None
+
+
+def next_step(state: SearchState, max_trials: int, settings: ModelSettings) -> Step:
+    """Measure the best open point; at the end, the recommended one in full if that is still to be done.
+
+    The last trial that the study may have is kept for that.
+    """
+    left = max_trials - state.turn
+    if left <= 0:
+        return Step()
+    outlook = Outlook(state, settings)
+    stopped = outlook.stopped()
+    if state.open and stopped is None and left > 1:
+        return Step(outlook.choose())
+    if state.running:
+        return Step(waits=True)
+    confirmed = _to_confirm(state, settings)
+    if confirmed is not None:
+        return Step(confirmed, in_full=True, stopped=stopped)
+    if state.open and stopped is None:
+        return Step(outlook.choose(), in_full=True)
+    return Step(stopped=stopped)
+
+
+def _to_confirm(state: SearchState, settings: ModelSettings) -> TrialParams | None:
+    """The recommended point if its validation loss is another trial's: it is to be measured in full.
+
+    Each point once at most, and only where the full measurement is not there already.
+    """
+    number = recommend(state.measured, settings.loss_tolerance).number
+    if number is None:
+        return None
+    chosen = next(m for m in state.measured if m.number == number)
+    times = sum(m.params == chosen.params for m in state.measured)
+    borrowed = chosen.result.validation_loss_source not in (None, MEASURED)
+    return chosen.params if borrowed and times == 1 else None
+
+
+def spec_of(
+    state: SearchState, number: int, point: TrialParams, settings: ModelSettings, in_full: bool = False
+) -> TrialSpec:
+    """The trial of a point: with what its probe looks at besides, and when it may end early.
+
+    Args:
+        state: Of the study, the point itself not among the measured or running ones.
+        number: The trial's.
+        point: What to measure.
+        settings: See `ModelSettings`.
+        in_full: Nothing is left out.
+    """
+    sizes = _unprobed_sizes(state, point)
+    if in_full:
+        return TrialSpec(number=number, params=point, probe_sizes=sizes)
+    known = _known_steps(state, point)
+    slow_below = _needed_speed(state, known, settings) if settings.prune and known else None
+    return TrialSpec(
+        number=number,
+        params=point,
+        probe_sizes=sizes,
+        known_steps=known if settings.reuse_loss else None,
+        slow_below=slow_below,
+    )
+
+
+def _unprobed_sizes(state: SearchState, point: TrialParams) -> list[int]:
+    """Other batches of the setting of which nobody knows if they fit: one micro-batch each will tell."""
+    beliefs = Beliefs(state.candidates, state.measured)
+    if any(same_setting(running, point) for running in state.running):
+        return []  # that trial's probe looks at them
+    return sorted(
+        c.per_device_train_batch_size
+        for c in state.candidates
+        if setting_of(c) == setting_of(point) and c != point and not beliefs.is_probed(c)
+    )
+
+
+def _known_steps(state: SearchState, point: TrialParams) -> KnownSteps | None:
+    """The first trial that made the steps of these numerics and measured what came of them."""
+    for number, params, result in state.measured:
+        same = numerics_of(params) == numerics_of(point) and result.status == Status.COMPLETE
+        measured = result.validation_loss_source in (None, MEASURED)
+        if same and measured and result.validation_loss is not None and result.train_loss:
+            tolerance = SAME_STEPS_TOLERANCE[point.precision]
+            return KnownSteps(
+                number=number,
+                train_loss=result.train_loss,
+                validation_loss=result.validation_loss,
+                tolerance=tolerance,
+            )
+    return None
+
+
+def _needed_speed(state: SearchState, known: KnownSteps, settings: ModelSettings) -> float | None:
+    """Samples/sec below which a trial with the known loss can't enter the front.
+
+    The low end of the fastest trial's interval, among those whose loss is no worse.
+    """
+    limit = known.validation_loss + settings.loss_tolerance * abs(known.validation_loss)
+    lows = [
+        min(m.result.samples_per_second, *(m.result.samples_per_second_ci95 or []))
+        for m in state.measured
+        if m.result.status == Status.COMPLETE
+        and m.result.samples_per_second
+        and (m.result.validation_loss or np.inf) <= limit
+    ]
+    return max(lows, default=None)
