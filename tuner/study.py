@@ -23,7 +23,7 @@ from optuna.trial import TrialState
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from train_fn.spec import Fault, InputError, Reason, Status, TrialParams, TrialResult, TrialSpec
+from train_fn.spec import Fault, InputError, Knob, Reason, Status, TrialParams, TrialResult, TrialSpec
 from tuner.sampler import (
     SearchState,
     make_sampler,
@@ -33,7 +33,8 @@ from tuner.sampler import (
     samples_per_worker,
     search_state,
 )
-from tuner.space import Measured, proven_infeasible
+from tuner.space import Measured, knobs_of, proven_infeasible
+from tuner.units import shown
 
 DIRECTIONS = {"samples_per_second": "maximize", "validation_loss": "minimize"}
 """The two objectives, in the order of Optuna's values."""
@@ -49,6 +50,7 @@ STATES = {
 INTERRUPTED = TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED)
 
 _FINGERPRINT = "fingerprint"
+_KNOBS = "knobs"
 _BUSY_TIMEOUT_SECONDS = 30
 _CONNECT_TIMEOUT_SECONDS = 10
 _ADVICE = "expected one such as sqlite:///runs/study.db or postgresql://user:password@host/database"
@@ -212,7 +214,7 @@ def open_study(
 
     Raises:
         InputError: The storage can't be opened, the study was measured under another fingerprint, or it is
-            older than a precision that is searched.
+            older than a precision or a knob that is searched.
     """
     url = _parse(storage_url)
     try:
@@ -226,7 +228,8 @@ def open_study(
         )
         _check_fingerprint(study, fingerprint)
         precisions = _precisions_of(study, candidates)
-        study.sampler = make_sampler(sampler_name, candidates, seed, precisions)
+        knobs = _knobs_of(study, candidates)
+        study.sampler = make_sampler(sampler_name, candidates, seed, precisions, knobs)
         if study.metric_names is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -310,6 +313,39 @@ def _precisions_of(study: optuna.Study, candidates: Sequence[TrialParams]) -> tu
         problem = f"study {study.study_name!r} began before {', '.join(new)} could be searched"
         raise InputError(Fault("search.precision", f"{problem}; leave it out or choose another study.name"))
     return known
+
+
+def _knobs_of(study: optuna.Study, candidates: Sequence[TrialParams]) -> dict[str, list[Knob]]:
+    """The knobs that the study began with; a later run may search fewer of their values, none beside them.
+
+    Unlike precisions they have no list that holds all there are, so the study keeps its own.
+    """
+    new = knobs_of(candidates)
+    if not study.get_trials(deepcopy=False):
+        study.set_user_attr(_KNOBS, json.dumps(new))
+        return new
+    known: dict[str, list[Knob]] = json.loads(study.user_attrs.get(_KNOBS, "{}"))
+    if known.keys() != new.keys():
+        began, now = (", ".join(knobs) or "no knobs" for knobs in (known, new))
+        problem = f"study {study.study_name!r} began with {began}, now there are {now}"
+        raise InputError(Fault("search.knobs", f"{problem}; keep them or choose another study.name"))
+    added = {name: [v for v in values if v not in known[name]] for name, values in new.items()}
+    faults = [
+        Fault(
+            f"search.knobs.{name}",
+            f"study {study.study_name!r} began with {_listed(known[name])}, {_listed(values)} can't be "
+            "added; leave it out or choose another study.name",
+        )
+        for name, values in added.items()
+        if values
+    ]
+    if faults:
+        raise InputError(*faults)
+    return known
+
+
+def _listed(values: Sequence[Knob]) -> str:
+    return ", ".join(map(shown, values))
 
 
 def _difference(study_name: str, key: str, old: Any, new: Any) -> Fault:
