@@ -75,6 +75,7 @@ def tune(config: Config, options: Options) -> int:
             config.search.precision or preflight.device_precisions(device, nodes),
             config.search.gradient_checkpointing,
             config.search.per_device_train_batch_size,
+            config.search.knobs,
         )
         if options.dry_run:
             print_dry_run(to_yaml(config), points)
@@ -113,6 +114,7 @@ def _search(config: Config, device: str, study: Any, address: str | None, nodes:
             device=device,
             loss_tolerance=config.search.loss_tolerance,
             wall_seconds=time.monotonic() - started,
+            headroom=config.search.memory_headroom,
         )
 
     budget = config.study.time_budget
@@ -122,7 +124,14 @@ def _search(config: Config, device: str, study: Any, address: str | None, nodes:
     with contextlib.suppress(KeyboardInterrupt), progress:
         _sweep(config, device, source, lanes, address)
     result = record()
-    print_table(study.measured(), result["pareto_front"], result["recommended"], result["why"])
+    print_table(
+        study.measured(),
+        result["pareto_front"],
+        result["recommended"],
+        result["why"],
+        explanation=result["explanation"],
+        stopped=result["stopped"],
+    )
     return _exit_code(config, source.broken, interrupt.INTERRUPTED.is_set(), result)
 
 
