@@ -14,6 +14,7 @@ import numpy as np
 
 from train_fn.spec import Knobs, Reason, Status, TrialParams, TrialResult
 from tuner.costs import AffineCosts, Effect, Feature, Observation, Point, Priors
+from tuner.explain import Prediction
 from tuner.space import Measured, Setting, is_out_of_memory, setting_of
 
 Numerics = tuple[str, Knobs]
@@ -243,6 +244,18 @@ class Beliefs:
         tokens = [self._work[s] for s in sizes]
         return float(np.interp(math.log(size), np.log(sizes), tokens) / tokens[0])
 
+    # One by one, for people.
+
+    def memory(self, point: TrialParams) -> Prediction | None:
+        """The larger rank's peak in bytes."""
+        predicted = self.predict_memory([point])
+        return None if predicted is None else _interval(predicted[0][0], predicted[1][0])
+
+    def samples_per_second(self, point: TrialParams) -> Prediction | None:
+        """Global samples per second."""
+        predicted = self.predict_speed([point])
+        return None if predicted is None else _interval(predicted[0][0], predicted[1][0])
+
     # Quality.
 
     @cached_property
@@ -299,6 +312,11 @@ def features_of(setting: Setting) -> frozenset[Feature]:
 def numerics_of(point: TrialParams) -> Numerics:
     """See `Numerics`."""
     return point.precision, point.knobs
+
+
+def _interval(median: float, log_sd: float) -> Prediction:
+    factor = math.exp(1.96 * float(log_sd))
+    return Prediction(float(median), float(median) / factor, float(median) * factor)
 
 
 def _probed(measured: Sequence[Measured]) -> dict[tuple[Setting, int], float | None]:

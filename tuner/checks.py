@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 
+from train_fn.knobs import problem_with
 from train_fn.spec import Fault
 from tuner.config import Config
 from tuner.space import factorisations
@@ -56,6 +57,16 @@ def _factorises(config: Config) -> Iterator[Fault]:
         )
 
 
+def _knobs(config: Config) -> Iterator[Fault]:
+    """Those of our own training function; what another one knows is its affair."""
+    if config.train_fn is not None:
+        return
+    for name, values in config.search.knobs.items():
+        problems = [problem_with(name, value) for value in values]
+        for problem in dict.fromkeys(p for p in problems if p is not None):
+            yield Fault(f"search.knobs.{name}", problem)
+
+
 def _timed_steps(config: Config) -> Iterator[Fault]:
     steps, warmup = config.trial.steps, config.trial.warmup_steps
     if steps - warmup < 2:
@@ -102,6 +113,7 @@ _Rule = Callable[[Config], Iterator[Fault]]
 _RULES: list[tuple[_Rule, tuple[str, ...]]] = [
     (_divisible, ("global_batch_size", "num_workers")),
     (_factorises, ("global_batch_size", "num_workers", "search.per_device_train_batch_size")),
+    (_knobs, ("search.knobs", "train_fn")),
     (_timed_steps, ("trial.steps", "trial.warmup_steps")),
     (_layout, ("data.prompt", "data.response", "data.messages", "data.text")),
     (_storage, ("study.storage",)),

@@ -9,6 +9,7 @@ programmers, so they are turned into one `Fault` per wrong key here.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import json
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDic
 
 from train_fn.spec import Fault, InputError
 from tuner.checks import check
-from tuner.config import Config, apply_demo_defaults
+from tuner.config import Config, apply_demo_defaults, parse_knobs
 from tuner.units import shown
 
 _EXPECTED = {
@@ -33,6 +34,7 @@ _EXPECTED = {
     "string": "text",
     "list": "a list such as a,b or [a, b]",
 }
+_KNOB_FLAG = "--search.knobs."
 _COMPARED = {
     "greater_than": "greater than",
     "greater_than_equal": "at least",
@@ -122,7 +124,8 @@ def _parse_flags(argv: list[str]) -> tuple[dict[str, Any], Options, list[Fault]]
         usage="%(prog)s [--config FILE] [--dry-run] [--KEY VALUE ...]",
         description=f"{Config.__doc__}",
         epilog="Every key can stand in the YAML file of --config, nested by section; flags win over "
-        "the file. Lists are written a,b or [a, b]; null is a value too.",
+        "the file. Lists are written a,b or [a, b]; null is a value too. "
+        "--search.knobs.NAME a,b adds one knob.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=100),
         allow_abbrev=False,
     )
@@ -137,13 +140,18 @@ def _parse_flags(argv: list[str]) -> tuple[dict[str, Any], Options, list[Fault]]
         add_argument_group_method=_add_group,
         cli_parse_args=False,
     )
-    parsed, unknown = parser.parse_known_args(_normalised(argv))
+    parsed, unknown = parser.parse_known_args(_normalised(list(_knob_flags(argv))))
     given = vars(parsed)
     config_file, dry_run = given.pop("config"), given.pop("dry_run")
     source(parsed_args=given)
     options = Options(dry_run=dry_run, config_file=Path(config_file) if config_file else None)
     faults = [Fault("--config", "expected a file, got nothing")] if config_file == "" else []
-    return source(), options, [*faults, *_unknown_flags(unknown)]
+    values = source()
+    with contextlib.suppress(
+        KeyError, ValueError
+    ):  # a map, so that it is merged with the file's, name by name
+        values["search"]["knobs"] = parse_knobs(values["search"]["knobs"])
+    return values, options, [*faults, *_unknown_flags(unknown)]
 
 
 def _add_argument(parser: Any, *names: str, **settings: Any) -> None:
@@ -162,6 +170,21 @@ def _add_argument(parser: Any, *names: str, **settings: Any) -> None:
 
 def _add_group(parser: argparse.ArgumentParser, **settings: Any) -> Any:
     return parser.add_argument_group(settings["title"].removesuffix(" options"), settings.get("description"))
+
+
+def _knob_flags(argv: list[str]) -> Iterator[str]:
+    """`--search.knobs.NAME VALUES` as `--search.knobs={NAME: [VALUES]}`: the names are the user's own."""
+    rest = list(argv)
+    while rest:
+        arg = rest.pop(0)
+        flag, equals, values = arg.partition("=")
+        if not flag.startswith(_KNOB_FLAG):
+            yield arg
+            continue
+        if not equals and rest and not rest[0].startswith("--"):
+            values = rest.pop(0)
+        name = flag.removeprefix(_KNOB_FLAG).replace("-", "_")
+        yield f"{_KNOB_FLAG.rstrip('.')}={{{json.dumps(name)}: [{values}]}}"
 
 
 def _normalised(argv: list[str]) -> list[str]:

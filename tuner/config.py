@@ -7,13 +7,15 @@ together, and `tuner.resolve` says what follows from a configuration.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_settings import NoDecode
 
 from train_fn.custom import EXPECTED, FUNCTION_NAME
-from train_fn.spec import PRECISIONS, DataSpec, JobSpec, LoraSpec, OptimizerSpec
+from train_fn.spec import PRECISIONS, DataSpec, JobSpec, LoraSpec, OptimizerSpec, TrialParams
 from tuner.units import parse_duration, parse_size, shown
 
 DEMO_DEFAULTS: dict[str, Any] = {
@@ -54,6 +56,52 @@ def _distinct(values: list[Any] | None) -> list[Any] | None:
     if values == []:
         raise ValueError("expected at least one value, got an empty list")
     return values if values is None else list(dict.fromkeys(values))
+
+
+_DIMENSIONS = {field.name for field in dataclasses.fields(TrialParams)}
+_KNOBS_EXPECTED = "expected names with their values, such as {attn_implementation: [sdpa, eager]}"
+
+
+def parse_knobs(value: object) -> dict[str, list[Any]]:
+    """Accept a mapping of names to values, its text, and what several flags of it were joined to.
+
+    Raises:
+        ValueError: It is no such mapping, or a name or a value can't be searched.
+    """
+    knobs = {} if value is None else _mapping(value) if isinstance(value, str) else value
+    if not isinstance(knobs, dict):
+        raise ValueError(f"{_KNOBS_EXPECTED}, got {shown(value)}")
+    return {name: _knob_values(name, values) for name, values in knobs.items()}
+
+
+def _mapping(text: str) -> object:
+    import yaml
+
+    try:
+        parts = yaml.safe_load(f"[{text}]")
+    except yaml.YAMLError:
+        parts = []
+    if not parts or not all(isinstance(part, dict) for part in parts):
+        raise ValueError(f"{_KNOBS_EXPECTED}, got {shown(text)}")
+    return {name: values for part in parts for name, values in part.items()}
+
+
+def _knob_values(name: object, given: object) -> list[Any]:
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"a knob is named by letters, digits and '_', got {shown(name)}")
+    if name in _DIMENSIONS:
+        raise ValueError(f"{name} is searched anyway, it can't be a knob, too")
+    values = _as_list(given)
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"expected at least one value of {name}")
+    for value in values:
+        finite = not isinstance(value, float) or math.isfinite(value)
+        if not isinstance(value, str | int | float) or value == "" or not finite:
+            raise ValueError(f"values of {name} are text, finite numbers, true or false, got {shown(value)}")
+    distinct = list(dict.fromkeys((type(value), value) for value in values))
+    if len({value for _, value in distinct}) < len(distinct):
+        raise ValueError(f"values of {name} must differ, and true equals 1, false 0, 1.0 equals 1")
+    return [value for _, value in distinct]
 
 
 def _known_precisions(values: list[str] | None) -> list[str] | None:
@@ -187,12 +235,22 @@ class Search(_Section):
     """Values to try out of fp32, tf32, bf16, fp16, nf4; null: what the device supports, without nf4."""
     gradient_checkpointing: Annotated[list[bool], *_List] = [False, True]
     """Values to try."""
+    knobs: Annotated[dict[str, list[Any]], NoDecode, BeforeValidator(parse_knobs)] = {}
+    """Further settings to search, each with its values, such as {attn_implementation: [sdpa, eager]}."""
     sampler: Literal["model", "tpe", "random", "grid"] = "model"
     """model knows how memory and time grow with the batch; the others are Optuna's."""
     max_trials: Count = 24
     """Trials of the study, at most."""
+    stop_within: Annotated[NonNegativeFloat, Field(lt=1)] = 0.02
+    """model stops when no other point can be expected to be better by more than this; 0: never by itself."""
+    memory_headroom: Annotated[NonNegativeFloat, Field(lt=0.5)] = 0.03
+    """Fraction of the memory budget that a predicted peak must leave free."""
     loss_tolerance: NonNegativeFloat = 0.01
     """Validation losses closer than this (relative) are ties."""
+    reuse_loss: bool = True
+    """With model: take a split's validation loss from a trial that made the same steps."""
+    prune: bool = True
+    """With model: end a trial early once it can't matter any more."""
     seed: Seed = 0
     """Seed of the sampler."""
 

@@ -10,12 +10,13 @@ import logging
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TextIO
 
-from train_fn.spec import InputError, Status, TrialParams, TrialResult
+from train_fn.spec import MEASURED, InputError, Knob, Status, TrialParams, TrialResult
+from tuner.summary import summary
 from tuner.units import human_bytes, human_seconds
 
 if TYPE_CHECKING:
@@ -151,7 +152,8 @@ class Progress:
         return self._clock() - self._started
 
     def _best(self) -> tuple[TrialParams, TrialResult] | None:
-        complete = [(p, r) for p, r in list(self._finished.values()) if r.samples_per_second is not None]
+        finished = list(self._finished.values())
+        complete = [(p, r) for p, r in finished if r.status is Status.COMPLETE and r.samples_per_second]
         return max(complete, key=lambda item: item[1].samples_per_second or 0.0, default=None)
 
     def _print(self, text: str) -> None:
@@ -197,6 +199,8 @@ def outcome(result: TrialResult) -> str:
         parts.append(human_bytes(max(result.peak_memory_bytes)))
     if result.alloc_retries:
         parts.append("thrashing")
+    if result.status is not Status.COMPLETE:
+        parts.append(f"{result.status} ({result.reason})" if result.reason else str(result.status))
     return ", ".join(parts)
 
 
@@ -206,6 +210,8 @@ def print_table(
     recommended: int | None,
     why: str,
     *,
+    explanation: Mapping[str, Any] | None = None,
+    stopped: str | None = None,
     stream: TextIO | None = None,
 ) -> None:
     """Print all trials, the Pareto front, and the recommendation as a block to paste.
@@ -215,10 +221,16 @@ def print_table(
         pareto: Numbers of the trials on the Pareto front.
         recommended: Number of the recommended trial, None if nothing is feasible.
         why: One sentence.
+        explanation: That of `result.json`.
+        stopped: Why the search ended by itself, a sentence.
         stream: Where to print; None is standard output.
     """
     console = _console(stream or sys.stdout)
     console.print(_table(results, pareto, recommended))
+    for legend in _legends(results):
+        console.print(_plain_text(legend), style="dim")
+    if stopped:
+        console.print(_plain_text(stopped))
     known = {number: (params, result) for number, params, result in results}
     if pareto:
         console.print(_plain_text("\nPareto front (speed against validation loss)"), style="bold")
@@ -231,6 +243,10 @@ def print_table(
     params, _ = known[recommended]
     console.print(_plain_text(f"\nRecommended: #{recommended}  {params}"), style="bold green")
     console.print(_plain_text(why))
+    if explanation is not None:
+        console.print(_plain_text("Why not another?"), style="bold")
+        for line in summary(explanation):
+            console.print(_plain_text(line))
     for number in pareto:
         for note in known[number][1].notes:
             console.print(_plain_text(f"Note on #{number}: {note}."))
@@ -261,8 +277,17 @@ def training_arguments(params: TrialParams) -> str:
         "tf32": params.precision == "tf32",
         "gradient_checkpointing": params.gradient_checkpointing,
     }
-    arguments = "\n".join(f"    {name}={value}," for name, value in chosen.items())
-    return arguments + (_NF4_CONFIG if params.precision == "nf4" else "")
+    lines = [f"    {name}={value}," for name, value in chosen.items()]
+    lines += [_knob_argument(name, value) for name, value in params.knobs.items()]
+    return "\n".join(lines) + (_NF4_CONFIG if params.precision == "nf4" else "")
+
+
+def _knob_argument(name: str, value: Knob) -> str:
+    """A knob by the name that `TrainingArguments` has for it; a comment where it has none."""
+    if name == "attn_implementation":
+        return f"    # and from_pretrained(..., {name}={value!r})"
+    known = {"optimizer": "optim", "torch_compile": name, "dataloader_num_workers": name}
+    return f"    {known[name]}={value!r}," if name in known else f"    # {name}: {value!r}"
 
 
 def _table(results: Sequence[Row], pareto: Sequence[int], recommended: int | None) -> RenderableType:
@@ -274,14 +299,34 @@ def _table(results: Sequence[Row], pareto: Sequence[int], recommended: int | Non
     table.add_column("BxA", no_wrap=True)
     table.add_column("prec", no_wrap=True)
     table.add_column("ckpt", no_wrap=True)
+    has_knobs = any(params.knobs for _, params, _ in results)
+    if has_knobs:
+        table.add_column("knobs", overflow="fold")
     for name in ("samples/s", "val loss", "peak"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("status", overflow="fold")
     for number, params, result in results:
         mark = "recommended" if number == recommended else "pareto" if number in pareto else ""
         style = "bold green" if number == recommended else "" if result.status is Status.COMPLETE else "dim"
-        table.add_row(*map(_plain_text, _cells(number, params, result, mark)), style=style)
+        cells = _cells(number, params, result, mark)
+        if has_knobs:
+            cells.insert(4, " ".join(str(value) for value in params.knobs.values()))
+        table.add_row(*map(_plain_text, cells), style=style)
     return table
+
+
+def _legends(results: Sequence[Row]) -> list[str]:
+    names = dict.fromkeys(name for _, params, _ in results for name in params.knobs)
+    legends = [f"knobs: {', '.join(names)}"] if names else []
+    if any(_loss_source(result) for _, _, result in results):
+        legends.append("=N: made the same steps as trial N, whose validation loss it is")
+    return legends
+
+
+def _loss_source(result: TrialResult) -> str:
+    """`=3` where the loss is that of trial 3."""
+    source = result.validation_loss_source
+    return "" if source in (None, MEASURED) else f"={str(source).rpartition(' ')[2]}"
 
 
 def _cells(number: int, params: TrialParams, result: TrialResult, mark: str) -> list[str]:
@@ -295,7 +340,7 @@ def _cells(number: int, params: TrialParams, result: TrialResult, mark: str) -> 
         params.precision,
         "yes" if params.gradient_checkpointing else "no",
         "-" if result.samples_per_second is None else _speed(result),
-        "-" if loss is None else f"{loss:.4f}",
+        "-" if loss is None else f"{loss:.4f} {_loss_source(result)}".rstrip(),
         human_bytes(max(peaks)) if peaks else "-",
         status,
     ]
@@ -321,7 +366,7 @@ def print_dry_run(
     """Print the resolved configuration, then the points that a run would consider."""
     out = stream or sys.stdout
     print(config_yaml.rstrip(), file=out)
-    print(f"\n# {len(candidates)} candidates (per-device batch x accumulation, precision)", file=out)
+    print(f"\n# {len(candidates)} candidates (per-device batch x accumulation, precision, ...)", file=out)
     for params in candidates:
         print(f"# {params}", file=out)
     out.flush()

@@ -64,18 +64,23 @@ class ModelSettings:
     seed: int = 0
 
 
+def beliefs_of(state: SearchState, settings: ModelSettings) -> Beliefs:
+    """What the study's record says."""
+    return Beliefs(
+        state.candidates,
+        state.measured,
+        device=settings.device,
+        memory_headroom=settings.memory_headroom,
+        loss_tolerance=settings.loss_tolerance,
+    )
+
+
 class Outlook:
     """What measuring each open point may bring, as the study's record stands."""
 
     def __init__(self, state: SearchState, settings: ModelSettings) -> None:
         self.state, self.settings = state, settings
-        self.beliefs = Beliefs(
-            state.candidates,
-            state.measured,
-            device=settings.device,
-            memory_headroom=settings.memory_headroom,
-            loss_tolerance=settings.loss_tolerance,
-        )
+        self.beliefs = beliefs_of(state, settings)
 
     def choose(self) -> TrialParams:
         """The point to measure next; there must be an open one."""

@@ -30,8 +30,11 @@ class Recommendation:
 
 
 @dataclass(frozen=True)
-class _Feasible:
-    """What the comparison needs of one feasible, complete trial."""
+class Feasible:
+    """What the comparison needs of one feasible, complete trial.
+
+    `slowest` and `fastest` are the ends of the speed's interval.
+    """
 
     number: int
     params: TrialParams
@@ -45,18 +48,18 @@ class _Feasible:
     alloc_retries: int
     is_loss_borrowed: bool
 
-    def is_faster(self, other: _Feasible) -> bool:
+    def is_faster(self, other: Feasible) -> bool:
         """Beyond noise: over the same batches; without step times, where the intervals don't overlap."""
         if min(len(self.step_seconds), len(other.step_seconds)) < 2:
             return self.slowest > other.fastest
         _, _, longest = time_ratio(self.step_seconds, other.step_seconds)
         return longest < 1
 
-    def has_lower_loss(self, other: _Feasible, tolerance: float) -> bool:
+    def has_lower_loss(self, other: Feasible, tolerance: float) -> bool:
         """Beyond the tolerance."""
         return other.loss > _limit(self.loss, tolerance)
 
-    def dominates(self, other: _Feasible, tolerance: float) -> bool:
+    def dominates(self, other: Feasible, tolerance: float) -> bool:
         """Better beyond noise in one objective and not worse beyond noise in the other."""
         faster, lower = self.is_faster(other), self.has_lower_loss(other, tolerance)
         return (faster and not other.has_lower_loss(self, tolerance)) or (lower and not other.is_faster(self))
@@ -69,28 +72,31 @@ def pareto_front(trials: Sequence[Measured], loss_tolerance: float) -> list[int]
     one whose loss is just outside the tolerance of the best. It belongs to the front all the same, which
     therefore is never empty where something is feasible.
     """
-    feasible = _feasible(trials)
+    feasible = feasible_trials(trials)
     front = {t.number for t in feasible if not any(o.dominates(t, loss_tolerance) for o in feasible)}
     return sorted(front | ({_best(feasible, loss_tolerance).number} if feasible else set()))
 
 
 def recommend(trials: Sequence[Measured], loss_tolerance: float) -> Recommendation:
     """The fastest feasible trial within the tolerance of the best loss; of equals the smallest peak."""
-    feasible = _feasible(trials)
+    feasible = feasible_trials(trials)
     if not feasible:
         return Recommendation(None, _why_nothing(trials))
     best = _best(feasible, loss_tolerance)
     return Recommendation(best.number, _why(best, feasible, loss_tolerance))
 
 
-def _feasible(trials: Sequence[Measured]) -> list[_Feasible]:
-    """A trial that took its loss from another one no longer counts when its point was measured in full."""
+def feasible_trials(trials: Sequence[Measured]) -> list[Feasible]:
+    """The trials that can be compared: complete, nothing violated, both objectives finite.
+
+    One that took its loss from another trial no longer counts when its point was measured in full.
+    """
     found = [f for f in (_as_feasible(*trial) for trial in trials) if f is not None]
     in_full = {f.params for f in found if not f.is_loss_borrowed}
     return [f for f in found if not f.is_loss_borrowed or f.params not in in_full]
 
 
-def _as_feasible(number: int, params: TrialParams, result: TrialResult) -> _Feasible | None:
+def _as_feasible(number: int, params: TrialParams, result: TrialResult) -> Feasible | None:
     speed, loss = result.samples_per_second, result.validation_loss
     if result.status != Status.COMPLETE or any(v > 0 for v in result.constraints.values()):
         return None
@@ -98,7 +104,7 @@ def _as_feasible(number: int, params: TrialParams, result: TrialResult) -> _Feas
         return None
     interval = [speed, *(result.samples_per_second_ci95 or [])]
     peak = max(result.peak_memory_bytes, default=0)
-    return _Feasible(
+    return Feasible(
         number,
         params,
         speed,
@@ -118,12 +124,13 @@ def _limit(loss: float, tolerance: float) -> float:
     return loss + tolerance * abs(loss)
 
 
-def _within_tolerance(feasible: list[_Feasible], tolerance: float) -> list[_Feasible]:
+def within_tolerance(feasible: list[Feasible], tolerance: float) -> list[Feasible]:
+    """Those whose loss equals the lowest one."""
     limit = _limit(min(t.loss for t in feasible), tolerance)
     return [t for t in feasible if t.loss <= limit]
 
 
-def _without_idle_thrashing(good: list[_Feasible]) -> list[_Feasible]:
+def without_idle_thrashing(good: list[Feasible]) -> list[Feasible]:
     """Leave out trials that thrashed without being clearly faster, on the whole, than every calm one.
 
     Emptying the allocator's cache costs time that varies with the lengths of samples, and says that memory is
@@ -133,31 +140,31 @@ def _without_idle_thrashing(good: list[_Feasible]) -> list[_Feasible]:
     return [t for t in good if not t.alloc_retries or t.speed > (1 + THRASHING_MARGIN) * calm]
 
 
-def _best(feasible: list[_Feasible], tolerance: float) -> _Feasible:
-    good = _without_idle_thrashing(_within_tolerance(feasible, tolerance))
+def _best(feasible: list[Feasible], tolerance: float) -> Feasible:
+    good = without_idle_thrashing(within_tolerance(feasible, tolerance))
     equals = [t for t in good if not any(o.is_faster(t) for o in good)]
     return min(equals, key=lambda t: (t.peak_bytes or math.inf, -t.speed, t.number))
 
 
-def _why(best: _Feasible, feasible: list[_Feasible], tolerance: float) -> str:
+def _why(best: Feasible, feasible: list[Feasible], tolerance: float) -> str:
     parts = [
         _why_speed(best, feasible, tolerance),
-        _why_calm(best, _within_tolerance(feasible, tolerance)),
+        _why_calm(best, within_tolerance(feasible, tolerance)),
         _why_loss(best, feasible, tolerance),
         _why_memory(best),
     ]
     return "; ".join(part for part in parts if part) + "."
 
 
-def _why_speed(best: _Feasible, feasible: list[_Feasible], tolerance: float) -> str:
+def _why_speed(best: Feasible, feasible: list[Feasible], tolerance: float) -> str:
     rate = f"{best.params} trains {_number(best.speed)} samples/s"
     if len(feasible) == 1:
         return f"{rate} and is the only feasible setting measured"
     slowest = min(feasible, key=lambda t: t.speed)
     if slowest is not best and slowest.speed > 0:
         rate += f", {best.speed / slowest.speed:.2g}x the slowest feasible setting ({slowest.params})"
-    good = _within_tolerance(feasible, tolerance)
-    equal = max(_without_idle_thrashing(good), key=lambda t: t.speed)
+    good = within_tolerance(feasible, tolerance)
+    equal = max(without_idle_thrashing(good), key=lambda t: t.speed)
     if equal is not best:
         return (
             f"{rate}, no slower beyond noise than {equal.params} ({_number(equal.speed)}), with less memory"
@@ -168,7 +175,7 @@ def _why_speed(best: _Feasible, feasible: list[_Feasible], tolerance: float) -> 
     return rate
 
 
-def _why_calm(best: _Feasible, good: list[_Feasible]) -> str:
+def _why_calm(best: Feasible, good: list[Feasible]) -> str:
     if best.alloc_retries:
         return "it thrashes (memory is so short that the allocator keeps emptying its cache)" + (
             f", and still is more than {THRASHING_MARGIN:.0%} faster than every setting that does not"
@@ -181,7 +188,7 @@ def _why_calm(best: _Feasible, good: list[_Feasible]) -> str:
     return f"{fastest.params} ({_number(fastest.speed)}) is passed over because it thrashes"
 
 
-def _why_loss(best: _Feasible, feasible: list[_Feasible], tolerance: float) -> str:
+def _why_loss(best: Feasible, feasible: list[Feasible], tolerance: float) -> str:
     lowest = min(t.loss for t in feasible)
     loss = f"its validation loss {best.loss:.4g}"
     if best.loss == lowest:
@@ -189,7 +196,7 @@ def _why_loss(best: _Feasible, feasible: list[_Feasible], tolerance: float) -> s
     return f"{loss} is within {100 * tolerance:.3g}% of the best ({lowest:.4g})"
 
 
-def _why_memory(best: _Feasible) -> str:
+def _why_memory(best: Feasible) -> str:
     if not best.peak_bytes:
         return ""
     if not best.budget_bytes:

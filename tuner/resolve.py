@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from tuner.checks import masked_storage
 from tuner.config import Config
+from tuner.model_search import ModelSettings
 from tuner.units import exact_duration, exact_size
 
 Fingerprint = dict[str, str | int | float | None]
@@ -52,6 +53,20 @@ def fingerprint(config: Config, device: str) -> Fingerprint:
     if config.train_fn is not None:
         values["train_fn"] = f"{config.train_fn} {_source_digest(config.train_fn)}".strip()
     return values
+
+
+def model_settings(config: Config, device: str) -> ModelSettings:
+    """Of the `model` sampler."""
+    search = config.search
+    return ModelSettings(
+        device=device,
+        loss_tolerance=search.loss_tolerance,
+        memory_headroom=search.memory_headroom,
+        stop_within=search.stop_within,
+        reuse_loss=search.reuse_loss,
+        prune=search.prune,
+        seed=search.seed,
+    )
 
 
 def study_name(config: Config, device: str) -> str:

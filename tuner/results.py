@@ -18,6 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from train_fn.spec import TrialParams
+from tuner.explain import Predictions, explain
 from tuner.recommend import pareto_front, recommend
 from tuner.space import Measured
 from tuner.study import TuningStudy
@@ -38,6 +40,8 @@ def write_results(
     device: str,
     loss_tolerance: float,
     wall_seconds: float,
+    headroom: float = 0.0,
+    predictions: Predictions | None = None,
 ) -> dict[str, Any]:
     """Write both files and return what `result.json` holds.
 
@@ -49,9 +53,17 @@ def write_results(
         device: `cpu` or `cuda`.
         loss_tolerance: `search.loss_tolerance`.
         wall_seconds: How long the search took.
+        headroom: `search.memory_headroom`.
+        predictions: What the search believes about points that it has not measured.
     """
     trials = study.measured()
     recommendation = recommend(trials, loss_tolerance)
+    number = recommendation.number
+    explanation = (
+        None
+        if number is None
+        else explain(trials, study.candidates, number, loss_tolerance, predictions, headroom)
+    )
     result = _jsonable(
         {
             "study": study.name,
@@ -59,10 +71,12 @@ def write_results(
             "num_workers": num_workers,
             "device": device,
             "trials": [_trial(t) for t in trials],
-            "skipped": [{"params": dataclasses.asdict(p), "why": why} for p, why in study.skipped()],
+            "skipped": [{"params": p, "why": why} for p, why in study.skipped()],
             "pareto_front": pareto_front(trials, loss_tolerance),
-            "recommended": recommendation.number,
+            "recommended": number,
             "why": recommendation.why,
+            "explanation": explanation,
+            "stopped": getattr(study, "stopped", None),
             "wall_seconds": wall_seconds,
             "versions": _versions(),
         }
@@ -91,14 +105,21 @@ def _versions() -> dict[str, str]:
 def _trial(trial: Measured) -> dict[str, Any]:
     return {
         "number": trial.number,
-        "params": dataclasses.asdict(trial.params),
+        "params": trial.params,
         **dataclasses.asdict(trial.result),
         "status": trial.result.status.value,
     }
 
 
 def _jsonable(value: Any) -> Any:
-    """The same value with NaN and infinities as null: JSON has no word for them."""
+    """The same value as JSON has it: records as objects, NaN and infinities as null.
+
+    A point without knobs has no key for them.
+    """
+    if isinstance(value, TrialParams) and not value.knobs:
+        value = {key: item for key, item in vars(value).items() if key != "knobs"}
+    elif dataclasses.is_dataclass(value):
+        value = vars(value)
     if isinstance(value, dict):
         return {key: _jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -111,13 +132,15 @@ def _row(trial: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
     low, high = trial["samples_per_second_ci95"] or (None, None)
     return {
         "number": trial["number"],
-        **trial["params"],
+        **{name: value for name, value in trial["params"].items() if name != "knobs"},
+        **{f"knobs.{name}": value for name, value in trial["params"].get("knobs", {}).items()},
         "status": trial["status"],
         "reason": trial["reason"],
         "samples_per_second": trial["samples_per_second"],
         "samples_per_second_low": low,
         "samples_per_second_high": high,
         "validation_loss": trial["validation_loss"],
+        "validation_loss_source": trial["validation_loss_source"],
         "last_train_loss": (trial["train_loss"] or [None])[-1],
         "peak_memory_bytes": max(trial["peak_memory_bytes"], default=None),
         "memory_budget_bytes": trial["memory_budget_bytes"],

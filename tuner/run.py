@@ -57,7 +57,7 @@ def tune(config: Config, options: Options) -> int:
     from cluster.runtime import connected, this_node
     from tuner import preflight
     from tuner.console import print_dry_run
-    from tuner.resolve import fingerprint, resolve, to_yaml
+    from tuner.resolve import fingerprint, model_settings, resolve, to_yaml
     from tuner.space import candidates
     from tuner.study import open_study
 
@@ -75,6 +75,7 @@ def tune(config: Config, options: Options) -> int:
             config.search.precision or preflight.device_precisions(device, nodes),
             config.search.gradient_checkpointing,
             config.search.per_device_train_batch_size,
+            config.search.knobs,
         )
         if options.dry_run:
             print_dry_run(to_yaml(config), points)
@@ -87,6 +88,7 @@ def tune(config: Config, options: Options) -> int:
             config.search.seed,
             config.search.max_trials,
             fingerprint(config, device),
+            model_settings(config, device),
         )
         stack.callback(study.close)
         output_dir = Path(str(config.output_dir))
@@ -113,6 +115,8 @@ def _search(config: Config, device: str, study: Any, address: str | None, nodes:
             device=device,
             loss_tolerance=config.search.loss_tolerance,
             wall_seconds=time.monotonic() - started,
+            predictions=study.beliefs(),
+            headroom=config.search.memory_headroom,
         )
 
     budget = config.study.time_budget
@@ -122,7 +126,14 @@ def _search(config: Config, device: str, study: Any, address: str | None, nodes:
     with contextlib.suppress(KeyboardInterrupt), progress:
         _sweep(config, device, source, lanes, address)
     result = record()
-    print_table(study.measured(), result["pareto_front"], result["recommended"], result["why"])
+    print_table(
+        study.measured(),
+        result["pareto_front"],
+        result["recommended"],
+        result["why"],
+        explanation=result["explanation"],
+        stopped=result["stopped"],
+    )
     return _exit_code(config, source.broken, interrupt.INTERRUPTED.is_set(), result)
 
 

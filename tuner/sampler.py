@@ -15,7 +15,7 @@ process goes on as if it had never stopped.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
@@ -23,9 +23,9 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial
 
-from train_fn.spec import PRECISIONS, Reason, TrialParams, TrialResult
+from train_fn.spec import PRECISIONS, Knob, Reason, TrialParams, TrialResult
 from tuner.model_search import ModelSettings, Outlook
-from tuner.space import Measured, SearchState, factorisations, proven_infeasible
+from tuner.space import Measured, SearchState, factorisations, knobs_of, proven_infeasible
 
 TPE_EI_CANDIDATES = (24, 4, 1)
 """TPE proposes the best of so many draws from the density of good points: on a small grid the best of 24 (its
@@ -38,8 +38,14 @@ Strategy = Callable[[SearchState, optuna.Study, FrozenTrial], TrialParams]
 """Chooses one of `state.open`, which is never empty."""
 
 
+DIMENSIONS = ("per_device_train_batch_size", "precision", "gradient_checkpointing")
+"""What every study has; all other parameters of its trials are knobs."""
+
+
 def distributions(
-    samples_per_worker: int, precisions: Sequence[str] = PRECISIONS
+    samples_per_worker: int,
+    precisions: Sequence[str] = PRECISIONS,
+    knobs: Mapping[str, Sequence[Knob]] | None = None,
 ) -> dict[str, BaseDistribution]:
     """The Optuna dimensions of a study.
 
@@ -50,12 +56,14 @@ def distributions(
     Args:
         samples_per_worker: The share of the global batch that one worker trains on.
         precisions: Those that the study began with; a study of an earlier version knows fewer.
+        knobs: Further settings that the study began with, each with all its values.
     """
     sizes = [size for size, _ in factorisations(samples_per_worker, 1)]
     return {
         "per_device_train_batch_size": CategoricalDistribution(sizes),
         "precision": CategoricalDistribution(precisions),
         "gradient_checkpointing": CategoricalDistribution([False, True]),
+        **{name: CategoricalDistribution(values) for name, values in (knobs or {}).items()},
     }
 
 
@@ -75,10 +83,16 @@ def samples_per_worker(candidates: Sequence[TrialParams]) -> int:
 
 def params_of(values: dict[str, Any], samples: int) -> TrialParams | None:
     """The point of an Optuna trial; None where its driver was killed before all parameters were set."""
-    if not {"per_device_train_batch_size", "precision", "gradient_checkpointing"} <= values.keys():
+    if not values.keys() >= set(DIMENSIONS):
         return None
     accumulation = samples // values["per_device_train_batch_size"]
-    return TrialParams.from_dict({**values, "gradient_accumulation_steps": accumulation})
+    knobs = {name: value for name, value in values.items() if name not in DIMENSIONS}
+    return TrialParams.from_dict({**values, "gradient_accumulation_steps": accumulation, "knobs": knobs})
+
+
+def values_of(point: TrialParams) -> dict[str, Any]:
+    """A point as Optuna's parameters, the inverse of `params_of`."""
+    return {**{name: getattr(point, name) for name in DIMENSIONS}, **point.knobs}
 
 
 def result_of(trial: FrozenTrial) -> TrialResult | None:
@@ -113,10 +127,12 @@ class CandidateSampler(optuna.samplers.BaseSampler):
         candidates: Sequence[TrialParams],
         choose: Strategy,
         precisions: Sequence[str] = PRECISIONS,
+        knobs: Mapping[str, Sequence[Knob]] | None = None,
     ) -> None:
         self._candidates = list(candidates)
         self._choose = choose
-        self.distributions = distributions(samples_per_worker(candidates), precisions)
+        knobs = knobs_of(candidates) if knobs is None else knobs
+        self.distributions = distributions(samples_per_worker(candidates), precisions, knobs)
         self.next_point: TrialParams | None = None
         """What to propose next, whatever `choose` would say; a point that is closed may be measured again."""
 
@@ -130,14 +146,15 @@ class CandidateSampler(optuna.samplers.BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Choose an open point; `TuningStudy.ask` has made sure that there is one."""
-        if self.next_point is not None:
-            return {name: getattr(self.next_point, name) for name in search_space}
+        values = values_of(self.next_point or self._chosen(study, trial))
+        return {name: values[name] for name in search_space}
+
+    def _chosen(self, study: optuna.Study, trial: FrozenTrial) -> TrialParams:
         others = (t for t in study.get_trials(deepcopy=False) if t.number != trial.number)
         state = search_state(self._candidates, others)
         if not state.open:
             raise RuntimeError("no candidate is open: every point is measured, running or proven infeasible")
-        point = self._choose(state, study, trial)
-        return {name: getattr(point, name) for name in search_space}
+        return self._choose(state, study, trial)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -165,15 +182,16 @@ def choose_by_tpe(
     *,
     seed: int,
     precisions: Sequence[str] = PRECISIONS,
+    knobs: Mapping[str, Sequence[Knob]] | None = None,
 ) -> TrialParams:
     """The first open point that Optuna's multivariate TPE proposes, else (and at its start) a random one.
 
     A fresh TPE per turn makes the choice independent of the process. No constant liar: points in flight are
     closed anyway, and it would write every rejected proposal to the storage.
     """
-    every = distributions(samples_per_worker(state.candidates), precisions)
+    every = distributions(samples_per_worker(state.candidates), precisions, knobs)
     space = {name: distribution for name, distribution in every.items() if not distribution.single()}
-    open_by_values = {tuple(getattr(point, name) for name in space): point for point in state.open}
+    open_by_values = {tuple(values_of(point)[name] for name in space): point for point in state.open}
     tpe_seed = _random_of_turn(state, seed).getrandbits(32)
     for num_ei_candidates in TPE_EI_CANDIDATES:
         tpe = optuna.samplers.TPESampler(
@@ -203,23 +221,26 @@ def make_sampler(
     candidates: Sequence[TrialParams],
     seed: int,
     precisions: Sequence[str] = PRECISIONS,
+    knobs: Mapping[str, Sequence[Knob]] | None = None,
     settings: ModelSettings | None = None,
 ) -> CandidateSampler:
-    """The sampler that `search.sampler` names, for a study that began with these `precisions`.
+    """The sampler that `search.sampler` names, for a study that began with these `precisions` and `knobs`.
 
     Args:
         name: `model`, `tpe`, `random` or `grid`.
         candidates: The points that it may propose.
         seed: Of its random choices.
         precisions: See `distributions`.
+        knobs: The same; None: those of the candidates.
         settings: Of `model`.
     """
+    knobs = knobs_of(candidates) if knobs is None else knobs
     strategies: dict[str, Strategy] = {
         "model": partial(choose_by_model, settings=settings or ModelSettings(seed=seed)),
-        "tpe": partial(choose_by_tpe, seed=seed, precisions=precisions),
+        "tpe": partial(choose_by_tpe, seed=seed, precisions=precisions, knobs=knobs),
         "random": partial(choose_at_random, seed=seed),
         "grid": choose_by_grid,
     }
     if name not in strategies:
         raise ValueError(f"no sampler {name!r}; there are {', '.join(strategies)}")
-    return CandidateSampler(candidates, strategies[name], precisions)
+    return CandidateSampler(candidates, strategies[name], precisions, knobs)

@@ -1,4 +1,4 @@
-"""The search space: every exact split of the global batch, times precision, times gradient checkpointing.
+"""The search space: every exact split of the global batch, times precision, checkpointing and knobs.
 
 Small and finite, so it is written out as a list of `TrialParams`; what one measurement proves about other
 points is also decided here. Pure: no Optuna, no Ray.
@@ -6,11 +6,12 @@ points is also decided here. Pure: no Optuna, no Ray.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import NamedTuple
 
-from train_fn.spec import PRECISIONS, Knobs, MemoryPoint, Reason, Status, TrialParams, TrialResult
+from train_fn.spec import PRECISIONS, Knob, Knobs, MemoryPoint, Reason, Status, TrialParams, TrialResult
 
 AMPERE = (8, 0)
 """The first CUDA compute capability whose tensor cores know bf16 and tf32."""
@@ -70,8 +71,9 @@ def candidates(
     precisions: Sequence[str],
     gradient_checkpointing: Sequence[bool],
     per_device: Sequence[int] | None = None,
+    knobs: Mapping[str, Sequence[Knob]] | None = None,
 ) -> list[TrialParams]:
-    """All points to consider, in a stable order: precision, then checkpointing, then ascending batch.
+    """All points to consider, in a stable order: precision, checkpointing, knobs, then ascending batch.
 
     Args:
         global_batch_size: Samples per optimizer step over all workers.
@@ -79,23 +81,37 @@ def candidates(
         precisions: Those to search; duplicates and order do not matter.
         gradient_checkpointing: The settings to search.
         per_device: Only these per-device batches; None means every divisor.
+        knobs: Further settings, each with its values; the values of the last one change first.
     """
     splits = [
         s for s in factorisations(global_batch_size, num_workers) if per_device is None or s[0] in per_device
     ]
+    knobs = knobs or {}
+    choices = [Knobs(zip(knobs, values, strict=True)) for values in product(*knobs.values())]
     return [
         TrialParams(
             per_device_train_batch_size=size,
             gradient_accumulation_steps=accumulation,
             precision=precision,
             gradient_checkpointing=checkpointing,
+            knobs=chosen,
         )
         for precision in PRECISIONS
         if precision in precisions
         for checkpointing in (False, True)
         if checkpointing in gradient_checkpointing
+        for chosen in choices
         for size, accumulation in splits
     ]
+
+
+def knobs_of(points: Iterable[TrialParams]) -> dict[str, list[Knob]]:
+    """The knobs that points have, each with its values in the order in which they come."""
+    found: dict[str, dict[Knob, None]] = {}
+    for point in points:
+        for name, value in point.knobs.items():
+            found.setdefault(name, {})[value] = None
+    return {name: list(values) for name, values in found.items()}
 
 
 def precisions_of(device: str, compute_capability: tuple[int, int] | None) -> tuple[str, ...]:

@@ -23,8 +23,9 @@ from optuna.trial import TrialState
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from train_fn.spec import Fault, InputError, Reason, Status, TrialParams, TrialResult, TrialSpec
-from tuner.model_search import ModelSettings, Step, next_step, spec_of
+from train_fn.spec import Fault, InputError, Knob, Reason, Status, TrialParams, TrialResult, TrialSpec
+from tuner.beliefs import Beliefs
+from tuner.model_search import ModelSettings, Step, beliefs_of, next_step, spec_of
 from tuner.sampler import (
     CandidateSampler,
     make_sampler,
@@ -34,7 +35,8 @@ from tuner.sampler import (
     samples_per_worker,
     search_state,
 )
-from tuner.space import Measured, SearchState, proven_infeasible
+from tuner.space import Measured, SearchState, knobs_of, proven_infeasible
+from tuner.units import shown
 
 DIRECTIONS = {"samples_per_second": "maximize", "validation_loss": "minimize"}
 """The two objectives, in the order of Optuna's values."""
@@ -50,6 +52,7 @@ STATES = {
 INTERRUPTED = TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED)
 
 _FINGERPRINT = "fingerprint"
+_KNOBS = "knobs"
 _BUSY_TIMEOUT_SECONDS = 30
 _CONNECT_TIMEOUT_SECONDS = 10
 _ADVICE = "expected one such as sqlite:///runs/study.db or postgresql://user:password@host/database"
@@ -123,6 +126,11 @@ class TuningStudy:
     def stopped(self) -> str | None:
         """Why the search has ended although points are open, in a sentence; None where it has not."""
         return self._next_step(self._state()).stopped if self._settings is not None else None
+
+    def beliefs(self) -> Beliefs:
+        """What the measurements say about the points that are not measured."""
+        settings = self._settings or ModelSettings()
+        return beliefs_of(self._state(), settings)
 
     def _next_step(self, state: SearchState) -> Step:
         """Asked for often while lanes wait; decided once for each state of the record."""
@@ -257,7 +265,7 @@ def open_study(
 
     Raises:
         InputError: The storage can't be opened, the study was measured under another fingerprint, or it is
-            older than a precision that is searched.
+            older than a precision or a knob that is searched.
     """
     url = _parse(storage_url)
     try:
@@ -271,8 +279,9 @@ def open_study(
         )
         _check_fingerprint(study, fingerprint)
         precisions = _precisions_of(study, candidates)
+        knobs = _knobs_of(study, candidates)
         settings = settings or ModelSettings(seed=seed)
-        study.sampler = make_sampler(sampler_name, candidates, seed, precisions, settings)
+        study.sampler = make_sampler(sampler_name, candidates, seed, precisions, knobs, settings)
         if study.metric_names is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -357,6 +366,39 @@ def _precisions_of(study: optuna.Study, candidates: Sequence[TrialParams]) -> tu
         problem = f"study {study.study_name!r} began before {', '.join(new)} could be searched"
         raise InputError(Fault("search.precision", f"{problem}; leave it out or choose another study.name"))
     return known
+
+
+def _knobs_of(study: optuna.Study, candidates: Sequence[TrialParams]) -> dict[str, list[Knob]]:
+    """The knobs that the study began with; a later run may search fewer of their values, none beside them.
+
+    Unlike precisions they have no list that holds all there are, so the study keeps its own.
+    """
+    new = knobs_of(candidates)
+    if not study.get_trials(deepcopy=False):
+        study.set_user_attr(_KNOBS, json.dumps(new))
+        return new
+    known: dict[str, list[Knob]] = json.loads(study.user_attrs.get(_KNOBS, "{}"))
+    if known.keys() != new.keys():
+        began, now = (", ".join(knobs) or "no knobs" for knobs in (known, new))
+        problem = f"study {study.study_name!r} began with {began}, now there are {now}"
+        raise InputError(Fault("search.knobs", f"{problem}; keep them or choose another study.name"))
+    added = {name: [v for v in values if v not in known[name]] for name, values in new.items()}
+    faults = [
+        Fault(
+            f"search.knobs.{name}",
+            f"study {study.study_name!r} began with {_listed(known[name])}, {_listed(values)} can't be "
+            "added; leave it out or choose another study.name",
+        )
+        for name, values in added.items()
+        if values
+    ]
+    if faults:
+        raise InputError(*faults)
+    return known
+
+
+def _listed(values: Sequence[Knob]) -> str:
+    return ", ".join(map(shown, values))
 
 
 def _difference(study_name: str, key: str, old: Any, new: Any) -> Fault:

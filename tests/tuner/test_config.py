@@ -35,9 +35,14 @@ search:
   per_device_train_batch_size: null
   precision: null
   gradient_checkpointing: [false, true]
+  knobs: {}
   sampler: model
   max_trials: 24
+  stop_within: 0.02
+  memory_headroom: 0.03
   loss_tolerance: 0.01
+  reuse_loss: true
+  prune: true
   seed: 0
 cluster:
   address: null
@@ -111,6 +116,15 @@ def test_environment_variables_are_no_configuration(monkeypatch):
         (["--search.precision", "null"], "search.precision", None),
         (["--search.per-device-train-batch-size", "4,2"], "search.per_device_train_batch_size", [4, 2]),
         (["--search.gradient-checkpointing", "false"], "search.gradient_checkpointing", [False]),
+        (["--search.knobs", '{"torch_compile": [false, true]}'], "search.knobs",
+         {"torch_compile": [False, True]}),
+        (["--search.knobs.attn-implementation", "sdpa,eager", "--search.knobs.dataloader_num_workers=2"],
+         "search.knobs", {"attn_implementation": ["sdpa", "eager"], "dataloader_num_workers": [2]}),
+        (["--search.knobs.optimizer", "[sgd, adafactor, sgd]"], "search.knobs",
+         {"optimizer": ["sgd", "adafactor"]}),
+        (["--search.knobs", "null"], "search.knobs", {}),
+        (["--search.reuse-loss", "false"], "search.reuse_loss", False),
+        (["--search.stop-within", "0"], "search.stop_within", 0.0),
         (["--cluster.reuse-workers", "false"], "cluster.reuse_workers", False),
         (["--cluster.memory-budget", "512MiB"], "cluster.memory_budget", 512 * 2**20),
         (["--cluster.memory_budget", "0.9"], "cluster.memory_budget", 0.9),
@@ -124,7 +138,7 @@ def test_environment_variables_are_no_configuration(monkeypatch):
         (["--lora.target-modules", r".*\.[qv]_proj{1,2}"], "lora.target_modules", r".*\.[qv]_proj{1,2}"),
         (["--optimizer.learning-rate", "3e-4"], "optimizer.learning_rate", 3e-4),
     ],
-)
+)  # fmt: skip
 def test_flags(argv: list[str], key: str, value: object):
     loaded, _ = load(argv)
     for part in key.split("."):
@@ -151,6 +165,17 @@ def test_flags(argv: list[str], key: str, value: object):
         ("search: {max_trial: 3}", "search.max_trial", ["unknown key", "did you mean search.max_trials?"]),
         ("search: {gradient_checkpointing: maybe}", "search.gradient_checkpointing", ["true or false"]),
         ("search: {loss_tolerance: -1}", "search.loss_tolerance", ["at least 0", "-1"]),
+        ("search: {memory_headroom: 0.5}", "search.memory_headroom", ["less than 0.5"]),
+        ("search: {knobs: [sdpa]}", "search.knobs", ["expected names", "a list"]),
+        ("search: {knobs: {precision: [bf16]}}", "search.knobs", ["precision is searched anyway"]),
+        ("search: {knobs: {number of: [1]}}", "search.knobs", ["letters, digits", "'number of'"]),
+        ("search: {knobs: {optimizer: []}}", "search.knobs", ["at least one value of optimizer"]),
+        ("search: {knobs: {optimizer: null}}", "search.knobs", ["at least one value of optimizer"]),
+        ("search: {knobs: {optimizer: [.nan]}}", "search.knobs", ["finite numbers", "nan"]),
+        ("search: {knobs: {optimizer: [[sgd]]}}", "search.knobs", ["text, finite numbers", "a list"]),
+        ("search: {knobs: {torch_compile: [1, true]}}", "search.knobs", ["true equals 1"]),
+        ("search: {knobs: {dataloader_num_workers: -1}}", "search.knobs.dataloader_num_workers", ["-1"]),
+        ("search: {knobs: {learning_rte: [1, 2]}}", "search.knobs.learning_rte", ["attn_implementation"]),
         ("search: {loss_tolerance: .inf}", "search.loss_tolerance", ["finite"]),
         ("max_trials: 3", "max_trials", ["did you mean search.max_trials?"]),
         ("search.max_trials: 3", "search.max_trials", ["nested"]),
@@ -254,6 +279,17 @@ def test_a_file_that_is_no_configuration(tmp_path, content, words):
     assert "\n" not in problem
 
 
+def test_a_flag_replaces_one_knob_of_the_file(config_file):
+    path = config_file("search: {knobs: {optimizer: [sgd, adamw_torch], torch_compile: [false, true]}}")
+    loaded, _ = load(["--config", path, "--search.knobs.torch_compile", "false"])
+    assert loaded.search.knobs == {"optimizer": ["sgd", "adamw_torch"], "torch_compile": [False]}
+
+
+def test_a_training_function_of_ones_own_has_knobs_of_its_own():
+    loaded, _ = load(["--train-fn", "mine:train", "--search.knobs.fuse", "1,2"])
+    assert loaded.search.knobs == {"fuse": [1, 2]}
+
+
 def test_a_missing_file_does_not_hide_faults_in_flags(tmp_path):
     found = dict(faults(["--config", str(tmp_path / "none.yaml"), "--lora.r", "x"]))
     assert "No such file" in found["--config"]
@@ -296,6 +332,7 @@ def test_demo_defaults_are_for_the_demo_alone(argv):
         ["--model", "a/SmolLM2", "--data.train", "gsm8k.jsonl", "--cluster.memory-budget", "0.9"],
         ["--search.precision", "bf16", "--lora.target-modules", "q,v", "--trial.timeout", "1.5"],
         ["--cluster.memory-budget", "300MB", "--study.time-budget", "1h30m", "--study.name", "2024"],
+        ["--search.knobs.torch_compile", "true,false", "--search.knobs.optimizer", "sgd"],
         ["--optimizer.learning-rate", "1e-5", "--data.validation", "0.05", "--search.max-trials", "3"],
     ],
 )
@@ -335,7 +372,8 @@ def test_passwords_are_masked_in_the_yaml():
     [
         ["--search.max-trials", "3"], ["--search.sampler", "tpe"], ["--cluster.lanes", "2"],
         ["--cluster.address", "auto"], ["--study.time-budget", "5m"], ["--output-dir", "elsewhere"],
-        ["--trial.timeout", "5m"], ["--lora.alpha", "16"],
+        ["--trial.timeout", "5m"], ["--lora.alpha", "16"], ["--search.knobs.optimizer", "sgd"],
+        ["--search.stop-within", "0.1"], ["--search.prune", "false"], ["--search.memory-headroom", "0"],
     ],
 )  # fmt: skip
 def test_how_to_search_does_not_change_the_study(argv):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from train_fn.spec import Fault, InputError, Status, TrialParams, TrialResult
+from train_fn.spec import Fault, InputError, Knobs, Status, TrialParams, TrialResult
 from tuner.console import Progress, outcome, print_dry_run, print_faults, print_table, training_arguments
 
 ESCAPE = "\x1b"
@@ -153,6 +153,56 @@ def test_thrashing_shows_in_the_table_and_in_words():
     assert [line.split()[-1] for line in table.splitlines()[3:6]] == ["thrashing", "complete", "recommended"]
     assert front.count("thrashing") == 2
     assert outcome(thrashing) == f"{outcome(calm)}, thrashing"
+
+
+def test_a_loss_that_was_not_measured_is_marked():
+    measured = dataclasses.replace(complete(), validation_loss_source="measured")
+    taken = dataclasses.replace(complete(), validation_loss_source="same steps as trial 113")
+    out = io.StringIO()
+    rows = [(113, point(4), measured), (114, point(128, "fp32"), taken), (115, point(2), out_of_memory())]
+    print_table(rows, [113], 113, "why", stream=out)
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "2.3456 =113  207 MiB  complete" in text
+    assert text.count("=113") == 1
+    assert "=N: made the same steps as trial N" in text
+    assert "=N" not in printed()
+
+
+def test_knobs_have_a_column_and_reach_the_block_to_paste():
+    knobs = {"attn_implementation": "eager", "optimizer": "sgd", "torch_compile": True, "fuse": 2}
+    tuned = dataclasses.replace(point(4), knobs=Knobs(knobs))
+    out = io.StringIO()
+    print_table([(0, tuned, complete())], [0], 0, "why", stream=out)
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "knobs: attn_implementation, optimizer, torch_compile, fuse" in text
+    assert "knobs" not in printed()
+    block = text[text.index("TrainingArguments") :].split(":", 1)[1]
+    arguments = eval(f"dict({block}\n)")
+    assert {k: arguments[k] for k in ("optim", "torch_compile")} == {"optim": "sgd", "torch_compile": True}
+    assert "# and from_pretrained(..., attn_implementation='eager')" in block
+    assert "# fuse: 2" in block
+    assert "fuse" not in arguments
+
+
+def test_the_explanation_and_the_end_of_the_search_are_told():
+    memory = {"params": dataclasses.asdict(point(4)), "why": "[measured] 207 MiB"}
+    explanation = {**memory, "next_larger": None, "batches": [], "settings": []}
+    out = io.StringIO()
+    stopped = "Stopped after 7 of 28: every other point is predicted at least 9% slower."
+    print_table(RESULTS, [0], 0, "why", explanation=explanation, stopped=stopped, stream=out)
+    assert stopped in out.getvalue()
+    assert "Why not another?\n  memory  [measured] 207 MiB\n" in out.getvalue()
+
+
+def test_a_pruned_trial_shows_its_speed_and_that_it_ended_early():
+    pruned = TrialResult(status=Status.PRUNED, reason="slower", samples_per_second=7.0)
+    assert outcome(pruned) == "7.00 samples/s, pruned (slower)"
+    stream = io.StringIO()
+    progress = Progress(9, 24, stream=stream)
+    progress.trial_finished(0, point(4), pruned)
+    assert "best" not in stream.getvalue()
 
 
 def test_notes_on_the_front_and_where_the_time_went():

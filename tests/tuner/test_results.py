@@ -5,19 +5,26 @@ import math
 import pytest
 
 from train_fn.spec import TrialResult
+from tuner.explain import Prediction
 from tuner.results import load_result, write_results
 from tuner.space import candidates
 from tuner.study import open_study
 
 CONTRACT_KEYS = {
     "study", "global_batch_size", "num_workers", "device", "trials", "pareto_front", "recommended",
-    "why", "wall_seconds",
+    "why", "wall_seconds", "explanation", "stopped",
 }  # fmt: skip
 TRIAL_KEYS = {
     "number", "params", "status", "reason", "samples_per_second", "samples_per_second_ci95",
     "validation_loss", "train_loss", "peak_memory_bytes", "memory_budget_bytes", "alloc_retries",
-    "constraints", "seconds", "lane",
+    "constraints", "seconds", "lane", "validation_loss_source", "tokens_per_step", "memory_points",
 }  # fmt: skip
+FOUR_KEYS = {
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 8,
+    "precision": "fp32",
+    "gradient_checkpointing": False,
+}
 COMPLETE = TrialResult(
     status="complete",
     samples_per_second=6.5,
@@ -41,7 +48,7 @@ def study(tmp_path):
     return open_study("demo", f"sqlite:///{tmp_path}/s.db", points, "grid", 0, 9, {"global_batch_size": 16})
 
 
-def write(folder, study):
+def write(folder, study, **more):
     return write_results(
         folder,
         study,
@@ -50,6 +57,7 @@ def write(folder, study):
         device="cpu",
         loss_tolerance=0.01,
         wall_seconds=12.5,
+        **more,
     )
 
 
@@ -67,12 +75,7 @@ def test_result_json_has_the_shape_of_the_contract(tmp_path, study):
     assert result == written == load_result(tmp_path / "out") == load_result(tmp_path / "out/result.json")
     assert result.keys() >= CONTRACT_KEYS
     assert all(t.keys() >= TRIAL_KEYS for t in result["trials"])
-    assert result["trials"][0]["params"] == {
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": 8,
-        "precision": "fp32",
-        "gradient_checkpointing": False,
-    }
+    assert result["trials"][0]["params"] == FOUR_KEYS, "no key for knobs where there are none"
     assert [t["status"] for t in result["trials"]] == ["complete", "infeasible", "infeasible"]
     assert result["trials"][1]["train_loss"] == [2.5, None, None]
     assert (result["recommended"], result["pareto_front"]) == (0, [0])
@@ -81,6 +84,59 @@ def test_result_json_has_the_shape_of_the_contract(tmp_path, study):
     assert "4x2 fp32 ran out of memory" in result["skipped"][0]["why"]
     assert result["wall_seconds"] == 12.5
     assert result["versions"]["optuna"].startswith("5.")
+    assert result["stopped"] is None
+
+
+def test_the_recommendation_is_explained_with_raw_numbers(tmp_path, study):
+    for result in (COMPLETE, OOM):
+        study.tell(study.ask(), result)
+    explanation = write(tmp_path, study)["explanation"]
+
+    assert (explanation["number"], explanation["headroom_bytes"]) == (0, 76)
+    assert explanation["headroom_fraction"] == pytest.approx(0.38)
+    assert explanation["params"].keys() == set(FOUR_KEYS)
+    larger = explanation["next_larger"]
+    assert (larger["number"], larger["verdict"], larger["over_budget_bytes"]) == (1, "out of memory", 100)
+    assert larger["why"] == "out of memory by 100 B, needs 300 B"
+    assert [b["number"] for b in explanation["batches"]] == [1, None, None]
+    assert explanation["settings"] == []
+
+
+def test_predictions_reach_the_explanation(tmp_path, study):
+    class Beliefs:
+        def memory(self, params):
+            return Prediction(130.0, 120.0, 140.0)
+
+        def samples_per_second(self, params):
+            return Prediction(5.2, 5.0, 5.4)
+
+    study.tell(study.ask(), COMPLETE)
+    explanation = write(tmp_path, study, predictions=Beliefs(), headroom=0.4)["explanation"]
+    assert explanation["predicted_memory_bytes"] == {"value": 130.0, "low": 120.0, "high": 140.0}
+    assert explanation["next_larger"]["why"].startswith("predicted slower by 20% (17% to 23%), ")
+
+
+def test_why_the_search_stopped_is_kept(tmp_path, study):
+    study.stopped = "every other point is predicted at least 9% slower"
+    assert write(tmp_path, study)["stopped"] == "every other point is predicted at least 9% slower"
+
+
+def test_knobs_have_a_key_in_the_json_and_a_column_each_in_the_csv(tmp_path):
+    points = candidates(4, 2, ("fp32",), (False,), knobs={"optimizer": ["sgd"], "fuse": [False, True]})
+    url = f"sqlite:///{tmp_path}/k.db"
+    study = open_study("knobs", url, points, "grid", 0, 9, {"global_batch_size": 4})
+    for _ in range(3):
+        study.tell(study.ask(), COMPLETE)
+    result = write(tmp_path, study)
+
+    assert result["trials"][2]["params"]["knobs"] == {"optimizer": "sgd", "fuse": True}
+    assert {len(b["params"]["knobs"]) for b in result["explanation"]["settings"]} == {2}
+    with (tmp_path / "trials.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["knobs.optimizer"], r["knobs.fuse"]) for r in rows] == [
+        ("sgd", "False"), ("sgd", "False"), ("sgd", "True")
+    ]  # fmt: skip
+    assert "knobs" not in rows[0]
 
 
 def test_a_trial_of_result_json_is_a_result_again(tmp_path, study):
@@ -110,6 +166,7 @@ def test_trials_csv_has_one_row_per_trial(tmp_path, study):
 def test_nothing_measured_gives_an_empty_but_valid_result(tmp_path, study):
     result = write(tmp_path, study)
     assert (result["trials"], result["recommended"], result["pareto_front"]) == ([], None, [])
+    assert result["explanation"] is None
     assert (tmp_path / "trials.csv").read_text().startswith("number")
 
 

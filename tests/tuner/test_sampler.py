@@ -114,6 +114,16 @@ def test_a_single_candidate_is_enough(tmp_path, sampler):
     assert run(study) == points
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_knobs_are_searched_like_any_dimension(tmp_path, sampler):
+    knobs = {"attn_implementation": ["sdpa", "eager"], "workers": [0, 2], "fuse": [True]}
+    points = candidates(8, 2, ("bf16",), (False,), knobs=knobs)
+    order = [point for _ in range(3) for point in run(opened(tmp_path / "s.db", sampler, points), 4)]
+    assert len(order) == len(points) == 12
+    assert set(order) == set(points)
+    assert {type(p.knobs["fuse"]) for p in order} == {bool}
+
+
 def test_grid_keeps_the_candidates_order(tmp_path):
     assert run(opened(tmp_path / "s.db", "grid"), 3) == POINTS[:3]
 

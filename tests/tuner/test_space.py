@@ -2,7 +2,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from train_fn.spec import TrialParams, TrialResult
-from tuner.space import candidates, factorisations, precisions_of, proven_infeasible, searched_by_default
+from tuner.space import (
+    candidates,
+    factorisations,
+    knobs_of,
+    precisions_of,
+    proven_infeasible,
+    searched_by_default,
+)
 
 
 def point(size, precision="bf16", checkpointing=False, samples=8):
@@ -44,6 +51,19 @@ def test_candidates_are_the_product_in_a_stable_order():
 def test_candidates_keep_only_the_batches_asked_for():
     points = candidates(48, 2, ["bf16"], [False], per_device=[6, 5, 4])
     assert [str(p) for p in points] == ["4x6 bf16", "6x4 bf16"]
+
+
+def test_knobs_multiply_the_candidates():
+    knobs = {"attn_implementation": ["sdpa", "eager"], "torch_compile": [True]}
+    points = candidates(4, 2, ["bf16"], [False], knobs=knobs)
+    assert [str(p) for p in points] == [
+        "1x2 bf16 attn_implementation=sdpa torch_compile=True",
+        "2x1 bf16 attn_implementation=sdpa torch_compile=True",
+        "1x2 bf16 attn_implementation=eager torch_compile=True",
+        "2x1 bf16 attn_implementation=eager torch_compile=True",
+    ]
+    assert knobs_of(points) == knobs
+    assert knobs_of(candidates(4, 2, ["bf16"], [False])) == {}
 
 
 def test_precisions_follow_the_device():

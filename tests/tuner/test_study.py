@@ -317,3 +317,37 @@ def test_a_new_study_may_turn_to_every_precision_later(tmp_path):
     study.tell(study.ask(), COMPLETE)
     study = opened(tmp_path, points=candidates(16, 2, ("nf4",), (False,)))
     assert study.ask().params.precision == "nf4"
+
+
+def with_knobs(**knobs):
+    return candidates(16, 2, ("bf16",), (False,), knobs=knobs)
+
+
+def test_a_study_remembers_the_knobs_it_began_with(tmp_path):
+    opened(tmp_path, points=with_knobs(workers=[0]))
+    study = opened(tmp_path, points=with_knobs(optimizer=["sgd", "adafactor"]))
+    study.tell(study.ask(), COMPLETE)
+    narrower = opened(tmp_path, points=with_knobs(optimizer=["adafactor"]))
+    assert narrower.ask().params.knobs == {"optimizer": "adafactor"}
+    assert narrower.measured()[0].params.knobs == {"optimizer": "sgd"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "key", "words"),
+    [
+        ({"optimizer": ["sgd"]}, {"optimizer": ["sgd", "lion"]}, "search.knobs.optimizer",
+         "began with 'sgd', 'lion' can't be added"),
+        ({"optimizer": ["sgd"]}, {}, "search.knobs", "began with optimizer, now there are no knobs"),
+        ({}, {"optimizer": ["sgd"]}, "search.knobs", "began with no knobs, now there are optimizer"),
+    ],
+)  # fmt: skip
+def test_knobs_that_a_study_did_not_begin_with_are_refused(tmp_path, before, after, key, words):
+    study = opened(tmp_path, points=with_knobs(**before))
+    study.tell(study.ask(), COMPLETE)
+
+    with pytest.raises(InputError) as refused:
+        opened(tmp_path, points=with_knobs(**after))
+    [fault] = refused.value.faults
+    assert fault.key == key
+    assert words in fault.problem
+    assert "choose another study.name" in fault.problem

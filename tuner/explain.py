@@ -1,0 +1,403 @@
+"""Why the recommended configuration and no other one: what every alternative lost by. Pure.
+
+What was measured speaks first; where nothing was, what the study's beliefs predict does, with its interval,
+and where there are no beliefs the point is said to be unmeasured. All sizes are bytes per worker, all speeds
+global samples per second, all fractions relative to the recommended trial.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Protocol
+
+from train_fn.spec import Reason, Status, TrialParams
+from train_fn.timing import time_ratio
+from tuner.recommend import Feasible, feasible_trials, within_tolerance
+from tuner.space import Measured, is_out_of_memory, proven_infeasible, same_numerics, same_setting, setting_of
+from tuner.units import human_bytes
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A value with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Predictions(Protocol):
+    """What a study believes about points that it has not measured; None where it believes nothing."""
+
+    def memory(self, point: TrialParams) -> Prediction | None:
+        """The larger rank's peak in bytes."""
+
+    def samples_per_second(self, point: TrialParams) -> Prediction | None:
+        """Global samples per second."""
+
+
+class Verdict(StrEnum):
+    """Why a point is not the recommended one, in a word."""
+
+    SLOWER = "slower"
+    TIE = "tie"
+    """No slower beyond noise, but with more memory."""
+    LOSS = "loss"
+    """Validation loss beyond the tolerance."""
+    THRASHING = "thrashing"
+    OUT_OF_MEMORY = "out of memory"
+    NO_HEADROOM = "no headroom"
+    """Predicted to leave less than `search.memory_headroom` of the budget."""
+    FAILED = "failed"
+    OPEN = "open"
+    """Not measured, and nothing known speaks against it."""
+
+
+_PLACES = {Verdict.LOSS: 1, Verdict.OUT_OF_MEMORY: 2, Verdict.FAILED: 3}
+"""What can run at all and learns as well is closer than what can't; within it, speed decides."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """A point that was not recommended.
+
+    Attributes:
+        number: Its trial, None where it was not measured.
+        measured: Whether `verdict` rests on a measurement of this point, not on a prediction.
+        why: A few words for people.
+        slower_by: Fraction of the recommended speed that it lacks, negative where it is faster.
+        over_budget_bytes: How much more than the budget it needs.
+        loss_above_lowest: Fraction of the lowest validation loss measured.
+        peak_memory_bytes: As measured, or as probed by another trial of its setting.
+    """
+
+    params: TrialParams
+    number: int | None = None
+    verdict: Verdict
+    measured: bool
+    why: str
+    slower_by: Prediction | None = None
+    over_budget_bytes: float | None = None
+    loss_above_lowest: float | None = None
+    samples_per_second: float | None = None
+    predicted_samples_per_second: Prediction | None = None
+    peak_memory_bytes: float | None = None
+    predicted_memory_bytes: Prediction | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """The recommended trial against everything else.
+
+    Attributes:
+        headroom_bytes: What the recommended trial leaves of its budget; None without a budget.
+        headroom_fraction: The same as a fraction of the budget.
+        next_larger: The next larger batch of the same setting; None where there is none.
+        batches: The other batches of the same setting.
+        settings: The best point of every other setting, closest first.
+    """
+
+    number: int
+    params: TrialParams
+    why: str
+    peak_memory_bytes: int | None
+    predicted_memory_bytes: Prediction | None
+    memory_budget_bytes: int | None
+    headroom_bytes: int | None
+    headroom_fraction: float | None
+    next_larger: Alternative | None
+    batches: list[Alternative]
+    settings: list[Alternative]
+
+
+def explain(
+    trials: Sequence[Measured],
+    candidates: Sequence[TrialParams],
+    number: int,
+    loss_tolerance: float,
+    predictions: Predictions | None = None,
+    headroom: float = 0.0,
+) -> Explanation:
+    """Say what every candidate lost by.
+
+    Args:
+        trials: All that were measured.
+        candidates: The points of the search; those that only an earlier run considered count, too.
+        number: Of the recommended trial.
+        loss_tolerance: `search.loss_tolerance`.
+        predictions: What the study believes, if anything.
+        headroom: `search.memory_headroom`.
+    """
+    judge = _Judge(trials, number, loss_tolerance, predictions, headroom)
+    best = judge.best
+    points = list(dict.fromkeys([*candidates, *(t.params for t in trials)]))
+    others = [judge.alternative(p) for p in points if p != best.params]
+    siblings = [a for a in others if same_setting(a.params, best.params)]
+    siblings.sort(key=lambda a: a.params.per_device_train_batch_size)
+    size = best.params.per_device_train_batch_size
+    larger = [a for a in siblings if a.params.per_device_train_batch_size > size]
+    settings: dict[object, list[Alternative]] = {}
+    for other in others:
+        if not same_setting(other.params, best.params):
+            settings.setdefault(setting_of(other.params), []).append(other)
+    peak, budget = best.peak_bytes or None, best.budget_bytes
+    left = None if peak is None or budget is None else budget - peak
+    predicted = judge.memory(best.params)
+    return Explanation(
+        number=number,
+        params=best.params,
+        why=_why_memory(peak, predicted, budget),
+        peak_memory_bytes=peak,
+        predicted_memory_bytes=predicted,
+        memory_budget_bytes=budget,
+        headroom_bytes=left,
+        headroom_fraction=None if left is None or not budget else left / budget,
+        next_larger=judge.with_memory(larger[0]) if larger else None,
+        batches=siblings,
+        settings=sorted((min(group, key=_closeness) for group in settings.values()), key=_closeness),
+    )
+
+
+class _Judge:
+    """Compares points with the recommended one."""
+
+    def __init__(
+        self,
+        trials: Sequence[Measured],
+        number: int,
+        tolerance: float,
+        predictions: Predictions | None,
+        headroom: float,
+    ) -> None:
+        self._trials = trials
+        self._measured = {t.params: t for t in trials}
+        self._feasible = {t.params: t for t in feasible_trials(trials)}
+        self.best = next(t for t in self._feasible.values() if t.number == number)
+        self._good = within_tolerance(list(self._feasible.values()), tolerance)
+        self._lowest = min(t.loss for t in self._feasible.values())
+        self._predictions = predictions
+        self._headroom = headroom
+
+    def memory(self, point: TrialParams) -> Prediction | None:
+        return self._predictions.memory(point) if self._predictions else None
+
+    def _speed(self, point: TrialParams) -> Prediction | None:
+        return self._predictions.samples_per_second(point) if self._predictions else None
+
+    def alternative(self, point: TrialParams) -> Alternative:
+        """What is known about a point, and its verdict."""
+        if (feasible := self._feasible.get(point)) is not None:
+            found = self._of_feasible(feasible)
+        elif (trial := self._measured.get(point)) is not None:
+            found = self._of_failure(trial)
+        else:
+            found = self._of_unmeasured(point)
+        return replace(
+            found,
+            predicted_samples_per_second=self._speed(point),
+            predicted_memory_bytes=self.memory(point),
+        )
+
+    def with_memory(self, other: Alternative) -> Alternative:
+        """The same with what it needs in `why`, which is what one asks of the next larger batch."""
+        need, predicted = other.peak_memory_bytes, other.predicted_memory_bytes
+        if need is not None:
+            words = f"needs {human_bytes(need)}"
+        elif predicted is not None:
+            words = f"predicted to need {human_bytes(predicted.value)} +-{_half(predicted)}"
+        else:
+            return other
+        return replace(other, why=f"{other.why}, {words}")
+
+    def _of_feasible(self, trial: Feasible) -> Alternative:
+        slower_by = _slower_by(trial, self.best)
+        loss = trial.loss / self._lowest - 1 if self._lowest > 0 else None
+        verdict, why = self._compared(trial, slower_by, loss)
+        return Alternative(
+            params=trial.params,
+            number=trial.number,
+            verdict=verdict,
+            measured=True,
+            why=why,
+            slower_by=slower_by,
+            loss_above_lowest=loss,
+            samples_per_second=trial.speed,
+            peak_memory_bytes=trial.peak_bytes or None,
+        )
+
+    def _compared(self, trial: Feasible, slower_by: Prediction, loss: float | None) -> tuple[Verdict, str]:
+        if trial not in self._good:
+            worse = "" if loss is None else f" by {_percent(loss)}"
+            return Verdict.LOSS, f"validation loss worse{worse}"
+        if self.best.is_faster(trial):
+            return Verdict.SLOWER, f"slower by {_percent(slower_by.value)} (measured)"
+        if trial.alloc_retries and not self.best.alloc_retries:
+            return Verdict.THRASHING, "thrashes: memory is all but spent"
+        if faster := next((t for t in self._good if t.is_faster(trial)), None):
+            lacks = _slower_by(trial, faster).value
+            return Verdict.SLOWER, f"slower than {faster.params} by {_percent(lacks)} (measured)"
+        if trial.peak_bytes > self.best.peak_bytes:
+            more = human_bytes(trial.peak_bytes - self.best.peak_bytes)
+            return Verdict.TIE, f"tie, needs {more} more memory"
+        return Verdict.TIE, "tie"
+
+    def _of_failure(self, trial: Measured) -> Alternative:
+        result, over = trial.result, self._over_budget(trial)
+        speed = result.samples_per_second
+        slower_by = None if not speed else _exactly(1 - speed / self.best.speed)
+        peak: float | None = max(result.peak_memory_bytes, default=None)
+        verdict, why = Verdict.FAILED, ": ".join(str(w) for w in (result.status, result.reason) if w)
+        if is_out_of_memory(result) or over is not None:
+            budget = result.memory_budget_bytes
+            peak = budget + over if budget and over else None
+            verdict, why = Verdict.OUT_OF_MEMORY, _out_of_memory_by(over)
+        elif result.status == Status.PRUNED and result.reason == Reason.SLOWER and slower_by is not None:
+            verdict, why = Verdict.SLOWER, f"slower by {_percent(slower_by.value)} (measured, ended early)"
+        elif result.status == Status.INFEASIBLE and result.reason == Reason.DIVERGED:
+            why = "diverged"
+        return Alternative(
+            params=trial.params,
+            number=trial.number,
+            verdict=verdict,
+            measured=True,
+            why=why,
+            slower_by=slower_by,
+            over_budget_bytes=over,
+            samples_per_second=speed,
+            peak_memory_bytes=peak,
+        )
+
+    @staticmethod
+    def _over_budget(trial: Measured) -> float | None:
+        violation, budget = trial.result.constraints.get("memory"), trial.result.memory_budget_bytes
+        if violation is None or budget is None or not 0 < violation < math.inf:
+            return None
+        return budget * violation
+
+    def _of_unmeasured(self, point: TrialParams) -> Alternative:
+        need, found = self.memory(point), self._probed(point)
+        speed, budget = self._speed(point), self.best.budget_bytes
+        slower_by = None if speed is None else _slower_than(speed, self.best.speed)
+        if found is None and need is not None and budget and need.low > budget:
+            over = need.value - budget
+            why = f"predicted out of memory by {human_bytes(over)} +-{_half(need)}"
+            found = _unmeasured(point, Verdict.OUT_OF_MEMORY, why, over_budget_bytes=over)
+        if found is None and (worse := self._worse_loss(point)) is not None:
+            number, loss = worse
+            why = f"validation loss worse by {_percent(loss)}, as in trial {number}"
+            found = _unmeasured(point, Verdict.LOSS, why, loss_above_lowest=loss)
+        if found is None and slower_by is not None and slower_by.low > 0:
+            found = _unmeasured(point, Verdict.SLOWER, f"predicted slower by {_range(slower_by)}")
+        if found is None and need is not None and budget and need.value > budget * (1 - self._headroom):
+            free = 1 - need.value / budget
+            why = f"predicted to leave {_percent(free)} of the budget" if free > 0 else "predicted not to fit"
+            found = _unmeasured(point, Verdict.NO_HEADROOM, why)
+        if found is None and slower_by is not None:
+            word = "slower" if slower_by.value >= 0 else "faster"
+            why = f"not measured, predicted {word} by {_range(slower_by, sign=slower_by.value)}"
+            found = _unmeasured(point, Verdict.OPEN, why)
+        return replace(found or _unmeasured(point, Verdict.OPEN, "not measured"), slower_by=slower_by)
+
+    def _probed(self, point: TrialParams) -> Alternative | None:
+        """Where another trial of the setting has shown that the point does not fit."""
+        for trial in self._trials:
+            budget = trial.result.memory_budget_bytes
+            for probe in trial.result.memory_points if same_setting(trial.params, point) else []:
+                if probe.per_device_train_batch_size != point.per_device_train_batch_size:
+                    continue
+                peak = probe.peak_bytes
+                over = None if peak is None or budget is None else peak - budget
+                if peak is None or (over is not None and over > 0):
+                    return _unmeasured(
+                        point,
+                        Verdict.OUT_OF_MEMORY,
+                        f"{_out_of_memory_by(over)} (probed in trial {trial.number})",
+                        over_budget_bytes=over,
+                        peak_memory_bytes=peak,
+                    )
+        proof = proven_infeasible(point, [(t.params, t.result) for t in self._trials])
+        if proof is None:
+            return None
+        return _unmeasured(point, Verdict.OUT_OF_MEMORY, "out of memory, as is a smaller batch")
+
+    def _worse_loss(self, point: TrialParams) -> tuple[int, float] | None:
+        """A trial that made the same steps as this point would, and its loss, where that is too high."""
+        bad = [t for t in self._feasible.values() if t not in self._good and same_numerics(t.params, point)]
+        return (bad[0].number, bad[0].loss / self._lowest - 1) if bad and self._lowest > 0 else None
+
+
+def _unmeasured(
+    point: TrialParams,
+    verdict: Verdict,
+    why: str,
+    *,
+    over_budget_bytes: float | None = None,
+    loss_above_lowest: float | None = None,
+    peak_memory_bytes: float | None = None,
+) -> Alternative:
+    return Alternative(
+        params=point,
+        verdict=verdict,
+        measured=False,
+        why=why,
+        over_budget_bytes=over_budget_bytes,
+        loss_above_lowest=loss_above_lowest,
+        peak_memory_bytes=peak_memory_bytes,
+    )
+
+
+def _closeness(other: Alternative) -> tuple[float, ...]:
+    """Sorts what came closest to being recommended first."""
+    by = math.inf if other.slower_by is None else other.slower_by.value
+    place = _PLACES.get(other.verdict, 0)
+    return (place, by, not other.measured, other.params.per_device_train_batch_size)
+
+
+def _why_memory(peak: int | None, predicted: Prediction | None, budget: int | None) -> str:
+    parts = [] if peak is None else [f"measured {human_bytes(peak)}"]
+    if predicted is not None:
+        parts.insert(0, f"predicted {human_bytes(predicted.value)} +-{_half(predicted)}")
+    if not parts:
+        return "not known"
+    words = ", ".join(parts)
+    if not budget or peak is None:
+        return words
+    return f"{words} of {human_bytes(budget)}: {_percent(1 - peak / budget)} left"
+
+
+def _slower_by(trial: Feasible, best: Feasible) -> Prediction:
+    """From a comparison over the same batches where there is one, else from the rates."""
+    if min(len(trial.step_seconds), len(best.step_seconds)) < 2:
+        return _slower_than(Prediction(trial.speed, trial.slowest, trial.fastest), best.speed)
+    ratio, low, high = time_ratio(best.step_seconds, trial.step_seconds)
+    return Prediction(1 - ratio, 1 - high, 1 - low)
+
+
+def _slower_than(speed: Prediction, best: float) -> Prediction:
+    return Prediction(1 - speed.value / best, 1 - speed.high / best, 1 - speed.low / best)
+
+
+def _exactly(value: float) -> Prediction:
+    return Prediction(value, value, value)
+
+
+def _out_of_memory_by(over: float | None) -> str:
+    return "out of memory" + ("" if over is None else f" by {human_bytes(over)}")
+
+
+def _half(prediction: Prediction) -> str:
+    return human_bytes((prediction.high - prediction.low) / 2)
+
+
+def _range(fraction: Prediction, sign: float = 1) -> str:
+    """A fraction with its interval; of how much it is faster where `sign` is negative."""
+    ends = (fraction.low, fraction.high) if sign >= 0 else (-fraction.high, -fraction.low)
+    return f"{_percent(abs(fraction.value))} ({_percent(ends[0])} to {_percent(ends[1])})"
+
+
+def _percent(fraction: float) -> str:
+    digits = 1 if abs(fraction) < 0.0995 and round(fraction, 2) != round(fraction, 3) else 0
+    return f"{fraction:.{digits}%}"

@@ -1,0 +1,54 @@
+"""The explanation of `result.json` in a few lines for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from textwrap import wrap
+from typing import Any
+
+from train_fn.spec import Knobs, TrialParams
+
+SHOWN_SETTINGS = 4
+"""Settings that a person is told about; the rest is in `result.json`."""
+
+_WIDEST_LABEL = 28
+
+
+def summary(explanation: Mapping[str, Any]) -> list[str]:
+    """The explanation, as it stands in `result.json`, in a few lines of at most 80 columns.
+
+    Settings beyond the `SHOWN_SETTINGS` closest ones are only counted.
+    """
+    best = TrialParams.from_dict(explanation["params"])
+    rows = [("memory", explanation["why"])]
+    larger = explanation["next_larger"]
+    if larger is not None:
+        rows.append((f"next larger: {_label(larger, best)}", larger["why"]))
+    others = [_short(a) for a in explanation["batches"] if larger is None or a["params"] != larger["params"]]
+    if others:
+        rows.append(("other batches", ", ".join(others)))
+    settings = explanation["settings"]
+    rows += [(_label(a, best), a["why"]) for a in settings[:SHOWN_SETTINGS]]
+    width = min(max(len(label) for label, _ in rows), _WIDEST_LABEL)
+    lines = [f"  {label:<{width}}  {why}" for label, why in rows]
+    if len(settings) > SHOWN_SETTINGS:
+        lines.append(f"  ... and {len(settings) - SHOWN_SETTINGS} more in result.json")
+    return [part for line in lines for part in wrap(line, 80, subsequent_indent="    ")]
+
+
+def _label(alternative: Mapping[str, Any], best: TrialParams) -> str:
+    """The point without the knobs that the recommended one has, too."""
+    params = TrialParams.from_dict(alternative["params"])
+    differing = {k: v for k, v in params.knobs.items() if best.knobs.get(k) != v}
+    return str(replace(params, knobs=Knobs(differing)))
+
+
+def _short(alternative: Mapping[str, Any]) -> str:
+    """Another batch of the recommended setting in a word or two."""
+    params, verdict, by = alternative["params"], alternative["verdict"], alternative["slower_by"]
+    split = f"{params['per_device_train_batch_size']}x{params['gradient_accumulation_steps']}"
+    if verdict in ("slower", "open") and by is not None:
+        about = "" if alternative["measured"] else "about "
+        return f"{split} {about}{-by['value']:+.0%}"
+    return f"{split} {'not measured' if verdict == 'open' else verdict}"
