@@ -143,6 +143,13 @@ def worst_case(samples: Samples, per_device: int, pad_token_id: int, packed: boo
     return batch
 
 
+def worst_case_tokens(samples: Samples, per_device: int, packed: bool = False) -> int:
+    """How many tokens the `worst_case` of these arguments has, padding included where there is any."""
+    if packed:
+        return int(samples.lengths[demanding(samples, per_device)].sum())
+    return per_device * int(samples.lengths.max())
+
+
 def _last_text(batch: Batch, image_token_id: int) -> int:
     """The last position of the last sample that stands for no image: those must not be masked."""
     return int((batch.input_ids[-1] != image_token_id).nonzero()[-1])

@@ -17,11 +17,11 @@ from train_fn.collective import Ranks
 
 
 class FlatGradients:
-    """The gradients of `parameters` as views into one fp32 buffer; two slots follow: loss and failures."""
+    """The gradients of `parameters` as views into one fp32 buffer; slots follow: loss, seconds, failures."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         size = sum(p.numel() for p in parameters)
-        self._buffer = torch.zeros(size + 2, dtype=torch.float32, device=parameters[0].device)
+        self._buffer = torch.zeros(size + 3, dtype=torch.float32, device=parameters[0].device)
         self.values = self._buffer[:size]
         start = 0
         for p in parameters:
@@ -32,22 +32,26 @@ class FlatGradients:
         """Clear the gradients, in place: they must remain views."""
         self._buffer.zero_()
 
-    def reduce(self, ranks: Ranks, loss: torch.Tensor | None, failed: bool) -> tuple[float, bool]:
+    def reduce(
+        self, ranks: Ranks, loss: torch.Tensor | None, failed: bool, seconds: float = 0.0
+    ) -> tuple[float, bool, float]:
         """Collective: sum the gradients over ranks.
 
         Args:
             ranks: All of which must call this.
             loss: This rank's part of the loss; None if it failed.
             failed: This rank has failed in this step.
+            seconds: Anything that ranks want to know the mean of, such as how long their last step took.
 
         Returns:
-            The loss summed over ranks, and whether any rank has failed.
+            The loss summed over ranks, whether any rank has failed, and the mean of `seconds`.
         """
         if loss is not None:
-            self._buffer[-2] = loss
+            self._buffer[-3] = loss
+        self._buffer[-2] = seconds / ranks.world_size
         self._buffer[-1] = float(failed)
-        total_loss, failures = ranks.sum_(self._buffer)[-2:].tolist()
-        return total_loss, failures > 0
+        total_loss, mean_seconds, failures = ranks.sum_(self._buffer)[-3:].tolist()
+        return total_loss, failures > 0, mean_seconds
 
     def clip_(self, max_norm: float) -> None:
         """Scale the gradients down to `max_norm` where their norm is larger; 0 switches it off."""

@@ -59,6 +59,10 @@ class Memory(ABC):
         """Begin a trial's accounting; `held_bytes` of the budget are taken already (the base model)."""
 
     @abstractmethod
+    def restart_peak(self) -> None:
+        """Within a probe: give back what is no longer used, and begin a new `peak_bytes`."""
+
+    @abstractmethod
     def start_training(self) -> None:
         """The worst case is behind: favour speed over exact accounting."""
 
@@ -68,7 +72,7 @@ class Memory(ABC):
 
     @abstractmethod
     def peak_bytes(self) -> int:
-        """The most that was held at once since `start_probe`, `held_bytes` included."""
+        """The most that was held at once since `start_probe` or `restart_peak`, `held_bytes` included."""
 
     def alloc_retries(self) -> int:
         """How often this process's allocator had to empty its cache before it could serve a request."""
@@ -105,7 +109,13 @@ class CpuMemory(Memory):
         self._limit_bytes = _proc_status("VmData") + self.budget_bytes - held_bytes
         self._file_bytes = _proc_status("RssFile")
         self._base_bytes = _proc_status("VmRSS") - held_bytes
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts from here
+        self._clear_high_water_mark()
+
+    def restart_peak(self) -> None:
+        """Pages that the heap keeps go back; holes stay filled, since the limit was set with them filled."""
+        _collect()
+        self._heap.trim()
+        self._clear_high_water_mark()
 
     def start_training(self) -> None:
         """Keep the probe's peak, which is exact, and let the heap keep its blocks from here on."""
@@ -136,6 +146,10 @@ class CpuMemory(Memory):
     def resident_bytes(self) -> int:
         """Private pages of the whole process."""
         return _proc_status("RssAnon")
+
+    @staticmethod
+    def _clear_high_water_mark() -> None:
+        Path("/proc/self/clear_refs").write_text("5")  # `VmHWM` starts from what is resident now
 
     def lift(self) -> None:
         """Raise `RLIMIT_DATA` as far as it goes."""
@@ -205,6 +219,10 @@ class CudaMemory(Memory):
 
     def start_probe(self, held_bytes: int) -> None:
         """Reset the peak statistics; `held_bytes` is counted by the allocator itself."""
+        self.restart_peak()
+
+    def restart_peak(self) -> None:
+        """From an empty cache, so that no fragments of what came before are in the way."""
         self.release()
         torch.cuda.reset_peak_memory_stats(self._device)
 

@@ -44,7 +44,9 @@ class Failure:
 
     @property
     def status(self) -> Status:
-        """A point that can't fit or diverges is infeasible for good; anything else merely failed."""
+        """A point that can't fit or diverges is infeasible for good; one that is too slow has not failed."""
+        if self.reason == Reason.SLOWER:
+            return Status.PRUNED
         infeasible = self.reason in (Reason.OOM, Reason.DIVERGED)
         return Status.INFEASIBLE if infeasible else Status.FAILED
 
@@ -84,6 +86,21 @@ class Attempts:
             if isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error):
                 raise  # the CUDA context is broken: only a new process helps
             self.failure = self._describe(error)
+        return None
+
+    def tried(self, work: Callable[[], object]) -> Failure | None:
+        """Collective: do work that need not succeed.
+
+        Returns:
+            The gravest failure of any rank, now or before, or None. It is forgotten here: what it means is
+            the caller's to say, on every rank alike.
+        """
+        self.run(work)
+        try:
+            self.agree()
+        except TrialStoppedError as stopped:
+            self.failure = None
+            return stopped.failure
         return None
 
     def agree(self) -> None:

@@ -10,22 +10,25 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import torch
 
 from train_fn import batching
-from train_fn.collate import Batch, collate, worst_case
+from train_fn.collate import Batch, collate, worst_case, worst_case_tokens
 from train_fn.collective import Ranks
 from train_fn.data import Samples, SampleSets
+from train_fn.early import EarlyEnd
 from train_fn.gradients import FlatGradients
 from train_fn.loss import summed_loss
 from train_fn.memory import Memory
 from train_fn.model import NUMERICS, BaseModel, Numerics, attached
 from train_fn.outcome import Attempts, Failure, TrialStoppedError
 from train_fn.packing import packed, packed_attention
-from train_fn.spec import JobSpec, Reason, Status, TrialParams, TrialResult, TrialSpec
+from train_fn.probe import Probe
+from train_fn.spec import MEASURED, JobSpec, Reason, Status, TrialResult, TrialSpec
 from train_fn.timing import rate_with_interval, timing_notes
 
 
@@ -51,22 +54,31 @@ def run_trial(worker: Worker, spec: TrialSpec) -> TrialResult:
         RuntimeError: A collective failed (another rank is gone), or the device is unusable: the process
             group has to be started anew.
     """
-    return _Trial(worker, spec.params).run()
+    return _Trial(worker, spec).run()
 
 
 class _Trial:
     """The state of one trial on one rank, in the order of its phases."""
 
-    def __init__(self, worker: Worker, params: TrialParams) -> None:
-        self.worker, self.job, self.params = worker, worker.job, params
+    def __init__(self, worker: Worker, spec: TrialSpec) -> None:
+        self.worker, self.job, self.spec, self.params = worker, worker.job, spec, spec.params
         self.ranks, self.memory = worker.ranks, worker.memory
-        self.numerics: Numerics = NUMERICS[params.precision]
+        self.numerics: Numerics = NUMERICS[self.params.precision]
         self.attempts = Attempts(self.ranks, self.memory, self.job.timeout_seconds)
+        self.probe = Probe(
+            self.attempts,
+            self.ranks,
+            self.memory,
+            self.params.per_device_train_batch_size,
+            spec.probe_sizes,
+        )
+        self.early = EarlyEnd(self.job, spec)
         self.seconds: dict[str, float] = {}
         self.train_loss: list[float] = []
         self.step_seconds: list[float] = []
         self.step_work: list[float] = []
         self.validation_loss: float | None = None
+        self.validation_loss_source: str | None = None
         self.alloc_retries = 0
 
     def run(self) -> TrialResult:
@@ -131,38 +143,40 @@ class _Trial:
             trainable, lr=optimizer.learning_rate, weight_decay=optimizer.weight_decay, fused=True
         )
         self.scaler = torch.amp.GradScaler(self.ranks.device.type, enabled=self.numerics.scale_loss)
-        torch.manual_seed(job.seed + self.ranks.rank)  # dropout, should there be any
         return self.model
 
     def _probe(self) -> None:
-        """Run the worst micro-batch and the worst evaluation batch, with the optimizer's state in place."""
-        per_device = self.params.per_device_train_batch_size
+        """Run worst cases with the optimizer's state in place."""
+        self.attempts.run(lambda: allocate_state(self.optimizer))
+        train = self.worker.samples.train
+        self.probe.run(self._worst, lambda size: worst_case_tokens(train, size, self.packs))
+
+    def _worst(self, per_device: int) -> None:
+        """The worst micro-batch, and the worst evaluation batch."""
         pad, samples = self.worker.base.pad_token_id, self.worker.samples
-
-        def worst() -> None:
-            allocate_state(self.optimizer)
+        try:
             self._loss(worst_case(samples.train, per_device, pad, self.packs)).backward()
+        finally:
             self.gradients.zero_()
-            with self._evaluating():
-                self._loss(worst_case(samples.validation, per_device, pad, self.packs))
-
-        self.attempts.run(worst)
-        self.attempts.agree()
+        with self._evaluating():
+            self._loss(worst_case(samples.validation, per_device, pad, self.packs))
 
     def _train(self) -> None:
         """Optimizer steps over the global batches, each timed; the first ones are warm-up."""
         self.memory.start_training()
+        torch.manual_seed(self.job.seed + self.ranks.rank)  # dropout's, however much was probed before
         self.seconds |= {"warmup": 0.0, "reduce": 0.0}
         train = self.worker.samples.train
         self.extra_work = train.extra_work(self.worker.base.tokens_per_target)
         batches = batching.global_batches(
             len(train), self.job.global_batch_size, self.job.steps, self.job.seed
         )
+        seconds = 0.0
         for step, batch in enumerate(batches):
             if step == self.job.warmup_steps:
                 retries_before = self.memory.alloc_retries()
             started = time.perf_counter()
-            loss, any_failed = self._step(train, batch)
+            loss, any_failed, previous_seconds = self._step(train, batch, seconds)
             if any_failed:
                 self.attempts.stop()
             self.train_loss.append(loss)
@@ -176,13 +190,21 @@ class _Trial:
                 self.seconds["warmup"] += seconds
             else:
                 self.step_seconds.append(seconds)
+            if self.early.after_step(loss, previous_seconds, self.step_work):
+                break
         retries = self.memory.alloc_retries() - retries_before
         self.attempts.agree()
         self.alloc_retries = int(self.ranks.sum(retries)[0])
         self.step_seconds = self.ranks.max(self.step_seconds)
+        if self.early.hopeless is not None:
+            raise TrialStoppedError(Failure(Reason.SLOWER, self.early.hopeless))
 
-    def _step(self, train: Samples, batch: np.ndarray) -> tuple[float, bool]:
-        """One optimizer step over a global batch; returns its loss per token and whether a rank failed."""
+    def _step(self, train: Samples, batch: np.ndarray, previous_seconds: float) -> tuple[float, bool, float]:
+        """One optimizer step over a global batch.
+
+        Returns:
+            Its loss per token, whether a rank failed, and the mean over ranks of `previous_seconds`.
+        """
         shares = self._deal(train, batch)
         micro_batches = shares[self.ranks.rank]
         self.step_work.append(batching.most_tokens(shares, train.lengths, self.extra_work, self.packs))
@@ -190,11 +212,13 @@ class _Trial:
         loss = self.attempts.run(lambda: self._accumulate(train, micro_batches, num_targets))
         self._synchronize()
         started = time.perf_counter()
-        total_loss, any_failed = self.gradients.reduce(self.ranks, loss, self.attempts.failure is not None)
+        has_failed = self.attempts.failure is not None
+        reduced = self.gradients.reduce(self.ranks, loss, has_failed, previous_seconds)
         self.seconds["reduce"] += time.perf_counter() - started
+        total_loss, any_failed, _ = reduced
         if not any_failed and math.isfinite(total_loss):
             self.attempts.run(self._update)  # a failure here is voted on with the next collective
-        return total_loss, any_failed
+        return reduced
 
     def _accumulate(
         self, train: Samples, micro_batches: batching.MicroBatches, num_targets: int
@@ -215,7 +239,15 @@ class _Trial:
         self.scaler.update()
 
     def _validate(self) -> None:
-        """Mean loss per supervised token of the whole validation set, however it is split over ranks."""
+        """Mean loss per supervised token of the whole validation set, however it is split over ranks.
+
+        A trial that has made a known one's steps ends where that one did.
+        """
+        known = self.spec.known_steps
+        if known is not None and self.early.follows:
+            self.validation_loss = known.validation_loss
+            self.validation_loss_source = f"same steps as trial {known.number}"
+            return
         samples, ranks = self.worker.samples.validation, self.ranks
         per_device = self.params.per_device_train_batch_size
         share = batching.by_length(samples.lengths, per_device, ranks.world_size, ranks.rank)
@@ -228,6 +260,7 @@ class _Trial:
         self.attempts.agree()
         summed = ranks.sum_(total).item()
         self.validation_loss = summed / int(samples.supervised.sum())
+        self.validation_loss_source = MEASURED
         if not math.isfinite(self.validation_loss):
             raise TrialStoppedError(Failure(Reason.DIVERGED, f"validation loss is {self.validation_loss}"))
 
@@ -273,12 +306,14 @@ class _Trial:
     def _result(self, failure: Failure | None) -> TrialResult:
         """Collective: the trial's result, the same on every rank."""
         budget = self.memory.budget_bytes
-        peaks = self.ranks.gather(self.memory.peak_bytes())
-        rate, interval, notes = None, None, []
-        if failure is None:
+        peaks = self.ranks.gather(self.probe.peak_bytes())
+        rate, interval, tokens, notes = None, None, None, self.early.notes()
+        if failure is None or failure.reason == Reason.SLOWER:
             work = self.step_work[self.job.warmup_steps :]
+            tokens = fmean(work)
             rate, interval = rate_with_interval(self.job.global_batch_size, self.step_seconds, work)
-            notes = timing_notes(rate, interval, len(self.step_seconds))
+        if failure is None and rate is not None and interval is not None:
+            notes += timing_notes(rate, interval, len(self.step_seconds))
         return TrialResult(
             status=failure.status if failure else Status.COMPLETE,
             reason=failure.reason if failure else None,
@@ -286,7 +321,10 @@ class _Trial:
             samples_per_second=rate,
             samples_per_second_ci95=interval,
             validation_loss=self.validation_loss,
+            validation_loss_source=self.validation_loss_source,
             train_loss=self.train_loss,
+            tokens_per_step=tokens,
+            memory_points=self.probe.points,
             step_seconds=self.step_seconds,
             peak_memory_bytes=peaks,
             memory_budget_bytes=budget,
@@ -317,7 +355,7 @@ def constraints(failure: Failure | None, peak_bytes: int, budget_bytes: int) -> 
 
     A trial that ran is within its budget by definition, whatever rounding says; one that ran out is beyond.
     """
-    if failure is None:
+    if failure is None or failure.reason == Reason.SLOWER:
         return {"memory": min(peak_bytes / budget_bytes - 1, 0.0)}
     if failure.reason == Reason.OOM:
         return {"memory": max(failure.needed_bytes / budget_bytes - 1, 0.001)}

@@ -75,14 +75,14 @@ class RankGroup:
         assert first == {"ready": self.pids[0]}, f"{first}\n{self.log}"
         return self
 
-    def run(self, *point: Any, timeout_seconds: float = 90, number: int = 0) -> TrialResult:
+    def run(self, *point: Any, timeout_seconds: float = 90, number: int = 0, **spec: Any) -> TrialResult:
         """Measure (per-device batch, accumulation[, precision[, checkpointing]])."""
-        self.send(*point, number=number)
+        self.send(*point, number=number, **spec)
         return TrialResult.from_dict(self.receive(timeout_seconds))
 
-    def send(self, *point: Any, number: int = 0) -> None:
+    def send(self, *point: Any, number: int = 0, **spec: Any) -> None:
         """Ask for a trial without waiting for it."""
-        self._send(0, dataclasses.asdict(TrialSpec(number=number, params=params(*point))))
+        self._send(0, dataclasses.asdict(TrialSpec(number=number, params=params(*point), **spec)))
 
     def receive(self, timeout_seconds: float) -> dict[str, Any]:
         """Rank 0's next line."""

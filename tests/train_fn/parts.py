@@ -101,8 +101,8 @@ def samples(rows: Sequence[Row]) -> Samples:
     return Samples(datasets.Dataset.from_dict(columns, features=data._features(with_images=False)), dropped=0)
 
 
-def ran(worker: Worker, *point: Any) -> TrialResult:
-    return run_trial(worker, TrialSpec(number=0, params=params(*point)))
+def ran(worker: Worker, *point: Any, **spec: Any) -> TrialResult:
+    return run_trial(worker, TrialSpec(number=0, params=params(*point), **spec))
 
 
 class Recorded(_Trial):
@@ -116,7 +116,7 @@ class Recorded(_Trial):
     adapter: dict[str, torch.Tensor]
 
     def __init__(self, worker: Worker, trial_params: TrialParams, shaken: bool = False) -> None:
-        super().__init__(worker, trial_params)
+        super().__init__(worker, TrialSpec(number=0, params=trial_params))
         self.seen: list[torch.Tensor] = []
         self._shaken = shaken
 

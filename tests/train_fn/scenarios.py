@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from early_scenarios import early_ends
 from feasible_scenarios import feasible
 from memory_scenarios import memory_limits
 from parts import (
@@ -32,6 +33,7 @@ from parts import (
     with_budget,
     with_job,
 )
+from probe_scenarios import probes
 from property_scenarios import split_properties
 from trainer_scenario import against_trainer
 
@@ -193,6 +195,8 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
     "trainer": against_trainer,
     "feasible": feasible,
     "split properties": split_properties,
+    "probes": probes,
+    "early ends": early_ends,
 }
 
 if __name__ == "__main__":

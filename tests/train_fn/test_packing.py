@@ -14,6 +14,7 @@ from train_fn.collate import IGNORE, Batch
 from train_fn.loss import summed_loss
 from train_fn.packing import packed, packed_attention
 from train_fn.shortcuts import Shortcuts, find_shortcuts
+from train_fn.spec import TrialSpec
 from train_fn.trial import _Trial
 
 VOCAB = 97
@@ -98,7 +99,7 @@ def test_plain_batching_pads_as_the_trainer_does(tmp_path: Any, how: str) -> Non
     rows = [([5] * n, [1] * n) for n in (9, 3, 14, 4)]
     source = save_model(tmp_path, "llama", **TINY_LLAMA)
     worker = lone_worker(source, rows, rows, global_batch_size=4, steps=1, warmup_steps=0, batching=how)
-    trial, seen = _Trial(worker, params(2, 2)), []
+    trial, seen = _Trial(worker, TrialSpec(number=0, params=params(2, 2))), []
     worker.base.load(torch.float32).register_forward_pre_hook(
         lambda _, args, inputs: seen.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
     )

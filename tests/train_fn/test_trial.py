@@ -167,6 +167,16 @@ def test_one_rank_out_of_memory_and_the_other_not(
     assert group.run(4, 1).reason == Reason.OOM
 
 
+def test_one_rank_out_of_memory_in_a_larger_probe(
+    group: Any, free: dict[int, TrialResult], one_rank_short: None
+) -> None:
+    result = group.run(1, 4, probe_sizes=[2, 4])
+    assert_complete(result)
+    assert (result.train_loss, result.validation_loss) == (free[1].train_loss, free[1].validation_loss)
+    assert result.memory_points[0].peak_bytes == max(result.peak_memory_bytes)
+    assert result.memory_points[-1].peak_bytes is None
+
+
 def test_the_rank_recovers_with_its_memory(group: Any, free: dict[int, TrialResult]) -> None:
     result = group.run(4, 1)
     assert_complete(result)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from train_fn.batching import global_batches, plain
 from train_fn.session import open_worker
-from train_fn.spec import JobSpec, TrialParams
+from train_fn.spec import JobSpec, TrialParams, TrialSpec
 from train_fn.trial import Worker, _Trial
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
@@ -71,7 +71,7 @@ def against_trainer(job: JobSpec, points: list[Any]) -> Any:
     found = []
     for split in points:
         params = point(*split)
-        ours = _Kept(worker, params)
+        ours = _Kept(worker, TrialSpec(number=0, params=params))
         result = dataclasses.asdict(ours.run())
         with trainer(worker, params, batches, logging_strategy="steps", logging_steps=1) as theirs:
             initial, seen = trainable(theirs.model), recorded(theirs)

@@ -1,0 +1,87 @@
+"""A probe of several sizes says of each what a trial of that size would, and harms the trial by none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from train_fn.spec import DataSpec, JobSpec, Reason, Status
+
+MIB = 1 << 20
+SIZES = [1, 2, 4, 8]
+SETTINGS = [("fp32", False), ("bf16", True)]
+NEAR_BYTES = 3 * MIB
+
+
+@pytest.fixture(scope="module")
+def found(play: Callable[..., Any]) -> dict[str, Any]:
+    data = DataSpec(max_length=128, max_validation_samples=4)
+    job = JobSpec(global_batch_size=8, num_workers=1, steps=1, warmup_steps=0, data=data)
+    findings: dict[str, Any] = play("probes", job, sizes=SIZES, settings=SETTINGS)
+    return findings
+
+
+@pytest.fixture(params=range(len(SETTINGS)), ids=lambda i: SETTINGS[i][0])
+def setting(found: dict[str, Any], request: pytest.FixtureRequest) -> dict[str, Any]:
+    chosen: dict[str, Any] = found["settings"][request.param]
+    return chosen
+
+
+@pytest.mark.parametrize("start", ["from the smallest", "from the middle"])
+def test_probed_peaks_are_those_of_trials(setting: dict[str, Any], start: str) -> None:
+    result = setting[start]
+    assert result["status"] == Status.COMPLETE, result["detail"]
+    points = result["memory_points"]
+    assert [p["per_device_train_batch_size"] for p in points] == SIZES
+    for point, alone in zip(points, setting["alone"].values(), strict=True):
+        assert point["peak_bytes"] == pytest.approx(alone["peak_memory_bytes"][0], abs=NEAR_BYTES)
+        assert point["tokens"] == alone["memory_points"][0]["tokens"]
+
+
+@pytest.mark.parametrize(("start", "own"), [("from the smallest", "1"), ("from the middle", "2")])
+def test_the_trials_own_peak_is_that_of_its_own_size(setting: dict[str, Any], start: str, own: str) -> None:
+    """And so is everything else of it."""
+    result, alone = setting[start], setting["alone"][own]
+    assert result["peak_memory_bytes"] == pytest.approx(alone["peak_memory_bytes"], abs=NEAR_BYTES)
+    peaks = {p["per_device_train_batch_size"]: p["peak_bytes"] for p in result["memory_points"]}
+    assert result["peak_memory_bytes"] == [peaks[int(own)]]
+    assert (result["train_loss"], result["validation_loss"]) == (
+        alone["train_loss"],
+        alone["validation_loss"],
+    )
+
+
+def test_verdicts_are_those_of_trials(setting: dict[str, Any]) -> None:
+    verdicts = list(setting["verdicts"].values())
+    assert verdicts[:2] == [Status.COMPLETE] * 2
+    assert verdicts[-1] == Status.INFEASIBLE
+    points = setting["tight"]["memory_points"]
+    number_fitting = verdicts.index(Status.INFEASIBLE)
+    assert [p["peak_bytes"] is not None for p in points] == [True] * number_fitting + [False]
+
+
+def test_a_larger_size_that_ran_out_leaves_nothing_behind(setting: dict[str, Any]) -> None:
+    alone = setting["alone"]["2"]
+    for name in ("tight", "after"):
+        result = setting[name]
+        assert result["status"] == Status.COMPLETE, result["detail"]
+        assert result["peak_memory_bytes"] == pytest.approx(alone["peak_memory_bytes"], abs=NEAR_BYTES)
+        assert result["train_loss"] == alone["train_loss"]
+        assert result["validation_loss"] == alone["validation_loss"]
+
+
+def test_what_was_measured_before_memory_ran_out_is_kept(setting: dict[str, Any]) -> None:
+    """The trial's own size, the largest, runs out here."""
+    result = setting["beyond"]
+    assert (result["status"], result["reason"]) == (Status.INFEASIBLE, Reason.OOM)
+    assert result["memory_points"] == [
+        {**point, "peak_bytes": point["peak_bytes"] and pytest.approx(point["peak_bytes"], abs=NEAR_BYTES)}
+        for point in setting["tight"]["memory_points"]
+    ]
+
+
+def test_tokens_are_those_of_the_worst_case(found: dict[str, Any]) -> None:
+    for said, counted in found["tokens"]:
+        assert said == counted > 0
