@@ -195,6 +195,8 @@ class Search(_Section):
     """Validation losses closer than this (relative) are ties."""
     seed: Seed = 0
     """Seed of the sampler."""
+    skip_proven: bool = True
+    """Leave out points that a smaller one's out-of-memory proves infeasible."""
 
 
 class Cluster(_Section):

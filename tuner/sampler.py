@@ -113,8 +113,10 @@ def result_of(trial: FrozenTrial) -> TrialResult | None:
     return TrialResult.from_dict(trial.user_attrs) if "status" in trial.user_attrs else None
 
 
-def search_state(candidates: Sequence[TrialParams], trials: Iterable[FrozenTrial]) -> SearchState:
-    """Read the study's record."""
+def search_state(
+    candidates: Sequence[TrialParams], trials: Iterable[FrozenTrial], skip_proven: bool = True
+) -> SearchState:
+    """Read the study's record; unless `skip_proven`, what is proven infeasible is open all the same."""
     samples = samples_per_worker(candidates)
     measured, running = [], []
     for trial in trials:
@@ -127,7 +129,7 @@ def search_state(candidates: Sequence[TrialParams], trials: Iterable[FrozenTrial
             measured.append(Measured(trial.number, params, result))
     measured.sort(key=lambda m: m.number)
     closed = {m.params for m in measured} | set(running)
-    proofs = [(m.params, m.result) for m in measured if is_out_of_memory(m.result)]
+    proofs = [(m.params, m.result) for m in measured if skip_proven and is_out_of_memory(m.result)]
     still_open = [c for c in candidates if c not in closed and proven_infeasible(c, proofs) is None]
     return SearchState(candidates, measured, running, still_open)
 
@@ -140,9 +142,11 @@ class CandidateSampler(optuna.samplers.BaseSampler):
         candidates: Sequence[TrialParams],
         choose: Strategy,
         precisions: Sequence[str] = PRECISIONS,
+        skip_proven: bool = True,
     ) -> None:
         self._candidates = list(candidates)
         self._choose = choose
+        self._skip_proven = skip_proven
         self.distributions = distributions(samples_per_worker(candidates), precisions)
 
     def infer_relative_search_space(
@@ -156,7 +160,7 @@ class CandidateSampler(optuna.samplers.BaseSampler):
     ) -> dict[str, Any]:
         """Choose an open point; `TuningStudy.ask` has made sure that there is one."""
         others = (t for t in study.get_trials(deepcopy=False) if t.number != trial.number)
-        state = search_state(self._candidates, others)
+        state = search_state(self._candidates, others, self._skip_proven)
         if not state.open:
             raise RuntimeError("no candidate is open: every point is measured, running or proven infeasible")
         point = self._choose(state, study, trial)
@@ -277,7 +281,11 @@ def _plain_runs_out(state: SearchState, point: TrialParams) -> bool:
 
 
 def make_sampler(
-    name: str, candidates: Sequence[TrialParams], seed: int, precisions: Sequence[str] = PRECISIONS
+    name: str,
+    candidates: Sequence[TrialParams],
+    seed: int,
+    precisions: Sequence[str] = PRECISIONS,
+    skip_proven: bool = True,
 ) -> CandidateSampler:
     """The sampler that `search.sampler` names, for a study that began with these `precisions`."""
     strategies: dict[str, Strategy] = {
@@ -288,4 +296,4 @@ def make_sampler(
     }
     if name not in strategies:
         raise ValueError(f"no sampler {name!r}; there are {', '.join(strategies)}")
-    return CandidateSampler(candidates, strategies[name], precisions)
+    return CandidateSampler(candidates, strategies[name], precisions, skip_proven)

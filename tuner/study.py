@@ -66,6 +66,7 @@ class TuningStudy:
         candidates: Sequence[TrialParams],
         max_trials: int,
         global_batch_size: int,
+        skip_proven: bool = True,
     ) -> None:
         self._study = study
         self._storage = storage
@@ -74,6 +75,7 @@ class TuningStudy:
         self._samples_per_worker = samples_per_worker(candidates)
         self._max_trials = max_trials
         self._global_batch_size = global_batch_size
+        self._skip_proven = skip_proven
         self._asked: dict[int, optuna.Trial] = {}
         self._settle_orphans()
 
@@ -131,7 +133,7 @@ class TuningStudy:
     def skipped(self) -> list[tuple[TrialParams, str]]:
         """Candidates that need no trial, each with the reason: a smaller batch ran out of memory."""
         state = self._state()
-        proofs = [(m.params, m.result) for m in state.measured]
+        proofs = [(m.params, m.result) for m in state.measured if self._skip_proven]
         tried = {params for params, _ in proofs} | set(state.running)
         reasons = [(c, proven_infeasible(c, proofs)) for c in self._candidates if c not in tried]
         return [(point, why) for point, why in reasons if why is not None]
@@ -141,7 +143,7 @@ class TuningStudy:
         self._storage.remove_session()
 
     def _state(self) -> SearchState:
-        return search_state(self._candidates, self._study.get_trials(deepcopy=False))
+        return search_state(self._candidates, self._study.get_trials(deepcopy=False), self._skip_proven)
 
     def _settle_orphans(self) -> None:
         """Finish what a killed driver left running: told where its result is stored, else interrupted."""
@@ -197,6 +199,7 @@ def open_study(
     seed: int,
     max_trials: int,
     fingerprint: dict[str, Any],
+    skip_proven: bool = True,
 ) -> TuningStudy:
     """Open or create a study.
 
@@ -209,6 +212,7 @@ def open_study(
         max_trials: Of the whole study, all its runs together.
         fingerprint: Everything that must be equal for two measurements to be comparable, as JSON values;
             at least `global_batch_size`; flat, by configuration key.
+        skip_proven: Leave out points that a smaller one's out-of-memory proves infeasible.
 
     Raises:
         InputError: The storage can't be opened, the study was measured under another fingerprint, or it is
@@ -226,12 +230,13 @@ def open_study(
         )
         _check_fingerprint(study, fingerprint)
         precisions = _precisions_of(study, candidates)
-        study.sampler = make_sampler(sampler_name, candidates, seed, precisions)
+        study.sampler = make_sampler(sampler_name, candidates, seed, precisions, skip_proven)
         if study.metric_names is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names(list(DIRECTIONS))
-        return TuningStudy(study, storage, candidates, max_trials, fingerprint["global_batch_size"])
+        batch = fingerprint["global_batch_size"]
+        return TuningStudy(study, storage, candidates, max_trials, batch, skip_proven)
     except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, OSError, RuntimeError) as error:
         raise InputError(Fault("study.storage", _why_not_opened(url, error))) from error
 
