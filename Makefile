@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test format lint types imports unit bench bench-train-fn clean
+.PHONY: demo test format lint types imports unit bench bench-train-fn bench-search surfaces clean
 
 demo: .venv/installed
 	$(BIN)/python -m tuner.run
@@ -35,6 +35,14 @@ bench: .venv/installed-dev
 # The training function against Hugging Face's Trainer; on the demo, unless ARGS='--model FOLDER ...'.
 bench-train-fn: .venv/installed-dev
 	$(BIN)/python tests/benchmarks/bench_train_fn.py $(ARGS)
+
+# The search against its rivals, replayed on the recorded surfaces; some minutes.
+bench-search: .venv/installed-dev
+	$(BIN)/python tests/benchmarks/bench_search.py $(ARGS)
+
+# Record the planned surfaces that are not there yet; about ten minutes each.
+surfaces: .venv/installed-dev
+	$(BIN)/python tests/benchmarks/record_surface.py --all
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -253,6 +253,8 @@ class Search(_Section):
     """With model: end a trial early once it can't matter any more."""
     seed: Seed = 0
     """Seed of the sampler."""
+    skip_proven: bool = True
+    """Leave out points that a smaller one's out-of-memory proves infeasible."""
 
 
 class Cluster(_Section):

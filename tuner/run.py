@@ -89,6 +89,7 @@ def tune(config: Config, options: Options) -> int:
             config.search.max_trials,
             fingerprint(config, device),
             model_settings(config, device),
+            config.search.skip_proven,
         )
         stack.callback(study.close)
         output_dir = Path(str(config.output_dir))

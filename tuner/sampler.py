@@ -100,8 +100,10 @@ def result_of(trial: FrozenTrial) -> TrialResult | None:
     return TrialResult.from_dict(trial.user_attrs) if "status" in trial.user_attrs else None
 
 
-def search_state(candidates: Sequence[TrialParams], trials: Iterable[FrozenTrial]) -> SearchState:
-    """Read the study's record."""
+def search_state(
+    candidates: Sequence[TrialParams], trials: Iterable[FrozenTrial], skip_proven: bool = True
+) -> SearchState:
+    """Read the study's record; unless `skip_proven`, what is proven infeasible is open all the same."""
     samples = samples_per_worker(candidates)
     measured, running = [], []
     for trial in trials:
@@ -114,7 +116,7 @@ def search_state(candidates: Sequence[TrialParams], trials: Iterable[FrozenTrial
             measured.append(Measured(trial.number, params, result))
     measured.sort(key=lambda m: m.number)
     closed = {m.params for m in measured} | set(running)
-    proofs = [(m.params, m.result) for m in measured]
+    proofs = [(m.params, m.result) for m in measured] if skip_proven else []
     still_open = [c for c in candidates if c not in closed and proven_infeasible(c, proofs) is None]
     return SearchState(candidates, measured, running, still_open)
 
@@ -128,9 +130,11 @@ class CandidateSampler(optuna.samplers.BaseSampler):
         choose: Strategy,
         precisions: Sequence[str] = PRECISIONS,
         knobs: Mapping[str, Sequence[Knob]] | None = None,
+        skip_proven: bool = True,
     ) -> None:
         self._candidates = list(candidates)
         self._choose = choose
+        self._skip_proven = skip_proven
         knobs = knobs_of(candidates) if knobs is None else knobs
         self.distributions = distributions(samples_per_worker(candidates), precisions, knobs)
         self.next_point: TrialParams | None = None
@@ -151,7 +155,7 @@ class CandidateSampler(optuna.samplers.BaseSampler):
 
     def _chosen(self, study: optuna.Study, trial: FrozenTrial) -> TrialParams:
         others = (t for t in study.get_trials(deepcopy=False) if t.number != trial.number)
-        state = search_state(self._candidates, others)
+        state = search_state(self._candidates, others, self._skip_proven)
         if not state.open:
             raise RuntimeError("no candidate is open: every point is measured, running or proven infeasible")
         return self._choose(state, study, trial)
@@ -223,6 +227,7 @@ def make_sampler(
     precisions: Sequence[str] = PRECISIONS,
     knobs: Mapping[str, Sequence[Knob]] | None = None,
     settings: ModelSettings | None = None,
+    skip_proven: bool = True,
 ) -> CandidateSampler:
     """The sampler that `search.sampler` names, for a study that began with these `precisions` and `knobs`.
 
@@ -233,6 +238,7 @@ def make_sampler(
         precisions: See `distributions`.
         knobs: The same; None: those of the candidates.
         settings: Of `model`.
+        skip_proven: Leave out points that a smaller one's out-of-memory proves infeasible.
     """
     knobs = knobs_of(candidates) if knobs is None else knobs
     strategies: dict[str, Strategy] = {
@@ -243,4 +249,4 @@ def make_sampler(
     }
     if name not in strategies:
         raise ValueError(f"no sampler {name!r}; there are {', '.join(strategies)}")
-    return CandidateSampler(candidates, strategies[name], precisions, knobs)
+    return CandidateSampler(candidates, strategies[name], precisions, knobs, skip_proven)

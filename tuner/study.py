@@ -71,6 +71,7 @@ class TuningStudy:
         max_trials: int,
         global_batch_size: int,
         settings: ModelSettings | None = None,
+        skip_proven: bool = True,
     ) -> None:
         """See `open_study`; `settings` are those of the `model` strategy, None where another one searches."""
         self._study = study
@@ -82,6 +83,7 @@ class TuningStudy:
         self._global_batch_size = global_batch_size
         self._settings = settings
         self._step: tuple[tuple[int, ...], Step] | None = None
+        self._skip_proven = skip_proven
         self._asked: dict[int, optuna.Trial] = {}
         self._settle_orphans()
 
@@ -182,7 +184,7 @@ class TuningStudy:
     def skipped(self) -> list[tuple[TrialParams, str]]:
         """Candidates that need no trial, each with the reason: a smaller batch ran out of memory."""
         state = self._state()
-        proofs = [(m.params, m.result) for m in state.measured]
+        proofs = [(m.params, m.result) for m in state.measured if self._skip_proven]
         tried = {params for params, _ in proofs} | set(state.running)
         reasons = [(c, proven_infeasible(c, proofs)) for c in self._candidates if c not in tried]
         return [(point, why) for point, why in reasons if why is not None]
@@ -192,7 +194,7 @@ class TuningStudy:
         self._storage.remove_session()
 
     def _state(self) -> SearchState:
-        return search_state(self._candidates, self._study.get_trials(deepcopy=False))
+        return search_state(self._candidates, self._study.get_trials(deepcopy=False), self._skip_proven)
 
     def _settle_orphans(self) -> None:
         """Finish what a killed driver left running: told where its result is stored, else interrupted."""
@@ -249,6 +251,7 @@ def open_study(
     max_trials: int,
     fingerprint: dict[str, Any],
     settings: ModelSettings | None = None,
+    skip_proven: bool = True,
 ) -> TuningStudy:
     """Open or create a study.
 
@@ -262,6 +265,7 @@ def open_study(
         fingerprint: Everything that must be equal for two measurements to be comparable, as JSON values;
             at least `global_batch_size`; flat, by configuration key.
         settings: Of the `model` sampler; None: its defaults.
+        skip_proven: Leave out points that a smaller one's out-of-memory proves infeasible.
 
     Raises:
         InputError: The storage can't be opened, the study was measured under another fingerprint, or it is
@@ -281,13 +285,14 @@ def open_study(
         precisions = _precisions_of(study, candidates)
         knobs = _knobs_of(study, candidates)
         settings = settings or ModelSettings(seed=seed)
-        study.sampler = make_sampler(sampler_name, candidates, seed, precisions, knobs, settings)
+        study.sampler = make_sampler(sampler_name, candidates, seed, precisions, knobs, settings, skip_proven)
         if study.metric_names is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names(list(DIRECTIONS))
         model = settings if sampler_name == "model" else None
-        return TuningStudy(study, storage, candidates, max_trials, fingerprint["global_batch_size"], model)
+        batch = fingerprint["global_batch_size"]
+        return TuningStudy(study, storage, candidates, max_trials, batch, model, skip_proven)
     except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, OSError, RuntimeError) as error:
         raise InputError(Fault("study.storage", _why_not_opened(url, error))) from error
 

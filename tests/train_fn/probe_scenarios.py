@@ -1,4 +1,4 @@
-"""What test_probe lets happen in a clean process: a probe of many sizes, a trial of each (see scenarios.py)."""
+"""What test_probe lets happen in a clean process: a probe of many sizes, a trial of each."""
 
 from __future__ import annotations
 

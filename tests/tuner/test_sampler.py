@@ -97,6 +97,14 @@ def test_points_in_flight_are_not_given_out_again(sampler):
     assert study.ask() is None
 
 
+def test_every_point_is_measured_where_nothing_may_be_left_out():
+    fingerprint = {"global_batch_size": 48}
+    study = open_study("s", "sqlite:///:memory:", FEW_POINTS, "grid", 0, 1000, fingerprint, skip_proven=False)
+    assert run(study) == FEW_POINTS
+    assert study.skipped() == []
+    assert len(run(opened(":memory:", "grid", FEW_POINTS))) < len(FEW_POINTS)  # or it says nothing
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_narrowing_and_widening_the_search_continues_the_study(tmp_path, sampler):
     narrow = candidates(48, 2, ("bf16",), (False,), per_device=[2, 4])
