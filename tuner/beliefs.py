@@ -139,15 +139,15 @@ class Beliefs:
 
     def fits(self, points: Sequence[TrialParams]) -> np.ndarray:
         """The probability of each point to run within the budget; 1 or 0 where that is known."""
+        known = [self._known_to_fit(p) for p in points]
         predicted = self.predict_memory(points)
         if predicted is None or self.budget_bytes is None:
-            return np.ones(len(points))
+            return np.array([0.0 if k is False else 1.0 for k in known])
         limit = math.log(self.budget_bytes * (1 - self._headroom))
         probability = [
             0.5 * math.erfc((math.log(m) - limit) / (sd * math.sqrt(2)))
             for m, sd in zip(*predicted, strict=True)
         ]
-        known = [self._known_to_fit(p) for p in points]
         return np.array([p if k is None else float(k) for p, k in zip(probability, known, strict=True)])
 
     def _known_to_fit(self, point: TrialParams) -> bool | None:

@@ -86,7 +86,15 @@ class Outlook:
         """The point to measure next; there must be an open one."""
         if not self._can_predict:
             return min(self.state.open, key=self._safety)
-        return self.state.open[int(np.argmax(self._gains.mean(axis=0)))]
+        chances = self.beliefs.fits(self.state.open)
+        # Where nothing gains anything: what is likeliest to fit, then the smallest batch, which proves most.
+        order = [
+            (-round(gain, 6), -chance, point.per_device_train_batch_size, place)
+            for place, (gain, chance, point) in enumerate(
+                zip(self._gains.mean(axis=0), chances, self.state.open, strict=True)
+            )
+        ]
+        return self.state.open[min(order)[-1]]
 
     def stopped(self) -> str | None:
         """Why nothing more need be measured, in a sentence, or None."""

@@ -32,9 +32,9 @@ from rich.table import Table
 from surface import Surface
 from synthetic import KINDS, synthetic
 
+from tuner.beliefs import Beliefs
 from tuner.recommend import recommend
-from tuner.sampler import SearchState
-from tuner.space import Measured, proven_infeasible
+from tuner.space import Measured
 
 LOSS_TOLERANCE = 0.01
 NEAR = 0.02
@@ -124,16 +124,9 @@ def _judge_beliefs(surface: Surface, finished: Sequence[Measured], outcome: Run)
         outcome.verdicts[trials] = statistics.fmean(right)
 
 
-def _beliefs(surface: Surface, finished: Sequence[Measured]) -> Any:
-    try:
-        from tuner.beliefs import Beliefs
-    except ImportError:
-        return None
-    measured = sorted(finished, key=lambda m: m.number)
-    proofs = [(m.params, m.result) for m in measured]
-    done = {params for params, _ in proofs}
-    still_open = [p for p in surface.points if p not in done and proven_infeasible(p, proofs) is None]
-    return Beliefs.of(SearchState(surface.points, measured, [], still_open))
+def _beliefs(surface: Surface, finished: Sequence[Measured]) -> Beliefs | None:
+    found = Beliefs(surface.points, sorted(finished, key=lambda m: m.number), device=surface.device)
+    return found if found.predict_memory(surface.points[:1]) is not None else None
 
 
 # Over seeds.

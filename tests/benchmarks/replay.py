@@ -30,6 +30,7 @@ from train_fn.spec import (
     TrialSpec,
 )
 from train_fn.timing import rate_with_interval, steps_for_target
+from tuner.model_search import ModelSettings
 from tuner.sampler import make_sampler
 from tuner.space import Measured
 from tuner.study import DIRECTIONS, TuningStudy
@@ -68,8 +69,11 @@ class Replay:
 
     @property
     def num_repeats(self) -> int:
-        """Trials of a point that had been asked for before."""
-        return len(self.started) - len(set(self.started))
+        """Trials of a point that had been asked for before, but for one in full after one that was not."""
+        borrowed = {
+            m.params for m in self.finished if m.result.validation_loss_source not in (None, MEASURED)
+        }
+        return len(self.started) - len(set(self.started)) - sum(self.started.count(p) == 2 for p in borrowed)
 
     def num_oom(self, trials: int | None = None) -> int:
         """Trials out of memory, of the first so many that ended."""
@@ -118,13 +122,15 @@ def study(surface: Surface, sampler: str, seed: int, max_trials: int, **options:
     """The tuner's own study over a surface's points, with its record in memory."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.InMemoryStorage()
+    settings = ModelSettings(device=surface.device, seed=seed)
     made = optuna.create_study(
         storage=storage,
         study_name="replay",
         directions=list(DIRECTIONS.values()),
         pruner=optuna.pruners.NopPruner(),
-        sampler=make_sampler(sampler, surface.points, seed),
+        sampler=make_sampler(sampler, surface.points, seed, settings=settings),
     )
+    options["settings"] = settings if sampler == "model" else None
     return TuningStudy(made, storage, surface.points, max_trials, surface.global_batch_size, **options)
 
 

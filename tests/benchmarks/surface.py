@@ -58,6 +58,11 @@ class Surface:
     repeats: list[list[TrialResult]]
     about: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def device(self) -> str:
+        """`cpu` or `cuda`."""
+        return "cpu" if self.about.get("device", "cpu") == "cpu" else "cuda"
+
     def of(self, point: TrialParams) -> list[TrialResult]:
         """The measurements of a point; failed ones (a worker died, a timeout) are left out if others exist.
 

@@ -43,9 +43,13 @@ class ListSource:
 
     trials: list[TrialSpec] = field(default_factory=lambda: [spec(n) for n in range(4)])
     told: list[tuple[TrialSpec, TrialResult]] = field(default_factory=list)
+    more_may_come: bool = False
 
     def ask(self) -> TrialSpec | None:
         return self.trials.pop(0) if self.trials else None
+
+    def has_work(self) -> bool:
+        return self.more_may_come
 
     def tell(self, spec: TrialSpec, result: TrialResult) -> None:
         self.told.append((spec, result))
@@ -69,8 +73,19 @@ def test_trials_become_configs_until_none_is_left() -> None:
     configs = [searcher.suggest(f"t{n}") for n in range(5)]
     assert [TrialSpec.from_dict(c["trial"]) for c in configs[:4]] == [spec(n) for n in range(4)]
     assert configs[4] == Searcher.FINISHED
-    assert json.loads(json.dumps(configs[0])) == configs[0]
+    assert TrialSpec.from_dict(json.loads(json.dumps(configs[0]))["trial"]) == spec(0)
     assert not source.told
+
+
+def test_a_lane_waits_where_trials_in_flight_may_bring_more() -> None:
+    source = ListSource(more_may_come=True)
+    searcher = SourceSearcher(source)
+    for n in range(4):
+        searcher.suggest(f"t{n}")
+    assert searcher.suggest("t4") is None
+    for n in range(4):
+        searcher.on_trial_complete(f"t{n}", reported(COMPLETE, "x"))
+    assert searcher.suggest("t4") == Searcher.FINISHED, "nothing runs, so nothing can come"
 
 
 def test_results_are_told_with_their_trial_in_any_order() -> None:

@@ -12,6 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from train_fn.spec import InputError, Status, TrialResult, TrialSpec
+from tuner.model_search import ModelSettings
 from tuner.sampler import make_sampler
 from tuner.space import candidates
 from tuner.study import open_study
@@ -299,7 +300,8 @@ def test_a_study_of_a_version_with_fewer_precisions_goes_on(tmp_path, sampler):
         older.tell(older.ask(), COMPLETE)
     older.close()
 
-    study = open_study("demo", url(tmp_path), POINTS, sampler, 0, 100, FINGERPRINT)
+    settings = ModelSettings(stop_within=0)
+    study = open_study("demo", url(tmp_path), POINTS, sampler, 0, 100, FINGERPRINT, settings)
     for _ in range(12):  # TPE draws at random ten times before it looks at the study
         study.tell(study.ask(), COMPLETE)
     assert len({m.params for m in study.measured()}) == 14
