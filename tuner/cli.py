@@ -184,7 +184,8 @@ def _knob_flags(argv: list[str]) -> Iterator[str]:
         if not equals and rest and not rest[0].startswith("--"):
             values = rest.pop(0)
         name = flag.removeprefix(_KNOB_FLAG).replace("-", "_")
-        yield f"{_KNOB_FLAG.rstrip('.')}={{{json.dumps(name)}: [{values}]}}"
+        listed = values if values.startswith("[") else f"[{values}]"
+        yield f"{_KNOB_FLAG.rstrip('.')}={{{json.dumps(name)}: {listed}}}"
 
 
 def _normalised(argv: list[str]) -> list[str]:
