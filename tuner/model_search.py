@@ -17,7 +17,7 @@ import numpy as np
 from train_fn.spec import MEASURED, KnownSteps, Status, TrialParams, TrialSpec
 from tuner.beliefs import Beliefs, numerics_of
 from tuner.recommend import recommend
-from tuner.space import Measured, SearchState, is_out_of_memory, same_setting, setting_of
+from tuner.space import Measured, SearchState, is_out_of_memory, same_setting
 
 FASTEST_FIRST = {
     "cuda": ("bf16", "fp16", "nf4", "tf32", "fp32"),
@@ -277,15 +277,25 @@ def spec_of(
 
 
 def _unprobed_sizes(state: SearchState, point: TrialParams) -> list[int]:
-    """Other batches of the setting of which nobody knows if they fit: one micro-batch each will tell."""
-    beliefs = Beliefs(state.candidates, state.measured)
+    """Other batches of the setting to probe: the smallest, and from the point's own on each twice the last.
+
+    As far as nobody knows yet whether they fit. What lies between is affine.
+    """
     if any(same_setting(running, point) for running in state.running):
         return []  # that trial's probe looks at them
-    return sorted(
+    beliefs = Beliefs(state.candidates, state.measured)
+    unknown = sorted(
         c.per_device_train_batch_size
         for c in state.candidates
-        if setting_of(c) == setting_of(point) and c != point and not beliefs.is_probed(c)
+        if same_setting(c, point) and c != point and not beliefs.is_probed(c)
     )
+    own = last = point.per_device_train_batch_size
+    sizes = [size for size in unknown[:1] if size < own]
+    for size in unknown:
+        if size >= 2 * last:
+            sizes.append(size)
+            last = size
+    return sizes
 
 
 def _known_steps(state: SearchState, point: TrialParams) -> KnownSteps | None:

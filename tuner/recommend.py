@@ -191,6 +191,8 @@ def _why_calm(best: Feasible, good: list[Feasible]) -> str:
 def _why_loss(best: Feasible, feasible: list[Feasible], tolerance: float) -> str:
     lowest = min(t.loss for t in feasible)
     loss = f"its validation loss {best.loss:.4g}"
+    if best.is_loss_borrowed:
+        loss += " (taken over, not measured: the search ended before)"
     if best.loss == lowest:
         return f"{loss} is the best"
     return f"{loss} is within {100 * tolerance:.3g}% of the best ({lowest:.4g})"

@@ -18,7 +18,7 @@ def params_of(trial):
 
 
 def test_demo_finds_oom_points_and_points_that_checkpointing_rescues(start):
-    run = start(*SMALL, "--global-batch-size=16")
+    run = start(*SMALL, "--global-batch-size=16", "--search.sampler=grid")
     assert run.wait() == 0, run.output
 
     result = run.result()
@@ -56,21 +56,21 @@ def test_demo_finds_oom_points_and_points_that_checkpointing_rescues(start):
     assert "\x1b" not in run.output  # a pipe gets no control codes
     assert not re.search(r"^\(.*pid=", run.output, re.MULTILINE)  # nor Ray's chatter
 
-    again = start(*SMALL, "--global-batch-size=16", output_dir=run.output_dir)
+    again = start(*SMALL, "--global-batch-size=16", "--search.sampler=grid", output_dir=run.output_dir)
     assert again.wait() == 0
     assert again.result()["trials"] == result["trials"]
     assert "starting Ray" not in again.output  # nothing was left to measure
 
 
 def test_killed_driver_goes_on_and_measures_nothing_twice(start):
-    run = start(*SMALL)
+    run = start(*SMALL, "--search.sampler=grid")
     run.wait_for(lambda: (run.output_dir / "result.json").exists() and len(run.result()["trials"]) >= 2)
     run.process.send_signal(signal.SIGKILL)
     run.wait()
     kept = run.result()["trials"]
     assert len(kept) >= 2
 
-    again = start(*SMALL, output_dir=run.output_dir)
+    again = start(*SMALL, "--search.sampler=grid", output_dir=run.output_dir)
     assert again.wait() == 0, again.output
     result = again.result()
     # The kill may come after a trial was recorded and before the file was: the study is the record.

@@ -143,11 +143,17 @@ def submit(cluster):
 
 
 def test_submitted_as_a_job(submit, tmp_path):
-    done = submit(*SMALL, "--search.per-device-train-batch-size=2,4", f"--output-dir={tmp_path / 'job'}")
+    done = submit(*SMALL, "--global-batch-size=16", f"--output-dir={tmp_path / 'job'}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Recommended: #" in done.stdout
     result = json.loads((tmp_path / "job" / "result.json").read_text())
-    assert result["recommended"] is not None
+    trials = {t["number"]: t for t in result["trials"]}
+    assert trials[result["recommended"]]["validation_loss_source"] == "measured"
+    # The first trial's probe has seen the batch that does not fit, so none has to run out of memory.
+    assert [p["peak_bytes"] is None for p in trials[0]["memory_points"]][-1]
+    assert not any(t["reason"] == "oom" for t in trials.values())
+    assert result["explanation"]
+    assert result["stopped"] is None or result["stopped"].startswith("stopped after ")
 
 
 def test_a_job_with_wrong_input_fails_with_one_line(submit, tmp_path):

@@ -103,7 +103,7 @@ def test_ends_at_the_optimum_after_a_few_trials_none_of_them_out_of_memory(lanes
 def test_begins_with_the_smallest_batch_of_the_usually_fastest_precision_and_probes_the_others():
     first = next_step(state_of(POINTS), 24, SETTINGS).point
     assert str(first) == "1x24 bf16"
-    assert spec_of(state_of(POINTS), 0, first, SETTINGS).probe_sizes == [2, 3, 4, 6, 8, 12, 24]
+    assert spec_of(state_of(POINTS), 0, first, SETTINGS).probe_sizes == [2, 4, 8, 24]
     on_a_cpu = next_step(state_of(POINTS), 24, dataclasses.replace(SETTINGS, device="cpu")).point
     assert str(on_a_cpu) == "1x24 fp32"
 
@@ -113,7 +113,7 @@ def test_one_trial_tells_what_fits_in_its_setting():
     measured = [Measured(0, POINTS[16], measure(first))]
     setting = [p for p in POINTS if (p.precision, p.gradient_checkpointing) == ("bf16", False)]
     chances = Beliefs(POINTS, measured).fits(setting)
-    assert chances.tolist() == [float(need(p) <= BUDGET) for p in setting]
+    assert (chances > 0.5).tolist() == [need(p) <= BUDGET for p in setting]
     again = spec_of(state_of(POINTS, measured), 1, setting[2], SETTINGS)
     assert again.probe_sizes == [], "nobody needs to look twice"
 
