@@ -43,9 +43,9 @@ class TrainFunction(Protocol):
     """One trial on one rank: train `context.steps` optimizer steps, report each, validate.
 
     The default process group is initialised (gloo on a CPU, NCCL on CUDA); don't destroy it. The function
-    keeps to `context.params`: an optimizer step takes `gradient_accumulation_steps` micro-batches of
-    `per_device_train_batch_size` samples on this rank. It calls `context.report_step` after every optimizer
-    step. Running out of memory needs no care: let the error rise.
+    keeps to `context.params`, knobs included: an optimizer step takes `gradient_accumulation_steps`
+    micro-batches of `per_device_train_batch_size` samples on this rank. It calls `context.report_step` after
+    every optimizer step. Running out of memory needs no care: let the error rise.
     """
 
     def __call__(self, context: TrialContext, /) -> tuple[float, float]:
@@ -76,7 +76,8 @@ class TrialContext:
     """What a training function gets.
 
     Attributes:
-        params: The point to measure.
+        params: The point to measure. What `search.knobs` adds is in `params.knobs`, under any names: what
+            they mean is up to the function.
         global_batch_size: Samples per optimizer step over all ranks.
         rank: This rank, from 0.
         world_size: How many ranks there are.

@@ -32,7 +32,7 @@ from train_fn.custom import TrialContext
 from train_fn.custom_worker import CustomWorker
 from train_fn.model import NUMERICS
 from train_fn.outcome import Attempts, Failure, TrialStoppedError, gravest
-from train_fn.spec import Reason, Status, TrialParams, TrialResult, TrialSpec
+from train_fn.spec import MEASURED, Reason, Status, TrialParams, TrialResult, TrialSpec
 from train_fn.timing import rate_with_interval, timing_notes
 from train_fn.trial import constraints
 from train_fn.watchdog import Watchdog
@@ -45,6 +45,9 @@ _PHASES = ("probing", "reporting", "returned")
 
 def run_custom_trial(worker: CustomWorker, spec: TrialSpec) -> TrialResult:
     """Measure one point. Collective over all ranks; returns the same result on each.
+
+    The function alone decides what it probes and how long it trains: of the spec, `probe_sizes`,
+    `known_steps` and `slow_below` are ignored, and the validation loss is always measured.
 
     Where the ranks can't go on together, the process ends instead, and rank 0 has posted the result.
 
@@ -305,6 +308,7 @@ class _CustomTrial:
             samples_per_second=rate,
             samples_per_second_ci95=interval,
             validation_loss=self.validation_loss,
+            validation_loss_source=MEASURED if failure is None else None,
             step_seconds=self.step_seconds,
             peak_memory_bytes=peaks,
             notes=notes,

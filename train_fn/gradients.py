@@ -28,6 +28,11 @@ class FlatGradients:
             p.grad = self.values[start : start + p.numel()].view_as(p)
             start += p.numel()
 
+    @property
+    def held_bytes(self) -> int:
+        """What the gradients and the parameters of the same size take."""
+        return 2 * self._buffer.nbytes
+
     def zero_(self) -> None:
         """Clear the gradients, in place: they must remain views."""
         self._buffer.zero_()

@@ -214,6 +214,34 @@ def attached(base: Any, lora: LoraSpec, seed: int, gradient_checkpointing: bool)
         base.eval()
 
 
+@contextlib.contextmanager
+def attending(base: Any, implementation: str) -> Iterator[None]:
+    """Compute attention so, inside the block; vision towers included.
+
+    Args:
+        base: A `PreTrainedModel`; changed in place and restored.
+        implementation: As in `from_pretrained(attn_implementation=...)`.
+
+    Raises:
+        ValueError, ImportError: The model, or this machine, does not offer it.
+    """
+    before = _attention_of(base.config)
+    try:
+        base.set_attn_implementation(implementation)
+        if base.config._attn_implementation != implementation:
+            raise ValueError(f"this model's attention can't be set to {implementation}")
+        yield
+    finally:
+        base.set_attn_implementation(before)
+
+
+def _attention_of(config: Any) -> dict[str, Any]:
+    """What `set_attn_implementation` takes to set every part of a model as it is now."""
+    parts = {name: getattr(config, name) for name in config.sub_configs}
+    nested = {name: _attention_of(part) for name, part in parts.items() if part is not None}
+    return {"": config._attn_implementation, **nested}
+
+
 def _peft_config(lora: LoraSpec, base: Any) -> Any:
     from peft import LoraConfig
 

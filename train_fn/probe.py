@@ -25,6 +25,7 @@ class Probe:
         others: Further ones, in any order.
 
     Attributes:
+        sizes: All that are to be probed.
         points: What has been measured so far, the same on every rank.
     """
 
@@ -33,7 +34,7 @@ class Probe:
     ) -> None:
         self.points: list[MemoryPoint] = []
         self._attempts, self._ranks, self._memory = attempts, ranks, memory
-        self._own, self._sizes = own, sorted({own, *others})
+        self._own, self.sizes = own, sorted({own, *others})
         self._kept_bytes = 0
 
     def run(self, worst: Callable[[int], object], tokens: Callable[[int], int]) -> None:
@@ -47,8 +48,8 @@ class Probe:
             TrialStoppedError: The trial's own size or a smaller one failed, or time is over.
         """
         held_bytes = self._kept_bytes = self._memory.peak_bytes()  # of attaching the adapter, say
-        for size in self._sizes:
-            if size != self._sizes[0]:
+        for size in self.sizes:
+            if size != self.sizes[0]:
                 self._memory.restart_peak()
             failure = self._attempts.tried(lambda size=size: worst(size))  # type: ignore[misc]
             peak_bytes = max(self._memory.peak_bytes(), held_bytes)
@@ -68,7 +69,7 @@ class Probe:
                 break  # a larger size than the trial's own is none of its business
             if size == self._own:
                 self._kept_bytes = peak_bytes
-        if self._sizes[-1] > self._own:
+        if self.sizes[-1] > self._own:
             self._memory.restart_peak()
 
     def peak_bytes(self) -> int:

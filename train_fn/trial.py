@@ -6,9 +6,10 @@ All ranks call `run_trial` together with the same arguments and get the same res
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -16,15 +17,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from train_fn import batching
+from train_fn import batching, knobs
+from train_fn.ahead import made_ahead
 from train_fn.collate import Batch, collate, worst_case, worst_case_tokens
 from train_fn.collective import Ranks
+from train_fn.compiled import compiled, tiny_batches
 from train_fn.data import Samples, SampleSets
 from train_fn.early import EarlyEnd
 from train_fn.gradients import FlatGradients
 from train_fn.loss import summed_loss
 from train_fn.memory import Memory
-from train_fn.model import NUMERICS, BaseModel, Numerics, attached
+from train_fn.model import NUMERICS, BaseModel, Numerics, attached, attending
+from train_fn.optimizers import allocate_state, make_optimizer
 from train_fn.outcome import Attempts, Failure, TrialStoppedError
 from train_fn.packing import packed, packed_attention
 from train_fn.probe import Probe
@@ -110,6 +114,8 @@ class _Trial:
 
     def _set_up(self, stack: contextlib.ExitStack) -> None:
         """Load the base in this precision, start the memory accounting, attach the adapter."""
+        if problems := knobs.problems_of(self.params.knobs):
+            raise TrialStoppedError(Failure(Reason.ERROR, "; ".join(problems)))
         base = self.worker.base
         loaded = self.attempts.run(lambda: self._load_base(base), limited=False)
         held = base.held_bytes
@@ -123,15 +129,41 @@ class _Trial:
         if self.attempts.run(lambda: self._attach(loaded, stack)) is None:
             base.drop()  # it may be half changed
         self.attempts.agree()
+        if self._knob("torch_compile"):
+            self._compile(stack)
+
+    def _compile(self, stack: contextlib.ExitStack) -> None:
+        """Compile, and start the accounting anew: what a compiler takes is not the point's."""
+
+        def compile_() -> None:
+            stack.enter_context(compiled(self._load_base(self.worker.base), self.ranks.device))
+            if self.worker.samples.train.vision is not None:
+                return
+            for batch in tiny_batches(self.probe.sizes, self.worker.base.pad_token_id):
+                self._loss(batch).backward()
+                self.gradients.zero_()
+                with self._evaluating():
+                    self._loss(batch)
+
+        self.attempts.run(compile_, limited=False)
+        self.attempts.agree()
+        self.memory.start_probe(self.worker.base.held_bytes + self.gradients.held_bytes)
 
     def _load_base(self, base: BaseModel) -> Any:
         return base.load(self.numerics.base_dtype, self.numerics.quantized)
 
+    def _knob(self, name: str) -> Any:
+        return knobs.value_of(self.params.knobs, name)
+
     def _attach(self, base: Any, stack: contextlib.ExitStack) -> Any:
-        job, optimizer = self.job, self.job.optimizer
+        job = self.job
         # `plain` is what the Trainer does, and it pads; images are laid out by the model itself.
         text_only = self.worker.samples.train.vision is None
         self.packs = job.batching == "balanced" and text_only and self.worker.base.shortcuts.packable
+        if (attention := self._knob("attn_implementation")) is not None:
+            stack.enter_context(attending(base, attention))
+            self.packs = self.packs and attention == "sdpa"
+        self.packs = self.packs and not self._knob("torch_compile")  # lengths would each make a graph
         if self.packs:
             stack.enter_context(packed_attention(base))
         model = attached(base, job.lora, job.seed, self.params.gradient_checkpointing)
@@ -139,9 +171,7 @@ class _Trial:
         self.head = base.get_output_embeddings()
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         self.gradients = FlatGradients(trainable)
-        self.optimizer = torch.optim.AdamW(
-            trainable, lr=optimizer.learning_rate, weight_decay=optimizer.weight_decay, fused=True
-        )
+        self.optimizer = make_optimizer(self._knob("optimizer"), trainable, job.optimizer)
         self.scaler = torch.amp.GradScaler(self.ranks.device.type, enabled=self.numerics.scale_loss)
         return self.model
 
@@ -171,12 +201,26 @@ class _Trial:
         batches = batching.global_batches(
             len(train), self.job.global_batch_size, self.job.steps, self.job.seed
         )
+        shares, dealt = itertools.tee(self._deal(train, batch) for batch in batches)
+        micro_batches = (micro for share in dealt for micro in share[self.ranks.rank])
+        with contextlib.closing(self._collated(train, micro_batches)) as self.collated:
+            retries = self._steps(train, batches, shares)
+        self.attempts.agree()
+        self.alloc_retries = int(self.ranks.sum(retries)[0])
+        self.step_seconds = self.ranks.max(self.step_seconds)
+        if self.early.hopeless is not None:
+            raise TrialStoppedError(Failure(Reason.SLOWER, self.early.hopeless))
+
+    def _steps(
+        self, train: Samples, batches: list[np.ndarray], dealt: Iterator[list[batching.MicroBatches]]
+    ) -> int:
+        """Returns how often, in timed steps, the allocator had to try again."""
         seconds = 0.0
-        for step, batch in enumerate(batches):
+        for step, (batch, shares) in enumerate(zip(batches, dealt, strict=False)):
             if step == self.job.warmup_steps:
                 retries_before = self.memory.alloc_retries()
             started = time.perf_counter()
-            loss, any_failed, previous_seconds = self._step(train, batch, seconds)
+            loss, any_failed, previous_seconds = self._step(train, batch, shares, seconds)
             if any_failed:
                 self.attempts.stop()
             self.train_loss.append(loss)
@@ -192,24 +236,24 @@ class _Trial:
                 self.step_seconds.append(seconds)
             if self.early.after_step(loss, previous_seconds, self.step_work):
                 break
-        retries = self.memory.alloc_retries() - retries_before
-        self.attempts.agree()
-        self.alloc_retries = int(self.ranks.sum(retries)[0])
-        self.step_seconds = self.ranks.max(self.step_seconds)
-        if self.early.hopeless is not None:
-            raise TrialStoppedError(Failure(Reason.SLOWER, self.early.hopeless))
+        return self.memory.alloc_retries() - retries_before
 
-    def _step(self, train: Samples, batch: np.ndarray, previous_seconds: float) -> tuple[float, bool, float]:
+    def _step(
+        self,
+        train: Samples,
+        batch: np.ndarray,
+        shares: list[batching.MicroBatches],
+        previous_seconds: float,
+    ) -> tuple[float, bool, float]:
         """One optimizer step over a global batch.
 
         Returns:
             Its loss per token, whether a rank failed, and the mean over ranks of `previous_seconds`.
         """
-        shares = self._deal(train, batch)
-        micro_batches = shares[self.ranks.rank]
+        accumulation = len(shares[self.ranks.rank])
         self.step_work.append(batching.most_tokens(shares, train.lengths, self.extra_work, self.packs))
         num_targets = int(train.supervised[batch].sum())
-        loss = self.attempts.run(lambda: self._accumulate(train, micro_batches, num_targets))
+        loss = self.attempts.run(lambda: self._accumulate(accumulation, num_targets))
         self._synchronize()
         started = time.perf_counter()
         has_failed = self.attempts.failure is not None
@@ -220,13 +264,11 @@ class _Trial:
             self.attempts.run(self._update)  # a failure here is voted on with the next collective
         return reduced
 
-    def _accumulate(
-        self, train: Samples, micro_batches: batching.MicroBatches, num_targets: int
-    ) -> torch.Tensor:
+    def _accumulate(self, accumulation: int, num_targets: int) -> torch.Tensor:
         self.gradients.zero_()
         total = torch.zeros((), dtype=torch.float32, device=self.ranks.device)
-        for indices in micro_batches:
-            loss = self._loss_of(train, indices) / num_targets
+        for _ in range(accumulation):
+            loss = self._loss(next(self.collated)) / num_targets
             self.scaler.scale(loss).backward()
             total += loss.detach()
         return total
@@ -252,9 +294,9 @@ class _Trial:
         per_device = self.params.per_device_train_batch_size
         share = batching.by_length(samples.lengths, per_device, ranks.world_size, ranks.rank)
         total = torch.zeros((), dtype=torch.float64, device=ranks.device)
-        with self._evaluating():
-            for indices in share:
-                loss = self.attempts.run(lambda indices=indices: self._loss_of(samples, indices))  # type: ignore[misc]
+        with self._evaluating(), contextlib.closing(self._collated(samples, share)) as batches:
+            for _ in share:
+                loss = self.attempts.run(lambda: self._loss(next(batches)))
                 if loss is not None:
                     total += loss
         self.attempts.agree()
@@ -266,8 +308,9 @@ class _Trial:
 
     # What they share.
 
-    def _loss_of(self, samples: Samples, indices: list[int]) -> torch.Tensor:
-        return self._loss(collate(samples, indices, self.worker.base.pad_token_id))
+    def _collated(self, samples: Samples, micro_batches: Iterable[list[int]]) -> Generator[Batch, None, None]:
+        pad, threads = self.worker.base.pad_token_id, self._knob("dataloader_num_workers")
+        return made_ahead(lambda indices: collate(samples, indices, pad), micro_batches, threads)
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         if self.packs:
@@ -333,21 +376,6 @@ class _Trial:
             seconds=self.seconds,
             notes=notes,
         )
-
-
-def allocate_state(optimizer: torch.optim.Optimizer) -> None:
-    """Make the optimizer allocate its state, as its first step would, and leave all values as they were.
-
-    The gradients must be zero. With a learning rate of 0 no parameter moves, and moments of zero stay zero.
-    """
-    rates = [group["lr"] for group in optimizer.param_groups]
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0
-    optimizer.step()
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-    for state in optimizer.state.values():
-        state["step"].zero_()
 
 
 def constraints(failure: Failure | None, peak_bytes: int, budget_bytes: int) -> dict[str, float]:

@@ -12,6 +12,9 @@ batches, per-device batch, accumulation, precision, adapter and optimizer; after
 `--pairs` pairs, the order alternating. A step runs from fetching its samples to the end of the optimizer's
 step, and the slowest rank counts. A pair's ratio is the `Trainer`'s seconds by ours: above 1 we are faster.
 
+With `--compile` the other side is ours with `torch_compile` (padded, where ours may pack), and time alone is
+measured; what compiling takes is told apart.
+
 Memory: each side in fresh processes, live memory at its worst (the longest samples, optimizer state in
 place), base model included, see `side_by_side.trainer_peak_bytes`.
 """
@@ -52,6 +55,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batching", choices=("balanced", "plain"), default="balanced")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1, help="optimizer steps of a side in a pair, all timed")
+    parser.add_argument("--compile", action="store_true", help="ours compiled in place of the Trainer")
     parser.add_argument("--only", choices=("time", "memory"), help="default: both")
     return parser.parse_args()
 
@@ -77,17 +81,21 @@ def run_case(args: argparse.Namespace, case: str, model: str | None, folder: Pat
         "job": job_of(args, case, model, global_batch, folder),
         "point": [per_device, global_batch // (WORLD_SIZE * per_device), args.precision],
         "pairs": args.pairs,
+        "compile": args.compile,
     }
+    other = "compiled" if args.compile else "Trainer"
     print(
         f"{case}: per-device {per_device}, global {global_batch}, {args.precision}, {args.batching}",
         flush=True,
     )
     if args.only != "memory":
         found = torchrun({**order, "what": "time"}, folder)
-        print(f"  Trainer's step by ours: {found['ratio']} in {found['pairs']} pairs")
-        named = f"ours {found['ours']}, Trainer {found['theirs']}; lengths {found['lengths']}"
+        print(f"  {other} step by ours: {found['ratio']} in {found['pairs']} pairs")
+        named = f"ours {found['ours']}, {other} {found['theirs']}; lengths {found['lengths']}"
         print(f"  seconds per step: {named}", flush=True)
-    if args.only != "time":
+        if args.compile:
+            print(f"  seconds of compiling and setting up: {found['setup']}", flush=True)
+    if args.only != "time" and not args.compile:
         ours, theirs = (torchrun({**order, "what": w}, folder)["peak"] for w in ("our peak", "trainer peak"))
         print(f"  peak of the larger rank: {peaks(ours, theirs)}", flush=True)
 
@@ -189,7 +197,8 @@ def rank_main(folder: Path) -> None:
     worker = open_worker(JobSpec.from_dict(order["job"]), torch.device("cpu"))
     params = side_by_side.point(*order["point"])
     if order["what"] == "time":
-        found = timed(worker, params, order["pairs"])
+        other = side_by_side.run_compiled if order["compile"] else side_by_side.run_trainer
+        found = timed(worker, params, order["pairs"], other)
     elif order["what"] == "our peak":
         found = {"peak": side_by_side.our_peak_bytes(worker, params)}
     else:
@@ -200,23 +209,25 @@ def rank_main(folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def timed(worker: Any, params: Any, count: int) -> dict[str, Any]:
+def timed(worker: Any, params: Any, count: int, run_theirs: Any) -> dict[str, Any]:
     """Seconds and ratios of all pairs, the same on every rank."""
     from side_by_side import pairs, spread
 
-    ours, theirs = [], []
-    for one, other in pairs(worker, params, count):
+    ours, theirs, setup = [], [], []
+    for one, other in pairs(worker, params, count, run_theirs):
         if one.out_of_memory or other.out_of_memory:
             raise SystemExit("out of memory: take a smaller batch")
         ours.append(one.mean_seconds)
         theirs.append(other.mean_seconds)
+        setup.append(other.setup_seconds)
         if worker.ranks.rank == 0:
-            print(f"  pair {len(ours)}: ours {ours[-1]:.2f} s, Trainer {theirs[-1]:.2f} s", flush=True)
+            print(f"  pair {len(ours)}: ours {ours[-1]:.2f} s, other {theirs[-1]:.2f} s", flush=True)
     lengths = worker.samples.train.lengths
     return {
         "ratio": spread([t / o for o, t in zip(ours, theirs, strict=True)]),
         "ours": spread(ours),
         "theirs": spread(theirs),
+        "setup": spread(setup),
         "pairs": len(ours),
         "lengths": f"{lengths.mean():.0f} ({lengths.min()} to {lengths.max()})",
     }

@@ -14,7 +14,7 @@ import gc
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from train_fn.demo import demo
 from train_fn.memory import is_out_of_memory
 from train_fn.model import NUMERICS, attached
 from train_fn.session import run_trial
-from train_fn.spec import Reason, Status, TrialParams, TrialResult, TrialSpec
+from train_fn.spec import Knobs, Reason, Status, TrialParams, TrialResult, TrialSpec
 from train_fn.trial import Worker
 
 MIB = 1 << 20
@@ -42,10 +42,12 @@ class Measured:
     Attributes:
         step_seconds: Wall time of every timed optimizer step, the slowest rank's. Empty if memory ran out.
         train_loss: Mean loss per supervised token of every optimizer step.
+        setup_seconds: What it took before the probe, compiling included.
     """
 
     step_seconds: list[float]
     train_loss: list[float]
+    setup_seconds: float = 0.0
 
     @property
     def out_of_memory(self) -> bool:
@@ -212,7 +214,19 @@ def _quiet() -> Iterator[None]:
     gc.collect()
 
 
-def pairs(worker: Worker, params: TrialParams, count: int) -> Iterator[tuple[Measured, Measured]]:
+def run_compiled(worker: Worker, params: TrialParams) -> Measured:
+    """A trial of ours with `torch_compile`; compiling takes no step's time. Collective."""
+    compiled = dataclasses.replace(params, knobs=Knobs(torch_compile=True))
+    measured, result = run_ours(worker, compiled)
+    return dataclasses.replace(measured, setup_seconds=result.seconds["setup"])
+
+
+def pairs(
+    worker: Worker,
+    params: TrialParams,
+    count: int,
+    run_theirs: Callable[[Worker, TrialParams], Measured] = run_trainer,
+) -> Iterator[tuple[Measured, Measured]]:
     """Ours and theirs over the same batches, `count` times after one pair that warms up. Collective.
 
     Which side goes first alternates; each pair has its own seed, so its own batches. Ends early when a side
@@ -221,9 +235,9 @@ def pairs(worker: Worker, params: TrialParams, count: int) -> Iterator[tuple[Mea
     for number in range(count + 1):
         seeded = with_job(worker, seed=worker.job.seed + number)
         if number % 2:
-            theirs, ours = run_trainer(seeded, params), run_ours(seeded, params)[0]
+            theirs, ours = run_theirs(seeded, params), run_ours(seeded, params)[0]
         else:
-            ours, theirs = run_ours(seeded, params)[0], run_trainer(seeded, params)
+            ours, theirs = run_ours(seeded, params)[0], run_theirs(seeded, params)
         failed = ours.out_of_memory or theirs.out_of_memory
         if number or failed:
             yield ours, theirs

@@ -1,4 +1,4 @@
-"""What test_probe lets happen in a clean process: a probe of many sizes, a trial of each."""
+"""What test_probe lets happen in a clean process: a probe of all sizes, a trial each (see scenarios.py)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ def _setting(worker: Worker, sizes: list[int], *how: Any) -> dict[str, Any]:
         "alone": alone,
         "from the smallest": _points(worker, sizes[0], sizes, *how),
         "from the middle": _points(worker, middle, sizes[::-1], *how),
-        "verdicts": {n: _points(tight, n, [], *how)["status"] for n in sizes},
         "tight": _points(tight, middle, sizes, *how),
         "after": _points(tight, middle, [], *how),
         "beyond": _points(tight, sizes[-1], sizes, *how),

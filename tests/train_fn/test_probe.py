@@ -10,7 +10,7 @@ import pytest
 from train_fn.spec import DataSpec, JobSpec, Reason, Status
 
 MIB = 1 << 20
-SIZES = [1, 2, 4, 8]
+SIZES = [1, 2, 4]
 SETTINGS = [("fp32", False), ("bf16", True)]
 NEAR_BYTES = 3 * MIB
 
@@ -18,7 +18,7 @@ NEAR_BYTES = 3 * MIB
 @pytest.fixture(scope="module")
 def found(play: Callable[..., Any]) -> dict[str, Any]:
     data = DataSpec(max_length=128, max_validation_samples=4)
-    job = JobSpec(global_batch_size=8, num_workers=1, steps=1, warmup_steps=0, data=data)
+    job = JobSpec(global_batch_size=4, num_workers=1, steps=1, warmup_steps=0, data=data)
     findings: dict[str, Any] = play("probes", job, sizes=SIZES, settings=SETTINGS)
     return findings
 
@@ -54,12 +54,10 @@ def test_the_trials_own_peak_is_that_of_its_own_size(setting: dict[str, Any], st
 
 
 def test_verdicts_are_those_of_trials(setting: dict[str, Any]) -> None:
-    verdicts = list(setting["verdicts"].values())
-    assert verdicts[:2] == [Status.COMPLETE] * 2
-    assert verdicts[-1] == Status.INFEASIBLE
+    """The budget lies between the needs of 2 and 4."""
+    assert [setting[name]["status"] for name in ("after", "beyond")] == [Status.COMPLETE, Status.INFEASIBLE]
     points = setting["tight"]["memory_points"]
-    number_fitting = verdicts.index(Status.INFEASIBLE)
-    assert [p["peak_bytes"] is not None for p in points] == [True] * number_fitting + [False]
+    assert [p["peak_bytes"] is not None for p in points] == [True, True, False]
 
 
 def test_a_larger_size_that_ran_out_leaves_nothing_behind(setting: dict[str, Any]) -> None:
