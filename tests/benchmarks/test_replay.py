@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import bench_search
 import pytest
 from baselines import EveryPoint, RuleOfThumb, double_until_it_fails, halve_until_it_fits, largest_that_fits
 from bench_search import percentile_95, run
@@ -221,6 +222,32 @@ def test_rules_of_thumb_do_what_their_authors_say(rule, tried):
     found = replay(RuleOfThumb(QUIET, rule, "fp32"), Answers(QUIET, 0), max_trials=100)
     assert [p.per_device_train_batch_size for p in found.started] == tried
     assert found.stopped
+
+
+class KnowsAll:
+    """Beliefs that are right about memory but for a factor, and hold one in four points for infeasible."""
+
+    def predict_memory(self, points):
+        return [1.1 * SURFACE.peak_bytes(p) for p in points], [0.1] * len(points)
+
+    def fits(self, points):
+        return [0.4 if i % 4 == 0 else 0.9 for i, _ in enumerate(points)]
+
+
+def test_beliefs_are_judged_by_what_was_not_measured(monkeypatch):
+    seen = {}
+
+    def beliefs(surface, finished):
+        seen[len(finished)] = {m.params for m in finished}
+        return KnowsAll()
+
+    monkeypatch.setattr(bench_search, "_beliefs", beliefs)
+    result = run(SURFACE, lambda s, seed: EveryPoint(s), 0, 1, 9, to_the_end=True)
+    assert result.memory_error[3] == pytest.approx(0.1)
+    left = [p for p in SURFACE.points if p not in seen[5]]
+    assert len(left) == len(SURFACE.points) - 5
+    right = [(i % 4 != 0) == SURFACE.fits(p) for i, p in enumerate(left)]
+    assert result.verdicts[5] == pytest.approx(sum(right) / len(left))
 
 
 def test_the_95th_percentile_of_100_is_the_95th():

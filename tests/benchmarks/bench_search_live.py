@@ -1,0 +1,271 @@
+"""The whole search, live: ours against stock Ray Tune, from the start of the process to a recommendation.
+
+    python tests/benchmarks/bench_search_live.py [--only ours grid optuna] [--trials 24] [-- TUNER ARGUMENTS]
+
+All work on this machine, one after the other, each in a process and on a local Ray of its own, with the same
+points, data, memory budget and training function, and all recommend by the same rule. They differ in
+practice:
+
+- ours: `python -m tuner.run` with the `model` sampler;
+- grid: `tune.grid_search` over the points, one `TorchTrainer.fit()` per trial as Ray's documentation has it;
+- optuna: the same with `OptunaSearch` and two objectives; a trial out of memory reports worst values.
+
+Regret is that of the recommended point against the best that the grid measured. Without arguments for the
+tuner the space is that of the surface `cpu-demo`, with fewer steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from record_surface import PLANNED, ROOT
+from rich.console import Console
+from rich.table import Table
+from surface import Surface, is_oom
+
+from train_fn.spec import JobSpec, Status, TrialParams, TrialResult, TrialSpec
+from tuner.cli import load as load_config
+from tuner.config import Config
+from tuner.preflight import device_precisions
+from tuner.recommend import recommend
+from tuner.results import RESULT_FILE, load_result
+from tuner.space import Measured, candidates
+
+DEFAULT = [*PLANNED["cpu-demo"].split()[1:], "--trial.steps", "5", "--trial.warmup-steps", "1"]
+CONTESTANTS = ("ours", "grid", "optuna")
+WORST = {"samples_per_second": 0.0, "validation_loss": 100.0}
+"""What people report for a trial out of memory, so that the searcher learns something."""
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    end = argv.index("--") if "--" in argv else len(argv)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=CONTESTANTS)
+    parser.add_argument("--trials", type=int, default=24, help="of OptunaSearch")
+    parser.add_argument("--json", type=Path, help="write all trials there")
+    parser.add_argument("--contestant", choices=CONTESTANTS[1:], help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv[:end])
+    args.tuner = argv[end + 1 :] or DEFAULT
+    return args
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a contestant took and found; seconds are those of its process."""
+
+    seconds: float
+    trials: list[Measured]
+    recommended: int | None
+
+    @property
+    def point(self) -> TrialParams | None:
+        """What it recommends."""
+        return next((m.params for m in self.trials if m.number == self.recommended), None)
+
+
+def points_of(config: Config) -> list[TrialParams]:
+    """The space, as the tuner makes it."""
+    from cluster.runtime import this_node
+
+    return candidates(
+        config.global_batch_size,
+        config.num_workers,
+        config.search.precision or device_precisions(config.cluster.device, [this_node()]),
+        config.search.gradient_checkpointing,
+        config.search.per_device_train_batch_size,
+    )
+
+
+# The contestants, each in a process of its own.
+
+
+def contest(name: str, args: argparse.Namespace) -> Outcome:
+    """Start a contestant and wait for its end.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(Path(__file__).resolve()), "--contestant", name, "--out", folder]
+        command += ["--trials", str(args.trials), "--", *args.tuner]
+        if name == "ours":
+            command = [sys.executable, "-m", "tuner.run", *args.tuner, "--output-dir", folder]
+            command += ["--search.sampler", "model", "--study.time-budget", "24h", "--cluster.lanes", "1"]
+        started = time.perf_counter()
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={"RAY_AUTH_MODE": "disabled", **os.environ, "PYTHONPATH": str(ROOT)},
+            check=False,
+        )
+        seconds = time.perf_counter() - started
+        if done.returncode:
+            raise RuntimeError(f"{name} ended with exit code {done.returncode}")
+        result = load_result(Path(folder) / RESULT_FILE)
+    trials = [
+        Measured(t["number"], TrialParams.from_dict(t["params"]), TrialResult.from_dict(t))
+        for t in result["trials"]
+    ]
+    return Outcome(seconds, trials, result["recommended"])
+
+
+def stock(args: argparse.Namespace) -> None:
+    """A stock contestant's process: tune, recommend, write a file like the tuner's."""
+    from cluster.runtime import connected
+
+    config, _ = load_config(args.tuner)
+    config = config.for_device(config.cluster.device)
+    job, points = config.job(config.cluster.device), points_of(config)
+    with tempfile.TemporaryDirectory() as folder, connected(None):
+        found = tune_stock(args.contestant, job, points, args.trials, folder)
+    trials = [
+        Measured(number, TrialParams.from_dict(t["params"]), TrialResult.from_dict(t["result"]))
+        for number, t in enumerate(found)
+    ]
+    written = {
+        "trials": [
+            {"number": m.number, "params": dataclasses.asdict(m.params), **dataclasses.asdict(m.result)}
+            for m in trials
+        ],
+        "recommended": recommend(trials, config.search.loss_tolerance).number,
+    }
+    (args.out / RESULT_FILE).write_text(json.dumps(written), encoding="utf-8")
+
+
+def tune_stock(
+    contestant: str, job: JobSpec, points: list[TrialParams], num_samples: int, folder: str
+) -> list[dict[str, Any]]:
+    """Ray Tune over Ray Train as in Ray's documentation; every trial's `params` and `result`, in order."""
+    from ray import tune
+
+    space, search = _grid(points) if contestant == "grid" else _optuna(points, num_samples)
+    results = tune.Tuner(
+        # The driver takes no CPU, or two CPUs would not hold it and its two workers.
+        tune.with_resources(
+            tune.with_parameters(_driver, job=dataclasses.asdict(job), folder=folder),
+            {"CPU": 0, "node:__internal_head__": 0.0001},
+        ),
+        param_space=space,
+        tune_config=tune.TuneConfig(max_concurrent_trials=1, **search),
+        run_config=tune.RunConfig(name="stock", storage_path=folder, verbose=0),
+    ).fit()
+    if results.errors:
+        raise results.errors[0]
+    return [json.loads(r.metrics["trial"]) for r in sorted(results, key=lambda r: r.metrics["timestamp"])]
+
+
+def _grid(points: list[TrialParams]) -> tuple[dict[str, Any], dict[str, Any]]:
+    from ray import tune
+
+    return {"params": tune.grid_search([dataclasses.asdict(p) for p in points])}, {}
+
+
+def _optuna(points: list[TrialParams], num_samples: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    from ray import tune
+    from ray.tune.search.optuna import OptunaSearch
+
+    names = ("per_device_train_batch_size", "precision", "gradient_checkpointing")
+    space = {name: tune.choice(list(dict.fromkeys(getattr(p, name) for p in points))) for name in names}
+    search = OptunaSearch(metric=list(WORST), mode=["max", "min"], seed=0)
+    return {"params": space}, {"search_alg": search, "num_samples": num_samples}
+
+
+def _driver(config: dict[str, Any], job: dict[str, Any], folder: str) -> None:
+    """One Tune trial: a Train run of its own."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    from train_fn.environment import worker_environment
+
+    share = job["global_batch_size"] // job["num_workers"]
+    accumulation = share // config["params"]["per_device_train_batch_size"]
+    params = {**config["params"], "gradient_accumulation_steps": accumulation}
+    on_gpu = job["device"] == "cuda"
+    TorchTrainer(
+        _train,
+        train_loop_config={"job": job, "params": params},
+        scaling_config=ScalingConfig(
+            num_workers=job["num_workers"],
+            use_gpu=on_gpu,
+            resources_per_worker={"CPU": 1, **({"GPU": 1} if on_gpu else {})},
+        ),
+        run_config=RunConfig(
+            name=f"train-{time.time_ns()}",
+            storage_path=folder,
+            callbacks=[TuneReportCallback()],
+            worker_runtime_env={"env_vars": worker_environment(job["device"])},
+        ),
+    ).fit()
+
+
+def _train(config: dict[str, Any]) -> None:
+    """On every worker: load model and data, measure the one point, report."""
+    import ray.train.torch
+
+    from train_fn.session import open_worker, run_trial
+
+    worker = open_worker(JobSpec.from_dict(config["job"]), ray.train.torch.get_device())
+    params = TrialParams.from_dict(config["params"])
+    result = run_trial(worker, TrialSpec(number=0, params=params))
+    values = {name: getattr(result, name) for name in WORST} if result.status == Status.COMPLETE else WORST
+    trial = {"params": config["params"], "result": dataclasses.asdict(result)}
+    ray.train.report({**values, "trial": json.dumps(trial)})
+
+
+# The table.
+
+
+def table(outcomes: dict[str, Outcome], loss_tolerance: float) -> Table:
+    """A row per contestant; regret and ratios where there is something to compare with."""
+    grid, ours = outcomes.get("grid"), outcomes.get("ours")
+    measured = grid and Surface(
+        "grid", 1, 1, 0, [m.params for m in grid.trials], [[m.result] for m in grid.trials]
+    )
+    made = Table()
+    for column in ("", "wall s", "trials", "out of memory", "recommended", "regret", "ours takes"):
+        made.add_column(column, justify="left" if column in ("", "recommended") else "right")
+    for name, outcome in outcomes.items():
+        made.add_row(
+            name,
+            f"{outcome.seconds:.1f}",
+            str(len(outcome.trials)),
+            str(sum(is_oom(m.result) for m in outcome.trials)),
+            str(outcome.point),
+            f"{measured.regret(outcome.point, loss_tolerance):.1%}" if measured else "-",
+            f"1/{outcome.seconds / ours.seconds:.1f}" if ours and outcome is not ours else "-",
+        )
+    return made
+
+
+def main() -> None:
+    args = parse(sys.argv[1:])
+    if args.contestant:
+        stock(args)
+        return
+    config, _ = load_config(args.tuner)
+    if config.cluster.device == "auto":
+        sys.exit("name the device: --cluster.device cpu or cuda")
+    outcomes: dict[str, Outcome] = {}
+    for name in args.only:
+        outcomes[name] = contest(name, args)
+        print(f"{name}: {outcomes[name].seconds:.1f} s", file=sys.stderr)
+    Console(width=None if sys.stdout.isatty() else 130).print(table(outcomes, config.search.loss_tolerance))
+    if args.json:
+        args.json.write_text(json.dumps({n: dataclasses.asdict(o) for n, o in outcomes.items()}))
+
+
+if __name__ == "__main__":
+    main()
