@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ def make_optimizer(
     name: str, parameters: Iterable[nn.Parameter], spec: OptimizerSpec
 ) -> torch.optim.Optimizer:
     """One of `train_fn.knobs.CHOICES["optimizer"]`, with the study's learning rate and weight decay."""
-    rates = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay}
+    rates: dict[str, Any] = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay}
     if name == "sgd":
         return torch.optim.SGD(parameters, **rates)
     if name == "adafactor":

@@ -11,6 +11,7 @@ from train_fn.collective import Ranks
 from train_fn.custom_trial import run_custom_trial
 from train_fn.custom_worker import CustomWorker, PostLast, open_custom_worker
 from train_fn.demo import model_source
+from train_fn.drift import Drift
 from train_fn.memory import agreed_budget, open_memory
 from train_fn.model import BaseModel, attached
 from train_fn.quiet import quiet_libraries
@@ -58,7 +59,7 @@ def _open_own(job: JobSpec, device: torch.device) -> Worker:
     ranks.sum(0.0)  # and what a communicator holds is there before the free memory is read
     _ = samples.train.extra_work(base.tokens_per_target)  # made once: it takes skeletons of the model
     budget_bytes = agreed_budget(job.memory_budget, device, ranks)
-    return Worker(job, base, samples, open_memory(budget_bytes, device), ranks)
+    return Worker(job, base, samples, open_memory(budget_bytes, device), ranks, Drift(device))
 
 
 def warm_up(base: BaseModel, job: JobSpec) -> None:

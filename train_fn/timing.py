@@ -15,6 +15,8 @@ from statistics import NormalDist, fmean, linear_regression
 TARGET_WIDTH = 0.02
 """An interval is narrow enough when its ends lie within this fraction of the rate."""
 
+NORMAL_975 = NormalDist().inv_cdf(0.975)
+
 _FEW_STEPS = 10
 
 _MAX_CORRELATION = 0.8
@@ -40,7 +42,10 @@ def student_t_975(degrees_of_freedom: int) -> float:
 
 
 def rate_with_interval(
-    units_per_step: float, step_seconds: Sequence[float], step_work: Sequence[float]
+    units_per_step: float,
+    step_seconds: Sequence[float],
+    step_work: Sequence[float],
+    between_sd: float = 0.0,
 ) -> tuple[float, list[float]]:
     """Mean rate over steps, and where it lies in 95 of 100 repetitions of the same measurement.
 
@@ -52,6 +57,7 @@ def rate_with_interval(
         units_per_step: What one step does, e.g. samples.
         step_seconds: Time of each step.
         step_work: Anything that a step's time should be proportional to, e.g. its padded tokens.
+        between_sd: Relative standard deviation of the machine's own speed from one measurement to the next.
 
     Returns:
         Units per second, and [low, high]. With fewer than two steps the interval is [0, inf].
@@ -59,31 +65,46 @@ def rate_with_interval(
     count, mean = len(step_seconds), fmean(step_seconds)
     if count < 2:
         return units_per_step / mean, [0.0, math.inf]
-    half = math.sqrt(2) * _half_width(*_noise_about_line(step_seconds, step_work))
+    within = _half_width(*_noise_about_line(step_seconds, step_work))
+    half = math.sqrt(2) * math.hypot(within, NORMAL_975 * between_sd * mean)
     high = units_per_step / (mean - half) if half < mean else math.inf
     return units_per_step / mean, [units_per_step / (mean + half), high]
 
 
-def steps_for_target(rate: float, interval: Sequence[float], timed_steps: int) -> int | None:
+def steps_for_target(
+    rate: float, interval: Sequence[float], timed_steps: int, between_sd: float = 0.0
+) -> float | None:
     """How many timed steps an interval within `TARGET_WIDTH` would take, or None where these were enough.
 
-    An interval shrinks with the root of the number of steps.
+    What the steps of one trial contribute to it shrinks with the root of their number; what the machine's
+    own speed does (`between_sd`, see `rate_with_interval`) stays, and may leave no number that is enough.
     """
     width = max(rate - interval[0], interval[1] - rate) / rate
     if width <= TARGET_WIDTH:
         return None
+    stays = math.sqrt(2) * NORMAL_975 * between_sd
+    if stays >= TARGET_WIDTH:
+        return math.inf
     if not math.isfinite(width) or timed_steps < _FEW_STEPS:
         return _FEW_STEPS  # so few say little even about how many are needed
-    return math.ceil(timed_steps * (width / TARGET_WIDTH) ** 2)
+    return math.ceil(timed_steps * (width**2 - stays**2) / (TARGET_WIDTH**2 - stays**2))
 
 
-def timing_notes(rate: float, interval: Sequence[float], timed_steps: int) -> list[str]:
+def timing_notes(
+    rate: float, interval: Sequence[float], timed_steps: int, between_sd: float = 0.0
+) -> list[str]:
     """A line for people where the interval is wider than it should be."""
-    needed = steps_for_target(rate, interval, timed_steps)
+    needed = steps_for_target(rate, interval, timed_steps, between_sd)
     if needed is None:
         return []
     width = max(rate - interval[0], interval[1] - rate) / rate
     known = f"known to {width:.1%}" if math.isfinite(width) else "hardly known"
+    if math.isinf(needed) and timed_steps >= _FEW_STEPS:
+        drifts = f"this machine's speed varies by {between_sd:.1%} from trial to trial"
+        return [
+            f"samples/s is {known} after {timed_steps} timed steps: {drifts}, which more steps can't mend"
+        ]
+    needed = needed if math.isfinite(needed) else _FEW_STEPS
     aim = f"about {needed} give {TARGET_WIDTH:.0%}" if needed > _FEW_STEPS else f"use {needed} or more"
     return [f"samples/s is {known} after {timed_steps} timed steps; {aim} (trial.steps)"]
 

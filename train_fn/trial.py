@@ -23,6 +23,7 @@ from train_fn.collate import Batch, collate, worst_case, worst_case_tokens
 from train_fn.collective import Ranks
 from train_fn.compiled import compiled, tiny_batches
 from train_fn.data import Samples, SampleSets
+from train_fn.drift import Drift
 from train_fn.early import EarlyEnd
 from train_fn.gradients import FlatGradients
 from train_fn.loss import summed_loss
@@ -45,6 +46,7 @@ class Worker:
     samples: SampleSets
     memory: Memory
     ranks: Ranks
+    drift: Drift
 
 
 def run_trial(worker: Worker, spec: TrialSpec) -> TrialResult:
@@ -234,6 +236,7 @@ class _Trial:
                 self.seconds["warmup"] += seconds
             else:
                 self.step_seconds.append(seconds)
+                self.worker.drift.tick()
             if self.early.after_step(loss, previous_seconds, self.step_work):
                 break
         return self.memory.alloc_retries() - retries_before
@@ -342,6 +345,10 @@ class _Trial:
         finally:
             self.seconds[name] = time.perf_counter() - started
 
+    def _drift(self) -> float:
+        self.worker.drift.end_trial()
+        return self.worker.drift.relative_sd()
+
     def _synchronize(self) -> None:
         if self.ranks.device.type == "cuda":
             torch.cuda.synchronize(self.ranks.device)
@@ -354,9 +361,11 @@ class _Trial:
         if failure is None or failure.reason == Reason.SLOWER:
             work = self.step_work[self.job.warmup_steps :]
             tokens = fmean(work)
-            rate, interval = rate_with_interval(self.job.global_batch_size, self.step_seconds, work)
-        if failure is None and rate is not None and interval is not None:
-            notes += timing_notes(rate, interval, len(self.step_seconds))
+            between_sd = self.ranks.max([self._drift()])[0]
+            batch = self.job.global_batch_size
+            rate, interval = rate_with_interval(batch, self.step_seconds, work, between_sd)
+            if failure is None:
+                notes += timing_notes(rate, interval, len(self.step_seconds), between_sd)
         return TrialResult(
             status=failure.status if failure else Status.COMPLETE,
             reason=failure.reason if failure else None,

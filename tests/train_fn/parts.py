@@ -17,6 +17,7 @@ from train_fn.collate import IGNORE, collate
 from train_fn.collective import Ranks
 from train_fn.data import Samples, SampleSets
 from train_fn.demo import demo
+from train_fn.drift import Drift
 from train_fn.memory import CpuMemory
 from train_fn.model import BaseModel, attached
 from train_fn.session import run_trial
@@ -73,6 +74,7 @@ def lone_worker(source: str, train: Sequence[Row], validation: Sequence[Row], **
         samples=SampleSets(samples(train), samples(validation)),
         memory=CpuMemory(1 << 40),
         ranks=Ranks(CPU),
+        drift=Drift(CPU),
     )
 
 

@@ -1,0 +1,79 @@
+"""The machine's speed from trial to trial, on a clock that is told what to say."""
+
+import random
+
+import pytest
+import torch
+
+from train_fn import drift as drift_module
+from train_fn.drift import Drift
+from train_fn.timing import rate_with_interval, steps_for_target, timing_notes
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Every tick takes what `clock.next` says."""
+
+    class Clock:
+        def __init__(self):
+            self.now, self.next, self.started = 0.0, 1.0, False
+
+        def perf_counter(self):
+            self.now += self.next if self.started else 0.0
+            self.started = not self.started
+            return self.now
+
+    made = Clock()
+    monkeypatch.setattr(drift_module, "time", made)
+    return made
+
+
+def trials(drift, clock, speeds, noise, rng, ticks=20):
+    for speed in speeds:
+        for _ in range(ticks):
+            clock.next = speed * rng.gauss(1, noise)
+            drift.tick()
+        drift.end_trial()
+
+
+@pytest.mark.parametrize("sd", [0.0, 0.05])
+def test_finds_how_much_trials_differ_beyond_the_noise_of_their_ticks(clock, sd):
+    rng, drift = random.Random(0), Drift(torch.device("cpu"))
+    trials(drift, clock, [rng.gauss(1, sd) for _ in range(60)], 0.1, rng)
+    assert drift.relative_sd() == pytest.approx(sd, rel=0.25, abs=0.01)
+
+
+def test_assumes_something_before_it_has_seen_any(clock):
+    drift = Drift(torch.device("cpu"))
+    assert drift.relative_sd() == pytest.approx(0.02)
+    drift.tick()
+    drift.end_trial()  # one tick says nothing
+    assert drift.relative_sd() == pytest.approx(0.02)
+
+
+def test_repetitions_on_a_drifting_machine_lie_within_the_interval(clock):
+    """Trials whose machine is 4% faster or slower each time, measured by their own steps and by the ticks."""
+    rng, inside, count = random.Random(1), 0, 200
+    drift = Drift(torch.device("cpu"))
+    intervals, rates = [], []
+    for _ in range(count + 1):
+        speed = rng.gauss(1, 0.04)
+        trials(drift, clock, [speed], 0.02, rng)
+        seconds = [speed * rng.gauss(1, 0.02) for _ in range(18)]
+        rate, interval = rate_with_interval(16, seconds, [1.0] * 18, drift.relative_sd())
+        rates.append(rate)
+        intervals.append(interval)
+    inside = sum(low <= again <= high for (low, high), again in zip(intervals, rates[1:], strict=False))
+    assert 0.9 <= inside / count <= 0.99
+
+
+def test_says_when_more_steps_would_not_help():
+    rate, interval = rate_with_interval(16, [1.0, 1.01, 0.99] * 6, [1.0] * 18, between_sd=0.03)
+    assert steps_for_target(rate, interval, 18, 0.03) == float("inf")
+    (note,) = timing_notes(rate, interval, 18, 0.03)
+    assert "varies by 3.0% from trial to trial, which more steps can't mend" in note
+    rng = random.Random(0)
+    seconds = [rng.gauss(1, 0.1) for _ in range(18)]
+    alone = rate_with_interval(16, seconds, [1.0] * 18)
+    with_drift = rate_with_interval(16, seconds, [1.0] * 18, between_sd=0.005)
+    assert steps_for_target(*with_drift, 18, 0.005) > steps_for_target(*alone, 18)

@@ -1,0 +1,66 @@
+"""How much the machine's own speed differs from one trial to the next.
+
+Clocks follow heat, and other people's work shares caches and cores: all steps of a trial may be a few
+percent slow together, which none of them shows. A fixed piece of work, timed between the steps of every trial
+that a worker runs, does: its means differ from trial to trial as the trials' speeds would.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from statistics import fmean
+
+import torch
+
+_SIZE = {"cpu": 320, "cuda": 2048}
+"""Of square matrices, two of which are multiplied: a millisecond or two of work."""
+
+_PRIOR_SD = {"cpu": 0.02, "cuda": 0.003}
+"""Assumed before the worker has seen anything, and as if one trial had shown it."""
+
+
+class Drift:
+    """The fixed work of one worker, and what it took in each trial."""
+
+    def __init__(self, device: torch.device) -> None:
+        size = _SIZE[device.type]
+        self._device = device
+        self._factors = [torch.full((size, size), 1 / size, device=device) for _ in range(2)]
+        self._product = torch.empty(size, size, device=device)
+        self._ticks: list[float] = []
+        self._trials: list[tuple[float, float]] = []
+        self.tick()  # what libraries do once is not the machine's speed
+        self._ticks.clear()
+
+    def tick(self) -> None:
+        """Time the work once."""
+        started = time.perf_counter()
+        torch.mm(*self._factors, out=self._product)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self._ticks.append(time.perf_counter() - started)
+
+    def end_trial(self) -> None:
+        """Keep the trial's ticks as one; few of them say little."""
+        ticks, self._ticks = self._ticks, []
+        if len(ticks) >= 3:
+            mean = fmean(ticks)
+            variance = math.fsum((t - mean) ** 2 for t in ticks) / (len(ticks) - 1) / len(ticks)
+            self._trials.append((mean, variance / mean**2))
+
+    def relative_sd(self) -> float:
+        """Standard deviation, between trials, of the machine's speed.
+
+        The variance of the trials' means, less what a mean over so few ticks scatters by itself (one-way
+        random effects, e.g. Searle, Variance Components, section 3.6).
+        """
+        squares, degrees = _PRIOR_SD[self._device.type] ** 2, 1
+        if len(self._trials) >= 2:
+            logs = [math.log(mean) for mean, _ in self._trials]
+            center = fmean(logs)
+            between = math.fsum((x - center) ** 2 for x in logs)
+            own = fmean(variance for _, variance in self._trials) * (len(logs) - 1)
+            squares += max(between - own, 0.0)
+            degrees += len(logs) - 1
+        return math.sqrt(squares / degrees)
