@@ -65,7 +65,7 @@ def test_planned_arguments_are_what_the_tuner_takes(name):
     config, _ = load_config([*parse([name, *PLANNED[name].split()]).tuner, *forced])
     assert config.search.sampler == "grid"
     assert not config.search.skip_proven
-    assert config.global_batch_size == 48
+    assert config.global_batch_size == 24
 
 
 def test_a_surface_without_arguments_must_be_planned(capsys):
