@@ -38,7 +38,7 @@ from tuner.config import Config
 from tuner.preflight import device_precisions
 from tuner.recommend import recommend
 from tuner.results import RESULT_FILE, load_result
-from tuner.space import Measured, candidates
+from tuner.space import Measured, candidates, knobs_of
 
 DEFAULT = [*PLANNED["cpu-demo"].split()[1:], "--trial.steps", "5", "--trial.warmup-steps", "1"]
 CONTESTANTS = ("ours", "grid", "optuna")
@@ -85,6 +85,7 @@ def points_of(config: Config) -> list[TrialParams]:
         config.search.precision or device_precisions(config.cluster.device, [this_node()]),
         config.search.gradient_checkpointing,
         config.search.per_device_train_batch_size,
+        config.search.knobs,
     )
 
 
@@ -178,6 +179,7 @@ def _optuna(points: list[TrialParams], num_samples: int) -> tuple[dict[str, Any]
 
     names = ("per_device_train_batch_size", "precision", "gradient_checkpointing")
     space = {name: tune.choice(list(dict.fromkeys(getattr(p, name) for p in points))) for name in names}
+    space["knobs"] = {name: tune.choice(list(values)) for name, values in knobs_of(points).items()}
     search = OptunaSearch(metric=list(WORST), mode=["max", "min"], seed=0)
     return {"params": space}, {"search_alg": search, "num_samples": num_samples}
 
