@@ -11,7 +11,7 @@ practice:
 - optuna: the same with `OptunaSearch` and two objectives; a trial out of memory reports worst values.
 
 Regret is that of the recommended point against the best that the grid measured. Without arguments for the
-tuner the space is that of the surface `cpu-demo`, with fewer steps.
+tuner the space has 32 points: the demo, every split of 48 samples, checkpointing, two kinds of attention.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from record_surface import PLANNED, ROOT
+from record_surface import KNOB, ROOT
 from rich.console import Console
 from rich.table import Table
 from surface import Surface, is_oom
@@ -40,7 +40,11 @@ from tuner.recommend import recommend
 from tuner.results import RESULT_FILE, load_result
 from tuner.space import Measured, candidates, knobs_of
 
-DEFAULT = [*PLANNED["cpu-demo"].split()[1:], "--trial.steps", "5", "--trial.warmup-steps", "1"]
+DEFAULT = (
+    "--cluster.device cpu --global-batch-size 48 --num-workers 2 --cluster.memory-budget 120MiB"
+    " --trial.steps 5 --trial.warmup-steps 1 --data.max-validation-samples 16"
+    f" {KNOB}"
+).split()
 CONTESTANTS = ("ours", "grid", "optuna")
 WORST = {"samples_per_second": 0.0, "validation_loss": 100.0}
 """What people report for a trial out of memory, so that the searcher learns something."""
