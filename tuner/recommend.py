@@ -1,8 +1,8 @@
 """What the measurements mean: the Pareto front, one recommendation and the sentence that explains it. Pure.
 
 Differences inside the noise are ties: speeds that a comparison step by step, over the same global batches,
-can't tell apart, and validation losses within `loss_tolerance` of each other. Among ties the configuration
-with more free memory is the better one.
+can't tell apart, and validation losses within `loss_tolerance` of each other. Among ties whose speeds are all
+but the same the configuration with more free memory is the better one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,11 @@ from tuner.units import human_bytes
 
 THRASHING_MARGIN = 0.03
 """How much faster a thrashing trial must be to be recommended over one that is not."""
+
+
+TIE_WIDTH = 0.02
+"""Trials that noise can't tell apart are equals for the recommendation only if their speeds are as close as
+this: one that was measured badly is not as good for that."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,9 @@ def without_idle_thrashing(good: list[Feasible]) -> list[Feasible]:
 
 def _best(feasible: list[Feasible], tolerance: float) -> Feasible:
     good = without_idle_thrashing(within_tolerance(feasible, tolerance))
-    equals = [t for t in good if not any(o.is_faster(t) for o in good)]
+    unbeaten = [t for t in good if not any(o.is_faster(t) for o in good)]
+    fastest = max(t.speed for t in unbeaten)
+    equals = [t for t in unbeaten if t.speed >= (1 - TIE_WIDTH) * fastest]
     return min(equals, key=lambda t: (t.peak_bytes or math.inf, -t.speed, t.number))
 
 
