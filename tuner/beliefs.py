@@ -210,6 +210,14 @@ class Beliefs:
             if m.result.samples_per_second
         ]
 
+    def _measured_cost(self, point: TrialParams) -> tuple[float, float] | None:
+        """Seconds per sample and their relative standard deviation, of all the point's trials together."""
+        weighted = [(v, 1 / sd**2) for p, v, sd in self._speeds if p == point]
+        if not weighted:
+            return None
+        total = math.fsum(weight for _, weight in weighted)
+        return total / math.fsum(v * weight for v, weight in weighted), 1 / math.sqrt(total)
+
     @cached_property
     def _time(self) -> AffineCosts | None:
         observations = [Observation(self._time_point(p), 1 / v, sd) for p, v, sd in self._speeds]
@@ -274,12 +282,16 @@ class Beliefs:
     # Everything at once.
 
     def draws(self, points: Sequence[TrialParams], count: int, rng: np.random.Generator) -> Draws:
-        """Joint draws for points that are not measured; `predict_speed` must not be None."""
+        """Joint draws; of points that are measured, as far as noise leaves that open.
+
+        `predict_speed` must not be None.
+        """
         assert self._time is not None
         speed = self._time.draw(
             [self._time_point(p) for p in points],
             rng.standard_normal((count, self._time.num_parameters)),
             rng.standard_normal((count, len(points))),
+            [self._measured_cost(p) for p in points],
         )
         probability = self.fits(points)
         bad = self._diverged()

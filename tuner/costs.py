@@ -126,21 +126,36 @@ class AffineCosts:
         variance = np.einsum("ij,jk,ik->i", jacobian, self._covariance, jacobian)
         return log_cost, np.sqrt(variance + self._scatter**2)
 
-    def draw(self, points: Sequence[Point], normal: np.ndarray, scatter: np.ndarray) -> np.ndarray:
+    def draw(
+        self,
+        points: Sequence[Point],
+        normal: np.ndarray,
+        scatter: np.ndarray,
+        seen: Sequence[tuple[float, float] | None] | None = None,
+    ) -> np.ndarray:
         """Joint draws of the points' log costs.
 
         Args:
             points: n of them.
             normal: Standard normal numbers [draws, at least as many as there are parameters].
             scatter: Standard normal numbers [draws, n] for each point's own deviation.
+            seen: What is measured of each point, as (cost, relative standard deviation). Its own deviation is
+                then what the measurement leaves of the scatter: a noisy one leaves most of it to the model.
 
         Returns:
             [draws, n].
         """
         log_cost, jacobian = self._log_cost(self._theta, points)
         root = np.linalg.cholesky(self._covariance + 1e-12 * np.eye(len(self._theta)))
-        shifts = normal[:, : len(self._theta)] @ root.T @ jacobian.T
-        draws: np.ndarray = log_cost + shifts + self._scatter * scatter
+        draws: np.ndarray = log_cost + normal[:, : len(self._theta)] @ root.T @ jacobian.T
+        for index, measured in enumerate(seen or [None] * len(points)):
+            center, sd = draws[:, index], self._scatter
+            if measured is not None:
+                cost, noise = measured
+                share = sd**2 / (sd**2 + noise**2)
+                center = center + share * (np.log(cost) - center)
+                sd = noise * np.sqrt(share)
+            draws[:, index] = center + sd * scatter[:, index]
         return draws
 
     @property

@@ -36,6 +36,10 @@ _DRAWS = 512
 _STOP_PROBABILITY = 0.05
 """The search ends when an open point is better than the best by more than `stop_within` in fewer draws."""
 
+_CAUTION = 2
+"""A gain counts with the chance of fitting, and again with this power of it: a trial out of memory teaches
+little, while the probe of a safer one looks at the riskier sizes, too."""
+
 _QUALITIES = np.linspace(0.05, 1.5, 30)
 """Levels of validation loss over which the hypervolume is summed: 1 is the best loss measured, 0 is ten
 tolerances worse."""
@@ -87,11 +91,12 @@ class Outlook:
         if not self._can_predict:
             return min(self.state.open, key=self._safety)
         chances = self.beliefs.fits(self.state.open)
+        gains = self._gains.mean(axis=0) * chances**_CAUTION
         # Where nothing gains anything: what is likeliest to fit, then the smallest batch, which proves most.
         order = [
             (-round(gain, 6), -chance, point.per_device_train_batch_size, place)
             for place, (gain, chance, point) in enumerate(
-                zip(self._gains.mean(axis=0), chances, self.state.open, strict=True)
+                zip(gains, chances, self.state.open, strict=True)
             )
         ]
         return self.state.open[min(order)[-1]]
@@ -133,19 +138,17 @@ class Outlook:
         The largest over the levels of quality that the point reaches, and the mean over all levels.
         """
         state, settings = self.state, self.settings
-        points = [*state.open, *state.running]
-        rng = np.random.default_rng([settings.seed, state.turn])
-        draws = self.beliefs.draws(points, _DRAWS, rng)
+        front = list(dict.fromkeys(m.params for m in self._front))
+        points = [*state.open, *state.running, *front]
+        draws = self.beliefs.draws(points, _DRAWS, np.random.default_rng([settings.seed, state.turn]))
         quality = self._quality(draws.loss)
-        front = self._front_of_draws(rng)
-        for index in range(len(state.open), len(points)):
-            reached = quality[:, index, None] >= _QUALITIES
-            reached &= draws.fits[:, index, None]
-            front = np.where(reached, np.maximum(front, draws.log_speed[:, index, None]), front)
+        runs = draws.fits[:, :, None] & (quality[:, :, None] >= _QUALITIES)
+        speed = np.where(runs, draws.log_speed[:, :, None], -np.inf)
         count = len(state.open)
-        gain = draws.log_speed[:, :count, None] - front[:, None, :]
-        counts = draws.fits[:, :count, None] & (quality[:, :count, None] >= _QUALITIES)
-        gain = np.where(counts, np.maximum(gain, 0.0), 0.0)
+        # Where nothing reaches some quality, half the speed of the slowest does.
+        floor = draws.log_speed[:, -len(front) :].min(axis=1) - np.log(2) if front else np.full(_DRAWS, -50.0)
+        best = np.maximum(speed[:, count:].max(axis=1, initial=-np.inf), floor[:, None])
+        gain = np.maximum(speed[:, :count] - best[:, None, :], 0.0)
         return gain.max(axis=2), gain.mean(axis=2)
 
     @property
@@ -155,20 +158,6 @@ class Outlook:
     @property
     def _gains(self) -> np.ndarray:
         return self._all_gains[1]
-
-    def _front_of_draws(self, rng: np.random.Generator) -> np.ndarray:
-        """Log samples/sec of the fastest measured trial at each level of quality: [draws, levels].
-
-        Nothing measured at some level counts as half of the slowest trial.
-        """
-        speeds = np.log([m.result.samples_per_second or 1e-9 for m in self._front])
-        floor = np.min(speeds, initial=0.0) - np.log(2) if len(speeds) else -50.0
-        front = np.full((_DRAWS, len(_QUALITIES)), floor)
-        for m, speed in zip(self._front, speeds, strict=True):
-            loss = self.beliefs.losses[numerics_of(m.params)]
-            level = self._quality(np.array(loss)) >= _QUALITIES
-            front = np.where(level, np.maximum(front, speed), front)
-        return front
 
     def _quality(self, loss: np.ndarray) -> np.ndarray:
         """1 for losses that equal the best one measured, falling to 0; above 1 for better ones."""
