@@ -15,7 +15,7 @@ from typing import Protocol
 
 from train_fn.spec import Reason, Status, TrialParams
 from train_fn.timing import time_ratio
-from tuner.recommend import Feasible, feasible_trials, within_tolerance
+from tuner.recommend import TIE_WIDTH, Feasible, feasible_trials, within_tolerance
 from tuner.space import Measured, is_out_of_memory, proven_infeasible, same_numerics, same_setting, setting_of
 from tuner.units import human_bytes
 
@@ -239,6 +239,8 @@ class _Judge:
         if faster := next((t for t in self._good if t.is_faster(trial)), None):
             lacks = _slower_by(trial, faster).value
             return Verdict.SLOWER, f"slower than {faster.params} by {_percent(lacks)} (measured)"
+        if slower_by.value > TIE_WIDTH:
+            return Verdict.TIE, f"slower by {_percent(slower_by.value)}, within the noise"
         if trial.peak_bytes > self.best.peak_bytes:
             more = human_bytes(trial.peak_bytes - self.best.peak_bytes)
             return Verdict.TIE, f"tie, needs {more} more memory"

@@ -95,9 +95,7 @@ class Outlook:
         # Where nothing gains anything: what is likeliest to fit, then the smallest batch, which proves most.
         order = [
             (-round(gain, 6), -chance, point.per_device_train_batch_size, place)
-            for place, (gain, chance, point) in enumerate(
-                zip(gains, chances, self.state.open, strict=True)
-            )
+            for place, (gain, chance, point) in enumerate(zip(gains, chances, self.state.open, strict=True))
         ]
         return self.state.open[min(order)[-1]]
 

@@ -147,13 +147,21 @@ def test_who_ties_with_the_recommended_but_not_with_all_names_the_better_one():
     results = {
         point(4): complete(10, spread=0.12),
         FP32: complete(9.5, spread=0.01, peak=140),
-        point(8): complete(10.5, spread=0.01, peak=190),
+        point(8): complete(10.1, spread=0.01, peak=190),
     }
     found = explained(results)
     assert found.next_larger.why == "tie, needs 40.0 MiB more memory, needs 190 MiB"
     [beaten] = [a for a in found.settings if a.params == FP32]
-    assert beaten.why == "slower than 8x1 bf16 by 9.5% (measured)"
+    assert beaten.why == "slower than 8x1 bf16 by 5.9% (measured)"
     assert beaten.verdict == Verdict.SLOWER
+
+
+def test_one_that_was_measured_badly_is_said_to_be():
+    found = explained({point(4): complete(10), point(8): complete(9, spread=0.3, peak=120)})
+    assert (found.next_larger.verdict, found.next_larger.why) == (
+        Verdict.TIE,
+        "slower by 10%, within the noise, needs 120 MiB",
+    )
 
 
 def probes(*peaks):

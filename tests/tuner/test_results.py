@@ -6,6 +6,7 @@ import pytest
 
 from train_fn.spec import TrialResult
 from tuner.explain import Prediction
+from tuner.model_search import ModelSettings
 from tuner.results import load_result, write_results
 from tuner.space import candidates
 from tuner.study import open_study
@@ -117,8 +118,13 @@ def test_predictions_reach_the_explanation(tmp_path, study):
 
 
 def test_why_the_search_stopped_is_kept(tmp_path, study):
-    study.stopped = "every other point is predicted at least 9% slower"
-    assert write(tmp_path, study)["stopped"] == "every other point is predicted at least 9% slower"
+    study.tell(study.ask(), COMPLETE)
+    assert write(tmp_path, study)["stopped"] is None, "a grid goes on to its end"
+    points = candidates(16, 2, ("fp32",), (False,))
+    url, batch = f"sqlite:///{tmp_path}/m.db", {"global_batch_size": 16}
+    easy = open_study("easy", url, points, "model", 0, 9, batch, ModelSettings(stop_within=9.0))
+    easy.tell(easy.ask(), COMPLETE)
+    assert write(tmp_path, easy)["stopped"].startswith("stopped after 1 of 4: ")
 
 
 def test_knobs_have_a_key_in_the_json_and_a_column_each_in_the_csv(tmp_path):
