@@ -20,10 +20,10 @@ _TINY_LENGTH = 8
 
 @contextlib.contextmanager
 def compiled(base: Any, device: torch.device) -> Iterator[None]:
-    """Inside the block, the decoder is compiled for any batch and length.
+    """Inside the block, the decoder's layers are compiled for any batch and length.
 
-    The decoder, not the whole model: the hook that cuts hidden states before the output layer is a new one in
-    each step, and would have the model compiled anew.
+    Its layers, not the whole model: they are alike, so that one is compiled for all, and the hook that cuts
+    hidden states before the output layer, a new one in each step, stays outside.
 
     Raises:
         RuntimeError: There is no C compiler.
@@ -33,13 +33,21 @@ def compiled(base: Any, device: torch.device) -> Iterator[None]:
     if not any(shutil.which(name) for name in wanted):
         tried = ", ".join(wanted)
         raise RuntimeError(f"torch_compile needs a C compiler on the workers, and there is none ({tried})")
-    decoder = base.get_decoder()
-    decoder.compile(dynamic=True)
+    layers = _layers(base)
+    for layer in layers:
+        layer.compile(dynamic=True)
     try:
         yield
     finally:
-        decoder._compiled_call_impl = None
+        for layer in layers:
+            layer._compiled_call_impl = None
         torch._dynamo.reset()
+
+
+def _layers(base: Any) -> list[Any]:
+    """What the decoder repeats, by the classes that the model itself names for that; else the decoder."""
+    names, decoder = set(base._no_split_modules or ()), base.get_decoder()
+    return [m for m in decoder.modules() if type(m).__name__ in names] or [decoder]
 
 
 def tiny_batches(sizes: list[int], pad_token_id: int) -> Iterator[Batch]:

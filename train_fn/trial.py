@@ -116,12 +116,12 @@ class _Trial:
 
     def _set_up(self, stack: contextlib.ExitStack) -> None:
         """Load the base in this precision, start the memory accounting, attach the adapter."""
-        if problems := knobs.problems_of(self.params.knobs):
-            raise TrialStoppedError(Failure(Reason.ERROR, "; ".join(problems)))
         base = self.worker.base
         loaded = self.attempts.run(lambda: self._load_base(base), limited=False)
         held = base.held_bytes
         self.memory.start_probe(held)
+        if problems := knobs.problems_of(self.params.knobs):
+            raise TrialStoppedError(Failure(Reason.ERROR, "; ".join(problems)))
         if held > self.memory.budget_bytes and self.attempts.failure is None:
             self.attempts.failure = Failure(
                 Reason.OOM, f"the base model alone takes {held} bytes in {self.params.precision}", held
