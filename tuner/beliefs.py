@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from train_fn.spec import Knobs, Reason, Status, TrialParams, TrialResult
+from train_fn.timing import student_t_975
 from tuner.costs import AffineCosts, Effect, Feature, Observation, Point, Priors
 from tuner.explain import Prediction
 from tuner.space import Measured, Setting, is_out_of_memory, setting_of
@@ -72,6 +73,7 @@ def _speed_priors(device: str) -> Priors:
 _PROBED_SD = 0.01
 """Peaks repeat to within this fraction."""
 
+_POOLED_DEGREES = 4
 _LEAST_SPEED_SD = 0.003
 _MOST_SPEED_SD = 0.5
 
@@ -204,11 +206,9 @@ class Beliefs:
     @cached_property
     def _speeds(self) -> list[tuple[TrialParams, float, float]]:
         """(point, samples/sec, its relative standard deviation) of every trial that was timed."""
-        return [
-            (m.params, m.result.samples_per_second, _relative_sd(m.result))
-            for m in self._measured
-            if m.result.samples_per_second
-        ]
+        timed = [(m.params, m.result) for m in self._measured if m.result.samples_per_second]
+        sds = _relative_sds([result for _, result in timed])
+        return [(p, r.samples_per_second or 0.0, sd) for (p, r), sd in zip(timed, sds, strict=True)]
 
     def _measured_cost(self, point: TrialParams) -> tuple[float, float] | None:
         """Seconds per sample and their relative standard deviation, of all the point's trials together."""
@@ -346,10 +346,35 @@ def _probed(measured: Sequence[Measured]) -> dict[tuple[Setting, int], float | N
     return found
 
 
-def _relative_sd(result: TrialResult) -> float:
-    """Of samples/sec; the interval is one of 95%."""
-    speed, interval = result.samples_per_second, result.samples_per_second_ci95
-    if not speed or not interval or not all(map(math.isfinite, interval)):
-        return _MOST_SPEED_SD
-    sd = (interval[1] - interval[0]) / 2 / 1.96 / speed
-    return min(max(sd, _LEAST_SPEED_SD), _MOST_SPEED_SD)
+def _relative_sds(results: Sequence[TrialResult]) -> list[float]:
+    """Of samples/sec. Few steps say little about their own noise; what other trials' steps say is pooled in.
+
+    As scaled inverse chi-squared (Gelman et al., Bayesian Data Analysis, section 3.3): a trial's own variance
+    with its degrees of freedom, and the median trial's as if with `_POOLED_DEGREES`.
+    """
+    own = [_noise_of_a_step(r) for r in results]
+    known = [variance for variance, _, _ in own if variance is not None]
+    typical = float(np.median(known)) if known else _MOST_SPEED_SD**2
+    sds = []
+    for variance, degrees, steps in own:
+        pooled = _POOLED_DEGREES * typical + (0.0 if variance is None else degrees * variance)
+        sd = math.sqrt(pooled / (_POOLED_DEGREES + (0 if variance is None else degrees)) / steps)
+        sds.append(min(max(sd, _LEAST_SPEED_SD), _MOST_SPEED_SD))
+    return sds
+
+
+def _noise_of_a_step(result: TrialResult) -> tuple[float | None, int, int]:
+    """(relative variance of a step's time, None where unknown; its degrees of freedom; number of steps).
+
+    Taken back out of the low end of the interval, which is that of a longer mean step time.
+    """
+    speed, interval, steps = (
+        result.samples_per_second,
+        result.samples_per_second_ci95,
+        len(result.step_seconds),
+    )
+    degrees = steps - 2
+    if not speed or not interval or not interval[0] or degrees < 1:
+        return None, 0, max(steps, 1)
+    half_width = max(speed / interval[0] - 1, 0.0)
+    return (half_width / student_t_975(degrees)) ** 2 * steps, degrees, steps
