@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import random
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -203,12 +204,13 @@ def test_no_compiler(worker: Worker, usual: TrialResult, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_compiled_trials_make_the_same_steps(worker: Worker, usual: TrialResult, checkpointing: bool) -> None:
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU takes a C++ compiler")
+def test_a_compiled_trial_makes_the_same_steps(worker: Worker, usual: TrialResult) -> None:
+    """With checkpointing, which is the harder case."""
     from torch._dynamo.utils import counters
 
     counters.clear()
-    result = measured(worker, checkpointing, torch_compile=True)
+    result = measured(worker, True, torch_compile=True)
     assert_same_steps(result, usual, 1e-4)
     assert counters["stats"]["unique_graphs"] > 0
     after = measured(worker)
