@@ -118,6 +118,9 @@ class Counting(Memory):
     def start_probe(self, held_bytes: int) -> None:
         self.inner.start_probe(held_bytes)
 
+    def restart_peak(self) -> None:
+        self.inner.restart_peak()
+
     def start_training(self) -> None:
         self.inner.start_training()
 
