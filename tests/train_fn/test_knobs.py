@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import random
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -201,18 +200,3 @@ def test_no_compiler(worker: Worker, usual: TrialResult, monkeypatch: pytest.Mon
     assert (result.status, result.reason) == (Status.FAILED, Reason.ERROR)
     assert "torch_compile needs a C compiler on the workers" in (result.detail or "")
     assert_same_steps(measured(worker), usual, 0)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU takes a C++ compiler")
-def test_a_compiled_trial_makes_the_same_steps(worker: Worker, usual: TrialResult) -> None:
-    """With checkpointing, which is the harder case."""
-    from torch._dynamo.utils import counters
-
-    counters.clear()
-    result = measured(worker, True, torch_compile=True)
-    assert_same_steps(result, usual, 1e-4)
-    assert counters["stats"]["unique_graphs"] > 0
-    after = measured(worker)
-    assert (after.train_loss, after.validation_loss) == (usual.train_loss, usual.validation_loss)
-    assert all(m._compiled_call_impl is None for m in worker.base.load(torch.float32).modules())
