@@ -13,7 +13,7 @@ from test_knobs import TrialResult, Worker, assert_same_steps, measured, usual, 
 __all__ = ["usual", "worker"]
 
 
-def test_a_compiled_trial_makes_the_same_steps(worker: Worker, usual: TrialResult) -> None:  # noqa: F811
+def test_a_compiled_trial_makes_the_same_steps(worker: Worker, usual: TrialResult) -> None:
     """With checkpointing, which is the harder case."""
     from torch._dynamo.utils import counters
 
