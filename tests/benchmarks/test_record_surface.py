@@ -13,7 +13,7 @@ from synthetic import synthetic
 from tuner.cli import load as load_config
 
 SURFACE = synthetic("cpu", repeats=2)
-TUNER = PLANNED["cpu-demo"].split()[1:]
+TUNER = PLANNED["cpu-demo"].partition(" -- ")[2].split()
 COMMAND = ["record_surface.py", "cpu-demo", "--", "--data.train", "/home/someone/train.jsonl"]
 
 
