@@ -13,11 +13,14 @@ import re
 from collections.abc import Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from tuner.checks import masked_storage
 from tuner.config import Config
-from tuner.model_search import ModelSettings
 from tuner.units import exact_duration, exact_size
+
+if TYPE_CHECKING:
+    from tuner.model_search import ModelSettings
 
 Fingerprint = dict[str, str | int | float | None]
 
@@ -57,6 +60,8 @@ def fingerprint(config: Config, device: str) -> Fingerprint:
 
 def model_settings(config: Config, device: str) -> ModelSettings:
     """Of the `model` sampler."""
+    from tuner.model_search import ModelSettings  # it needs numpy, which --help should not wait for
+
     search = config.search
     return ModelSettings(
         device=device,
