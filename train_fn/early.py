@@ -57,7 +57,9 @@ class EarlyEnd:
             is_narrow = steps_for_target(rate, interval, len(self._seconds)) is None
             if is_narrow or len(self._losses) >= KNOWN_PART_OF_STEPS * self._job.steps:
                 return True
-        if self._slow_below is not None and timed >= HOPELESS_TIMED_STEPS and interval[1] < self._slow_below:
+        # Steps that are not the known ones may end at a lower loss, and then speed is not all that counts.
+        may_be_hopeless = self._first_departure is None and timed >= HOPELESS_TIMED_STEPS
+        if self._slow_below is not None and may_be_hopeless and interval[1] < self._slow_below:
             at_most = f"{interval[1]:.3g} samples/s at most after {len(self._losses)} steps"
             self.hopeless = f"{at_most}; {self._slow_below:.3g} are needed to matter"
         return self.hopeless is not None

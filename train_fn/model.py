@@ -7,7 +7,6 @@ adapter, trains it, and takes it off again. Nothing of a trial may stay behind.
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import warnings
 from collections.abc import Iterator
@@ -73,6 +72,7 @@ class BaseModel:
 
     Attributes:
         vision: Its processor, where it is asked for images.
+        tokens_per_target: The work of one position's logits in units of a token's, once a model is resident.
     """
 
     def __init__(self, source: str, device: torch.device, with_images: bool = False) -> None:
@@ -80,25 +80,14 @@ class BaseModel:
 
         self.source, self.device = source, device
         self.tokenizer = AutoTokenizer.from_pretrained(source)
-        self._config = config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source)
         self.positions = max_positions(config)
         self.shortcuts = NO_SHORTCUTS
+        self.tokens_per_target = 0.0
         self.vision = open_vision(source, config) if with_images else None
         self._auto_class = auto_class(config, with_images)
         self._model: nn.Module | None = None
         self._kind: tuple[torch.dtype, bool] | None = None
-
-    @functools.cached_property
-    def tokens_per_target(self) -> float:
-        """The work of one position's logits in units of a token's: both in proportion to their parameters."""
-        with torch.device("meta"):
-            model = self._auto_class.from_config(self._config)
-        decoder, head = model.get_decoder(), model.get_output_embeddings()
-        if head is None:
-            return 0.0
-        embeddings = model.get_input_embeddings().weight
-        body = sum(p.numel() for p in decoder.parameters() if p is not embeddings)
-        return float(head.weight.numel() / max(body, 1))
 
     @property
     def pad_token_id(self) -> int:
@@ -117,6 +106,8 @@ class BaseModel:
             self._model = _load(self._auto_class, self.source, dtype, quantized, self.device)
             self._kind = (dtype, quantized)
             self.shortcuts = find_shortcuts(self._model, self.device)
+            if not quantized:  # packed weights have fewer elements; another precision was resident before
+                self.tokens_per_target = _tokens_per_target(self._model)
         return self._model
 
     def drop(self) -> None:
@@ -134,6 +125,13 @@ class BaseModel:
         tensors += [t for p in self._model.parameters() for t in _quantization_tensors(p)]
         unique = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
         return sum(unique.values())
+
+
+def _tokens_per_target(model: Any) -> float:
+    """Both kinds of work are in proportion to the parameters there; embeddings are only looked up."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings().weight
+    body = sum(p.numel() for p in model.get_decoder().parameters() if p is not embeddings)
+    return float(head.weight.numel() / max(body, 1))
 
 
 def _quantization_tensors(parameter: Any) -> Iterator[torch.Tensor]:

@@ -57,7 +57,7 @@ def _open_own(job: JobSpec, device: torch.device) -> Worker:
     gc.freeze()  # the libraries stay; collections between trials need not look at them (0.2 s each)
     warm_up(base, job)
     ranks.sum(0.0)  # and what a communicator holds is there before the free memory is read
-    _ = samples.train.extra_work(base.tokens_per_target)  # made once: it takes skeletons of the model
+    _ = samples.train.patch_work  # made once: it takes a skeleton of the model
     budget_bytes = agreed_budget(job.memory_budget, device, ranks)
     return Worker(job, base, samples, open_memory(budget_bytes, device), ranks, Drift(device))
 

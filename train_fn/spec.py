@@ -322,6 +322,11 @@ class TrialResult(_Record):
     notes: list[str] = field(default_factory=list)
     lane: int | None = None
 
+    @property
+    def is_loss_borrowed(self) -> bool:
+        """Whether `validation_loss` is that of another trial, which made the same steps."""
+        return self.validation_loss_source not in (None, MEASURED)
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Rebuild a result from `dataclasses.asdict` or from a trial in `result.json`."""

@@ -12,14 +12,11 @@ from functools import cached_property
 
 import numpy as np
 
-from train_fn.spec import Knobs, Reason, Status, TrialParams, TrialResult
+from train_fn.spec import Reason, Status, TrialParams, TrialResult
 from train_fn.timing import student_t_975
 from tuner.costs import AffineCosts, Effect, Feature, Observation, Point, Priors
 from tuner.explain import Prediction
-from tuner.space import Measured, Setting, is_out_of_memory, setting_of
-
-Numerics = tuple[str, Knobs]
-"""What decides the steps that a trial makes, but for rounding: its precision and knobs."""
+from tuner.space import Measured, Numerics, Setting, is_out_of_memory, numerics_of, setting_of
 
 _MEMORY = Priors(
     constant={
@@ -284,7 +281,7 @@ class Beliefs:
     def draws(self, points: Sequence[TrialParams], count: int, rng: np.random.Generator) -> Draws:
         """Joint draws; of points that are measured, as far as noise leaves that open.
 
-        `predict_speed` must not be None.
+        A trial must be complete: `predict_speed` is not None then, and a loss is known.
         """
         assert self._time is not None
         speed = self._time.draw(
@@ -303,8 +300,7 @@ class Beliefs:
         return Draws(fits, -speed, self._draw_losses(points, count, rng))
 
     def _draw_losses(self, points: Sequence[TrialParams], count: int, rng: np.random.Generator) -> np.ndarray:
-        known = list(self.losses.values())
-        center = min(known, default=1.0)
+        center = min(self.losses.values())
         sd = _UNKNOWN_LOSS_SD * self._tolerance * abs(center)
         groups = sorted({numerics_of(p) for p in points}, key=repr)
         drawn = {g: center + sd * rng.standard_normal(count) for g in groups}
@@ -319,11 +315,6 @@ def features_of(setting: Setting) -> frozenset[Feature]:
     if checkpointing:
         features.add(("gradient_checkpointing", True))
     return frozenset(features | {(name, value) for name, value in knobs.items()})
-
-
-def numerics_of(point: TrialParams) -> Numerics:
-    """See `Numerics`."""
-    return point.precision, point.knobs
 
 
 def _interval(median: float, log_sd: float) -> Prediction:

@@ -147,9 +147,8 @@ def _parse_flags(argv: list[str]) -> tuple[dict[str, Any], Options, list[Fault]]
     options = Options(dry_run=dry_run, config_file=Path(config_file) if config_file else None)
     faults = [Fault("--config", "expected a file, got nothing")] if config_file == "" else []
     values = source()
-    with contextlib.suppress(
-        KeyError, ValueError
-    ):  # a map, so that it is merged with the file's, name by name
+    # A map, so that it is merged with the file's, name by name.
+    with contextlib.suppress(KeyError, ValueError):
         values["search"]["knobs"] = parse_knobs(values["search"]["knobs"])
     return values, options, [*faults, *_unknown_flags(unknown)]
 

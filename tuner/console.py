@@ -15,7 +15,7 @@ from functools import wraps
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TextIO
 
-from train_fn.spec import MEASURED, InputError, Knob, Status, TrialParams, TrialResult
+from train_fn.spec import InputError, Knob, Status, TrialParams, TrialResult
 from tuner.summary import summary
 from tuner.units import human_bytes, human_seconds
 
@@ -325,8 +325,7 @@ def _legends(results: Sequence[Row]) -> list[str]:
 
 def _loss_source(result: TrialResult) -> str:
     """`=3` where the loss is that of trial 3."""
-    source = result.validation_loss_source
-    return "" if source in (None, MEASURED) else f"={str(source).rpartition(' ')[2]}"
+    return f"={str(result.validation_loss_source).rpartition(' ')[2]}" if result.is_loss_borrowed else ""
 
 
 def _cells(number: int, params: TrialParams, result: TrialResult, mark: str) -> list[str]:

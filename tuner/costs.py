@@ -79,6 +79,20 @@ class Point:
 
 
 @dataclass(frozen=True)
+class _Design:
+    """Points as matrices [points, parameters]: which parameters the logarithms of both coefficients sum up.
+
+    `units`, `count` and `doublings` (of the batch, from the reference on) are one number per point.
+    """
+
+    constant: np.ndarray
+    slope: np.ndarray
+    units: np.ndarray
+    count: np.ndarray
+    doublings: np.ndarray
+
+
+@dataclass(frozen=True)
 class Observation:
     """A measured cost.
 
@@ -118,11 +132,11 @@ class AffineCosts:
         self._reference = min(exact, key=lambda o: o.point.size)
         self._mean, self._precision = self._prior()
         self._scatter = priors.scatter_sd
-        self._fit(observations, rounds=2)
+        self._fit(observations)
 
     def predict(self, points: Sequence[Point]) -> tuple[np.ndarray, np.ndarray]:
         """Logarithm of the cost of points that are not measured: (mean, standard deviation)."""
-        log_cost, jacobian = self._log_cost(self._theta, points)
+        log_cost, jacobian = _log_cost(self._theta, self._design(points))
         variance = np.einsum("ij,jk,ik->i", jacobian, self._covariance, jacobian)
         return log_cost, np.sqrt(variance + self._scatter**2)
 
@@ -145,7 +159,7 @@ class AffineCosts:
         Returns:
             [draws, n].
         """
-        log_cost, jacobian = self._log_cost(self._theta, points)
+        log_cost, jacobian = _log_cost(self._theta, self._design(points))
         root = np.linalg.cholesky(self._covariance + 1e-12 * np.eye(len(self._theta)))
         draws: np.ndarray = log_cost + normal[:, : len(self._theta)] @ root.T @ jacobian.T
         for index, measured in enumerate(seen or [None] * len(points)):
@@ -192,8 +206,7 @@ class AffineCosts:
                 mean[1] -= mean[4 + 2 * index]
         return np.array(mean), 1 / np.array(sd) ** 2
 
-    def _design(self, points: Sequence[Point]) -> tuple[np.ndarray, np.ndarray]:
-        """Which parameters the logarithms of both coefficients are sums of: two [points, parameters]."""
+    def _design(self, points: Sequence[Point]) -> _Design:
         constant = np.zeros((len(points), len(self._mean)))
         slope = np.zeros_like(constant)
         for row, point in enumerate(points):
@@ -202,44 +215,37 @@ class AffineCosts:
                 places.append(3 + 2 * len(self._features) + 2 * self._settings.index(point.features))
             constant[row, [0, *places]] = 1
             slope[row, [1, *(p + 1 for p in places)]] = 1
-        return constant, slope
+        return _Design(
+            constant,
+            slope,
+            np.array([p.units for p in points]),
+            np.array([p.count for p in points]),
+            np.log2([p.size / self._reference.point.size for p in points]),
+        )
 
-    def _log_cost(self, theta: np.ndarray, points: Sequence[Point]) -> tuple[np.ndarray, np.ndarray]:
-        """Log costs and their derivatives by the parameters."""
-        constant, slope = self._design(points)
-        first = np.exp(np.clip(constant @ theta, -80, 80)) * np.array([p.units for p in points])
-        second = np.exp(np.clip(slope @ theta, -80, 80)) * np.array([p.count for p in points])
-        total = first + second
-        doublings = np.log2([p.size / self._reference.point.size for p in points])
-        jacobian = (first / total)[:, None] * constant + (second / total)[:, None] * slope
-        jacobian[:, 2] += doublings
-        return np.log(total) + doublings * theta[2], jacobian
-
-    def _fit(self, observations: Sequence[Observation], rounds: int) -> None:
+    def _fit(self, observations: Sequence[Observation]) -> None:
         """Fit, learn from the residuals how far points scatter, and fit again."""
-        points = [o.point for o in observations]
+        design = self._design([o.point for o in observations])
         target = np.log([o.cost for o in observations])
         bound = np.array([o.is_lower_bound for o in observations])
         noise = np.array([o.relative_sd for o in observations])
         self._theta = self._mean.copy()
-        for _ in range(rounds):
+        for _ in range(2):
             weight = 1 / (noise**2 + self._scatter**2)
-            self._descend(points, target, bound, weight)
-            log_cost, _ = self._log_cost(self._theta, points)
+            self._descend(design, target, bound, weight)
+            log_cost, _ = _log_cost(self._theta, design)
             residual = (target - log_cost)[~bound]
             # As if four points had shown the default scatter before.
             default, count = self._priors.scatter_sd, len(residual)
             self._scatter = float(np.sqrt((4 * default**2 + residual @ residual) / (4 + count)))
 
-    def _descend(
-        self, points: Sequence[Point], target: np.ndarray, bound: np.ndarray, weight: np.ndarray
-    ) -> None:
+    def _descend(self, design: _Design, target: np.ndarray, bound: np.ndarray, weight: np.ndarray) -> None:
         """Levenberg-Marquardt to the posterior mode."""
         theta, damping = self._theta, 1e-3
-        loss, normal, step_of = self._linearised(theta, points, target, bound, weight)
+        loss, normal, step_of = self._linearised(theta, design, target, bound, weight)
         for _ in range(_ITERATIONS):
             step = np.linalg.solve(normal + damping * np.diag(np.diag(normal)), step_of)
-            new_loss, new_normal, new_step_of = self._linearised(theta + step, points, target, bound, weight)
+            new_loss, new_normal, new_step_of = self._linearised(theta + step, design, target, bound, weight)
             if new_loss > loss:
                 damping = min(damping * 10, 1e6)
                 continue
@@ -253,16 +259,26 @@ class AffineCosts:
     def _linearised(
         self,
         theta: np.ndarray,
-        points: Sequence[Point],
+        design: _Design,
         target: np.ndarray,
         bound: np.ndarray,
         weight: np.ndarray,
     ) -> tuple[float, np.ndarray, np.ndarray]:
         """Minus log posterior, its Gauss-Newton matrix, and its negative gradient."""
-        log_cost, jacobian = self._log_cost(theta, points)
+        log_cost, jacobian = _log_cost(theta, design)
         residual = target - log_cost
         active = np.where(bound & (residual < 0), 0.0, weight)  # a bound that holds says nothing
         away = theta - self._mean
         loss = 0.5 * float(active @ residual**2 + self._precision @ away**2)
         normal = jacobian.T @ (active[:, None] * jacobian) + np.diag(self._precision)
         return loss, normal, jacobian.T @ (active * residual) - self._precision * away
+
+
+def _log_cost(theta: np.ndarray, design: _Design) -> tuple[np.ndarray, np.ndarray]:
+    """Log costs and their derivatives by the parameters."""
+    first = np.exp(np.clip(design.constant @ theta, -80, 80)) * design.units
+    second = np.exp(np.clip(design.slope @ theta, -80, 80)) * design.count
+    total = first + second
+    jacobian = (first / total)[:, None] * design.constant + (second / total)[:, None] * design.slope
+    jacobian[:, 2] += design.doublings
+    return np.log(total) + design.doublings * theta[2], jacobian

@@ -14,10 +14,10 @@ from functools import cached_property
 
 import numpy as np
 
-from train_fn.spec import MEASURED, KnownSteps, Status, TrialParams, TrialSpec
-from tuner.beliefs import Beliefs, numerics_of
+from train_fn.spec import KnownSteps, Status, TrialParams, TrialSpec
+from tuner.beliefs import Beliefs
 from tuner.recommend import recommend
-from tuner.space import Measured, SearchState, is_out_of_memory, same_setting
+from tuner.space import Measured, SearchState, is_out_of_memory, same_numerics, same_setting
 
 FASTEST_FIRST = {
     "cuda": ("bf16", "fp16", "nf4", "tf32", "fp32"),
@@ -91,7 +91,8 @@ class Outlook:
         if not self._can_predict:
             return min(self.state.open, key=self._safety)
         chances = self.beliefs.fits(self.state.open)
-        gains = self._gains.mean(axis=0) * chances**_CAUTION
+        _, mean_gains = self._gains
+        gains = mean_gains.mean(axis=0) * chances**_CAUTION
         # Where nothing gains anything: what is likeliest to fit, then the smallest batch, which proves most.
         order = [
             (-round(gain, 6), -chance, point.per_device_train_batch_size, place)
@@ -103,15 +104,15 @@ class Outlook:
         """Why nothing more need be measured, in a sentence, or None."""
         if self.settings.stop_within <= 0 or not self.state.open or not self._can_predict:
             return None
-        if not self._front:
-            return None
+        best_gains, _ = self._gains
         worth = np.log1p(self.settings.stop_within)
-        if float((self._best_gains.max(axis=1) > worth).mean()) > _STOP_PROBABILITY:
+        if float((best_gains.max(axis=1) > worth).mean()) > _STOP_PROBABILITY:
             return None
         return self._why_stopped()
 
     @property
     def _can_predict(self) -> bool:
+        """Whether a trial is complete: there is a speed, a loss and a front."""
         return bool(self.beliefs.losses) and self.beliefs.predict_speed(self.state.open[:1]) is not None
 
     def _safety(self, point: TrialParams) -> tuple[float, ...]:
@@ -130,7 +131,7 @@ class Outlook:
         return [m for m in self.state.measured if m.result.status == Status.COMPLETE]
 
     @cached_property
-    def _all_gains(self) -> tuple[np.ndarray, np.ndarray]:
+    def _gains(self) -> tuple[np.ndarray, np.ndarray]:
         """Gains in log samples/sec of open points over the front, [draws, open] each.
 
         The largest over the levels of quality that the point reaches, and the mean over all levels.
@@ -144,18 +145,10 @@ class Outlook:
         speed = np.where(runs, draws.log_speed[:, :, None], -np.inf)
         count = len(state.open)
         # Where nothing reaches some quality, half the speed of the slowest does.
-        floor = draws.log_speed[:, -len(front) :].min(axis=1) - np.log(2) if front else np.full(_DRAWS, -50.0)
-        best = np.maximum(speed[:, count:].max(axis=1, initial=-np.inf), floor[:, None])
+        floor = draws.log_speed[:, -len(front) :].min(axis=1) - np.log(2)
+        best = np.maximum(speed[:, count:].max(axis=1), floor[:, None])
         gain = np.maximum(speed[:, :count] - best[:, None, :], 0.0)
         return gain.max(axis=2), gain.mean(axis=2)
-
-    @property
-    def _best_gains(self) -> np.ndarray:
-        return self._all_gains[0]
-
-    @property
-    def _gains(self) -> np.ndarray:
-        return self._all_gains[1]
 
     def _quality(self, loss: np.ndarray) -> np.ndarray:
         """1 for losses that equal the best one measured, falling to 0; above 1 for better ones."""
@@ -233,8 +226,7 @@ def _to_confirm(state: SearchState, settings: ModelSettings) -> TrialParams | No
         return None
     chosen = next(m for m in state.measured if m.number == number)
     times = sum(m.params == chosen.params for m in state.measured)
-    borrowed = chosen.result.validation_loss_source not in (None, MEASURED)
-    return chosen.params if borrowed and times == 1 else None
+    return chosen.params if chosen.result.is_loss_borrowed and times == 1 else None
 
 
 def spec_of(
@@ -288,9 +280,9 @@ def _unprobed_sizes(state: SearchState, point: TrialParams) -> list[int]:
 def _known_steps(state: SearchState, point: TrialParams) -> KnownSteps | None:
     """The first trial that made the steps of these numerics and measured what came of them."""
     for number, params, result in state.measured:
-        same = numerics_of(params) == numerics_of(point) and result.status == Status.COMPLETE
-        measured = result.validation_loss_source in (None, MEASURED)
-        if same and measured and result.validation_loss is not None and result.train_loss:
+        complete = result.status == Status.COMPLETE and not result.is_loss_borrowed
+        same = complete and same_numerics(params, point)
+        if same and result.validation_loss is not None and result.train_loss:
             tolerance = SAME_STEPS_TOLERANCE[point.precision]
             return KnownSteps(
                 number=number,

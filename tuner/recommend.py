@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from train_fn.spec import MEASURED, Status, TrialParams, TrialResult
+from train_fn.spec import Status, TrialParams, TrialResult
 from train_fn.timing import time_ratio
 from tuner.space import Measured, is_out_of_memory
 from tuner.units import human_bytes
@@ -120,7 +120,7 @@ def _as_feasible(number: int, params: TrialParams, result: TrialResult) -> Feasi
         peak,
         result.memory_budget_bytes,
         result.alloc_retries,
-        result.validation_loss_source not in (None, MEASURED),
+        result.is_loss_borrowed,
     )
 
 

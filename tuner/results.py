@@ -76,7 +76,7 @@ def write_results(
             "recommended": number,
             "why": recommendation.why,
             "explanation": explanation,
-            "stopped": getattr(study, "stopped", None),
+            "stopped": study.stopped,
             "wall_seconds": wall_seconds,
             "versions": _versions(),
         }

@@ -24,6 +24,10 @@ Setting = tuple[str, bool, Knobs]
 """All of a point but the split of the batch: precision, checkpointing, knobs."""
 
 
+Numerics = tuple[str, Knobs]
+"""What decides the steps that a trial makes, but for rounding: its precision and knobs."""
+
+
 class Measured(NamedTuple):
     """One finished trial of a study."""
 
@@ -148,7 +152,12 @@ def setting_of(point: TrialParams) -> Setting:
 
 def same_numerics(one: TrialParams, other: TrialParams) -> bool:
     """Whether two points make the same optimizer steps but for rounding: checkpointing changes nothing."""
-    return (one.precision, one.knobs) == (other.precision, other.knobs)
+    return numerics_of(one) == numerics_of(other)
+
+
+def numerics_of(point: TrialParams) -> Numerics:
+    """See `Numerics`."""
+    return point.precision, point.knobs
 
 
 def proven_infeasible(point: TrialParams, measured: Iterable[tuple[TrialParams, TrialResult]]) -> str | None:

@@ -82,7 +82,7 @@ class TuningStudy:
         self._max_trials = max_trials
         self._global_batch_size = global_batch_size
         self._settings = settings
-        self._step: tuple[tuple[int, ...], Step] | None = None
+        self._step: tuple[Any, Step] | None = None
         self._skip_proven = skip_proven
         self._asked: dict[int, optuna.Trial] = {}
         self._settle_orphans()
@@ -137,7 +137,7 @@ class TuningStudy:
     def _next_step(self, state: SearchState) -> Step:
         """Asked for often while lanes wait; decided once for each state of the record."""
         assert self._settings is not None
-        key = (len(state.running), *(m.number for m in state.measured))
+        key = state.running, [m.number for m in state.measured]
         if self._step is None or self._step[0] != key:
             self._step = key, next_step(state, self._max_trials, self._settings)
         return self._step[1]

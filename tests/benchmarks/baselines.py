@@ -13,9 +13,10 @@ from functools import partial
 
 import optuna
 from replay import Searcher, study
-from surface import Surface, is_oom
+from surface import Surface
 
 from train_fn.spec import Status, TrialParams, TrialResult, TrialSpec
+from tuner.space import is_out_of_memory
 from tuner.study import DIRECTIONS, STATES
 
 NSGA_POPULATION = 8
@@ -83,7 +84,7 @@ class OptunaLoop:
         if result.status == Status.COMPLETE:
             trial.set_constraint("memory", result.constraints.get("memory", -1.0))
             self._study.tell(trial, [getattr(result, name) for name in DIRECTIONS])
-        elif self._oom_as_constraint and is_oom(result):
+        elif self._oom_as_constraint and is_out_of_memory(result):
             trial.set_constraint("memory", max(result.constraints.get("memory", 1.0), 1e-6))
             self._study.tell(trial, state=STATES[result.status])
         else:
@@ -117,7 +118,7 @@ class RuleOfThumb:
 
     def tell(self, spec: TrialSpec, result: TrialResult) -> None:
         try:
-            self._next = self._rule.send(not is_oom(result))  # type: ignore[attr-defined]
+            self._next = self._rule.send(not is_out_of_memory(result))  # type: ignore[attr-defined]
         except StopIteration:
             self.stopped = "the rule ends here"
 

@@ -30,7 +30,7 @@ from typing import Any
 from record_surface import KNOB, ROOT
 from rich.console import Console
 from rich.table import Table
-from surface import Surface, is_oom
+from surface import Surface
 
 from train_fn.spec import JobSpec, Status, TrialParams, TrialResult, TrialSpec
 from tuner.cli import load as load_config
@@ -38,7 +38,7 @@ from tuner.config import Config
 from tuner.preflight import device_precisions
 from tuner.recommend import recommend
 from tuner.results import RESULT_FILE, load_result
-from tuner.space import Measured, candidates, knobs_of
+from tuner.space import Measured, candidates, is_out_of_memory, knobs_of
 
 DEFAULT = (
     "--cluster.device cpu --global-batch-size 48 --num-workers 2 --cluster.memory-budget 120MiB"
@@ -248,7 +248,7 @@ def table(outcomes: dict[str, Outcome], loss_tolerance: float) -> Table:
             name,
             f"{outcome.seconds:.1f}",
             str(len(outcome.trials)),
-            str(sum(is_oom(m.result) for m in outcome.trials)),
+            str(sum(is_out_of_memory(m.result) for m in outcome.trials)),
             str(outcome.point),
             f"{measured.regret(outcome.point, loss_tolerance):.1%}" if measured else "-",
             f"1/{outcome.seconds / ours.seconds:.1f}" if ours and outcome is not ours else "-",

@@ -13,15 +13,16 @@ import itertools
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import optuna
-from surface import Surface, is_oom, peak_bytes
+from surface import Surface, peak_bytes
 
+from train_fn.early import EarlyEnd
 from train_fn.spec import (
     MEASURED,
-    KnownSteps,
+    JobSpec,
     MemoryPoint,
     Reason,
     Status,
@@ -29,16 +30,11 @@ from train_fn.spec import (
     TrialResult,
     TrialSpec,
 )
-from train_fn.timing import rate_with_interval, steps_for_target
+from train_fn.timing import rate_with_interval
 from tuner.model_search import ModelSettings
 from tuner.sampler import make_sampler
-from tuner.space import Measured
+from tuner.space import Measured, is_out_of_memory
 from tuner.study import DIRECTIONS, TuningStudy
-
-KNOWN_TIMED_STEPS = 6
-KNOWN_PART_OF_STEPS = 0.5
-HOPELESS_TIMED_STEPS = 4
-"""When a trial may end early: as in the training function, see `TrialSpec`."""
 
 
 class Searcher(Protocol):
@@ -77,7 +73,7 @@ class Replay:
 
     def num_oom(self, trials: int | None = None) -> int:
         """Trials out of memory, of the first so many that ended."""
-        return sum(is_oom(m.result) for m in self.finished[:trials])
+        return sum(is_out_of_memory(m.result) for m in self.finished[:trials])
 
 
 def replay(
@@ -172,7 +168,7 @@ class Answers:
             result = own if probed == size else self._draw(other, 1)
             if probed < size and own.status == Status.COMPLETE:
                 result = next((r for r in self.surface.of(other) if peak_bytes(r)), result)
-            if peak_bytes(result) is None and not is_oom(result):
+            if peak_bytes(result) is None and not is_out_of_memory(result):
                 continue
             points.append(_memory_point(self.surface, other, result))
             if points[-1].peak_bytes is None:
@@ -197,40 +193,32 @@ def ended_early(spec: TrialSpec, result: TrialResult, surface: Surface) -> Trial
     """A complete trial as it would have ended with the spec's `known_steps` and `slow_below`."""
     if spec.known_steps is None and spec.slow_below is None:
         return result
-    known, departed = spec.known_steps, None
-    if known is not None:
-        departed = _first_departure(known, result.train_loss)
-    samples, profile = surface.global_batch_size, surface.step_profile
-    num_steps = surface.warmup_steps + len(result.step_seconds)
-    for timed in range(2, len(result.step_seconds) + 1):
-        # A step's time is known on all ranks one step later.
-        rate, interval = rate_with_interval(samples, result.step_seconds[: timed - 1], profile[: timed - 1])
-        done = surface.warmup_steps + timed
-        if known is not None and (departed is None or departed > done) and timed >= KNOWN_TIMED_STEPS:
-            narrow = steps_for_target(rate, interval, timed - 1) is None
-            if narrow or done >= KNOWN_PART_OF_STEPS * num_steps:
-                return _with_known_loss(_cut(result, timed, surface), known)
-        if spec.slow_below is not None and timed >= HOPELESS_TIMED_STEPS and interval[1] < spec.slow_below:
-            return dataclasses.replace(
-                _cut(result, timed, surface),
-                status=Status.PRUNED,
-                reason=Reason.SLOWER,
-                validation_loss=None,
-                validation_loss_source=None,
-            )
-    if known is not None and departed is None:
-        return _with_known_loss(result, known)
-    if known is None:
-        return result
-    return dataclasses.replace(result, notes=[f"step {departed} is not that of trial {known.number}"])
-
-
-def _first_departure(known: KnownSteps, train_loss: Sequence[float]) -> int | None:
-    """The first optimizer step, from 1, whose loss is not the known one."""
-    for step, (loss, expected) in enumerate(zip(train_loss, known.train_loss, strict=False), 1):
-        if abs(loss - expected) > known.tolerance * abs(expected):
-            return step
-    return None
+    warmup, seconds = surface.warmup_steps, [0.0] * surface.warmup_steps + result.step_seconds
+    work = [1.0] * warmup + surface.step_profile
+    job = JobSpec(
+        global_batch_size=surface.global_batch_size, steps=len(result.train_loss), warmup_steps=warmup
+    )
+    early, step = EarlyEnd(job, spec), 0
+    for step, loss in enumerate(result.train_loss, 1):
+        if early.after_step(loss, seconds[step - 2] if step > 1 else 0.0, work[:step]):
+            break
+    ended = _cut(result, step - warmup, surface) if step < len(result.train_loss) else result
+    if early.hopeless is not None:
+        return dataclasses.replace(
+            ended,
+            status=Status.PRUNED,
+            reason=Reason.SLOWER,
+            detail=early.hopeless,
+            validation_loss=None,
+            validation_loss_source=None,
+        )
+    if spec.known_steps is not None and early.follows:
+        return dataclasses.replace(
+            ended,
+            validation_loss=spec.known_steps.validation_loss,
+            validation_loss_source=f"same steps as trial {spec.known_steps.number}",
+        )
+    return dataclasses.replace(ended, notes=early.notes())
 
 
 def _cut(result: TrialResult, timed: int, surface: Surface) -> TrialResult:
@@ -250,12 +238,4 @@ def _cut(result: TrialResult, timed: int, surface: Surface) -> TrialResult:
         step_seconds=seconds,
         train_loss=result.train_loss[: surface.warmup_steps + timed],
         seconds=phases,
-    )
-
-
-def _with_known_loss(result: TrialResult, known: KnownSteps) -> TrialResult:
-    return dataclasses.replace(
-        result,
-        validation_loss=known.validation_loss,
-        validation_loss_source=f"same steps as trial {known.number}",
     )

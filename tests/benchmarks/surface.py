@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from train_fn.spec import MemoryPoint, Reason, Status, TrialParams, TrialResult
+from train_fn.spec import MemoryPoint, Status, TrialParams, TrialResult
 from tuner.space import setting_of
 
 FOLDER = Path(__file__).with_name("surfaces")
@@ -148,10 +148,6 @@ def peak_bytes(result: TrialResult) -> int | None:
     if result.status != Status.COMPLETE:
         return None
     return max(result.peak_memory_bytes, default=0) or None
-
-
-def is_oom(result: TrialResult) -> bool:
-    return result.status == Status.INFEASIBLE and result.reason == Reason.OOM
 
 
 # The file.

@@ -7,10 +7,11 @@ import json
 
 import pytest
 from record_surface import FORCED, PLANNED, machine, merged, parse
-from surface import is_oom, load, save
+from surface import load, save
 from synthetic import synthetic
 
 from tuner.cli import load as load_config
+from tuner.space import is_out_of_memory
 
 SURFACE = synthetic("cpu", repeats=2)
 TUNER = PLANNED["cpu-demo"].partition(" -- ")[2].split()
@@ -41,8 +42,8 @@ def test_runs_become_one_surface_without_names_of_machines_and_folders(tmp_path)
     assert again.speeds.keys() == SURFACE.speeds.keys()
     for point, speed in SURFACE.speeds.items():
         assert again.speeds[point] == pytest.approx(speed, rel=1e-4)
-    assert [is_oom(r) for rs in again.repeats for r in rs] == [
-        is_oom(r) for rs in SURFACE.repeats for r in rs
+    assert [is_out_of_memory(r) for rs in again.repeats for r in rs] == [
+        is_out_of_memory(r) for rs in SURFACE.repeats for r in rs
     ]
     assert again.about["machine"] == machine("cpu")
     assert again.about["wall_seconds"] == [61, 61]

@@ -10,10 +10,11 @@ import pytest
 from baselines import EveryPoint, RuleOfThumb, double_until_it_fails, halve_until_it_fits, largest_that_fits
 from bench_search import percentile_95, run
 from replay import Answers, replay, study
-from surface import FOLDER, is_oom, load, save
+from surface import FOLDER, load, save
 from synthetic import KINDS, MIB, TOKENS, WARMUP_STEPS, need_bytes, step_seconds, synthetic
 
 from train_fn.spec import KnownSteps, Reason, Status, TrialSpec
+from tuner.space import is_out_of_memory
 
 SURFACE = synthetic("cpu")
 QUIET = synthetic("cpu", noise=0.0, repeats=1)
@@ -42,7 +43,7 @@ def test_a_surface_comes_back_from_its_file(tmp_path):
             assert (old.status, old.reason) == (new.status, new.reason)
             assert new.step_seconds == pytest.approx(old.step_seconds, rel=1e-4)
             assert new.seconds == pytest.approx(old.seconds, rel=1e-4)
-            assert [p.peak_bytes is None for p in new.memory_points] == [is_oom(old)]
+            assert [p.peak_bytes is None for p in new.memory_points] == [is_out_of_memory(old)]
 
 
 def test_recorded_surfaces_are_whole_and_small():

@@ -8,7 +8,10 @@ By hand: compiling takes a C++ compiler, and a minute where nothing is cached ye
 from __future__ import annotations
 
 import torch
-from test_knobs import TrialResult, Worker, assert_same_steps, measured, usual, worker
+from test_knobs import assert_same_steps, measured, usual, worker
+
+from train_fn.spec import TrialResult
+from train_fn.trial import Worker
 
 __all__ = ["usual", "worker"]
 

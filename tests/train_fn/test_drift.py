@@ -53,7 +53,7 @@ def test_assumes_something_before_it_has_seen_any(clock):
 
 def test_repetitions_on_a_drifting_machine_lie_within_the_interval(clock):
     """Trials whose machine is 4% faster or slower each time, measured by their own steps and by the ticks."""
-    rng, inside, count = random.Random(1), 0, 200
+    rng, count = random.Random(1), 200
     drift = Drift(torch.device("cpu"))
     intervals, rates = [], []
     for _ in range(count + 1):

@@ -84,6 +84,12 @@ def test_too_slow_to_matter() -> None:
     assert early.hopeless == "10 samples/s at most after 6 steps; 12 are needed to matter"
 
 
+def test_other_steps_are_never_hopeless() -> None:
+    """They may end at a lower loss."""
+    steps, early = ended(STEADY, [loss * 0.9 for loss in LOSSES], known=KNOWN, slow_below=12.0)
+    assert (steps, early.hopeless) == (STEPS, None)
+
+
 def test_only_an_interval_that_lies_below_is_hopeless() -> None:
     """10/s in every step, but for one that scatters: what looks too slow may yet turn out not to be."""
     assert ended(STEADY, slow_below=9.9)[0] == STEPS

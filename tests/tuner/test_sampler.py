@@ -121,6 +121,15 @@ def test_every_point_is_measured_where_nothing_may_be_left_out():
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_lost_trial_is_open_again_and_the_other_one_still_runs(sampler):
+    study = opened(":memory:", sampler)
+    lost, running = study.ask(), study.ask()
+    study.tell(lost, TrialResult(status="failed", reason="interrupted"))
+
+    assert study.ask().params != running.params
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_narrowing_and_widening_the_search_continues_the_study(tmp_path, sampler):
     narrow = candidates(48, 2, ("bf16",), (False,), per_device=[2, 4])
     assert set(run(opened(tmp_path / "s.db", sampler, narrow))) == set(narrow)
@@ -168,6 +177,12 @@ def test_tpe_learns_from_constraints():
             study.tell(spec, FINE if good else DIVERGED)
             good_after_startup += good and turn >= 10
     assert good_after_startup >= 12, "of 30; a random order has 7"
+
+
+def test_model_proposes_by_itself_too():
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=make_sampler("model", POINTS, 0))
+    trial = study.ask(study.sampler.distributions)
+    assert (trial.params["per_device_train_batch_size"], trial.params["precision"]) == (1, "bf16")
 
 
 def test_an_unknown_sampler_names_the_known_ones():
