@@ -33,16 +33,15 @@ REPEATS = 3
 WITHOUT_LIMIT = 100_000
 
 COMMON = "--cluster.device cpu --global-batch-size 24 --num-workers 2 --data.max-validation-samples 16"
-TWICE = "--repeats 2"
-LLAMA = f"{TWICE} --llama 2x192x49152"
 KNOB = "--search.precision fp32 --search.knobs.attn_implementation sdpa,eager"
+LLAMA = "--llama 2x192x49152"
 PLANNED = {
-    "cpu-demo": f"{TWICE} -- {COMMON} --trial.steps 8 --cluster.memory-budget 48MiB",
-    "cpu-demo-tight": f"{TWICE} -- {COMMON} --trial.steps 8 --cluster.memory-budget 26MiB",
+    "cpu-demo": f"--repeats 2 -- {COMMON} --trial.steps 12 --cluster.memory-budget 48MiB",
+    "cpu-demo-tight": f"-- {COMMON} --trial.steps 20 {KNOB} --cluster.memory-budget 26MiB",
     # bf16 would be twenty times slower with this vocabulary on a CPU without such instructions.
-    "cpu-llama49k-96": f"{LLAMA} -- {COMMON} --trial.steps 8 {KNOB}"
+    "cpu-llama49k-96": f"{LLAMA} -- {COMMON} --trial.steps 12 {KNOB}"
     " --data.max-length 96 --cluster.memory-budget 130MiB",
-    "cpu-llama49k-192": f"{LLAMA} -- {COMMON} --trial.steps 8 {KNOB}"
+    "cpu-llama49k-192": f"--repeats 2 {LLAMA} -- {COMMON} --trial.steps 12 {KNOB}"
     " --data.max-length 192 --cluster.memory-budget 170MiB",
 }
 """Arguments by name. Budgets are such that about a third of the points run out of memory (tight: half).
