@@ -4,8 +4,8 @@
     python -m cluster.jobs list
     python -m cluster.jobs status|logs|stop STUDY
 
-A study's jobs are STUDY-1, STUDY-2, ...; while one of them runs, the study is not submitted again. Where a job
-is asked for, its study means the latest one.
+A study's jobs are STUDY-1, STUDY-2, ...; while one of them runs, the study is not submitted again. Where a
+job is asked for, its study means the latest one.
 
 `submit`, `logs --follow` and `status` exit with the tuner's own code (0 recommended, 2 wrong input, 3 nothing
 feasible, 130 stopped, 1 anything else); `status` with 0 while the job has not ended. What can't be submitted
@@ -19,6 +19,7 @@ import datetime
 import itertools
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -216,8 +217,9 @@ def choose_id(study: str, jobs: Iterable[Any]) -> str:
 
 
 def _of_study(study: str, jobs: Sequence[Any]) -> list[Any]:
-    """Its jobs, the latest first."""
-    found = [job for job in jobs if (job.metadata or {}).get(STUDY_KEY) == study]
+    """Its jobs, the latest first; the driver may have noted a generation of the study instead."""
+    ours = re.compile(rf"{re.escape(study)}-\d+")
+    found = [j for j in jobs if (j.metadata or {}).get(STUDY_KEY) == study or ours.fullmatch(j.submission_id)]
     return sorted(found, key=lambda job: job.start_time or 0, reverse=True)
 
 

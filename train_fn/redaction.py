@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO, cast
+from urllib.parse import parse_qsl, unquote
 
 MASK = "***"
 SHORTEST_SECRET = 6
@@ -27,7 +28,8 @@ _FORMS = [
     (re.compile(r"\bhf_\w{16,}"), MASK),
     (re.compile(r"(?i)(\bBearer\s+)[\w.~+/=-]+"), rf"\g<1>{MASK}"),
 ]
-_USER_INFO = re.compile(r"^([\w+.-]+://[^:/@]*:).*@", re.DOTALL)
+_USER_INFO = re.compile(r"^([\w+.-]+://[^:/@]*:)(.*)@", re.DOTALL)
+_SECRET_KEY = re.compile(r"(?i)passw|secret|token")
 _VARIABLE = re.compile(r"(?:TOKEN|PASSWORD|PASSWD|SECRET|SECRET_ACCESS_KEY|API_KEY)$")
 _named: set[str] = set()
 
@@ -56,6 +58,15 @@ def redact_url(url: str) -> str:
 def know(*secrets: str | None) -> None:
     """Mask these from here on, wherever they turn up."""
     _named.update(filter(None, secrets))
+
+
+def know_url(url: str) -> None:
+    """Mask the passwords of this URL from here on, also where somebody has taken it apart."""
+    found = _USER_INFO.match(url)
+    query = parse_qsl(url.partition("?")[2])
+    know(*(value for key, value in query if _SECRET_KEY.search(key)))
+    if found:
+        know(found[2], unquote(found[2]))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 
 from train_fn.knobs import problem_with
-from train_fn.redaction import MASK, redact
+from train_fn.redaction import MASK, redact_url
 from train_fn.spec import Fault
 from tuner.config import Config
 from tuner.output import local_folder
@@ -22,6 +22,11 @@ def check(config: Config, known_bad: Collection[str] = ()) -> list[Fault]:
     """Every fault that the rules find, leaving out rules that read a key in `known_bad`."""
     rules = [rule for rule, keys in _RULES if not set(keys) & set(known_bad)]
     return [fault for rule in rules for fault in rule(config)]
+
+
+def masked_storage(storage: str) -> str:
+    """The storage URL with its password replaced by `***`, fit to be written down."""
+    return redact_url(storage)
 
 
 def _divisible(config: Config) -> Iterator[Fault]:
@@ -106,7 +111,7 @@ def _output_dir(config: Config) -> Iterator[Fault]:
     elif local_folder(place) is None and config.study.storage is None:
         yield Fault(
             "study.storage",
-            f"study.db is a file and can't lie at {redact(place)}; give a database, "
+            f"study.db is a file and can't lie at {redact_url(place)}; give a database, "
             "postgresql://USER@HOST/DATABASE, or a file on this machine, sqlite:////var/lib/study.db",
         )
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from train_fn.redaction import know, redact
+from train_fn.redaction import know_url, redact, redact_url
 
 _LOGGERS = ("tuner", "cluster", "ray")
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -57,10 +57,10 @@ class Output:
         self.failure: str | None = None
         self._remote: tuple[Any, str] | None = None
         if self.folder is None:
-            know(_password(self.place))
+            know_url(self.place)
 
     def __str__(self) -> str:
-        return redact(self.place)
+        return redact_url(self.place)
 
     def write(self, name: str, text: str) -> None:
         """Write a file, or replace the one that is there.
@@ -205,16 +205,6 @@ class _UploadedLog(logging.StreamHandler[io.StringIO]):
         self._sent_at = time.monotonic()
         with contextlib.suppress(OSError):
             self._output.write(self._name, self.stream.getvalue())
-
-
-def _password(url: str) -> str | None:
-    from urllib.parse import unquote, urlsplit
-
-    try:
-        password = urlsplit(url).password
-    except ValueError:
-        return None
-    return password and unquote(password)
 
 
 def _reason(error: BaseException) -> str:

@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Any
 
-from train_fn.redaction import redact_url, redacted_output
+from train_fn.redaction import know_url, redact_url, redacted_output
 from train_fn.spec import InputError
 from tuner import interrupt
 from tuner.cli import Options, load
@@ -40,6 +40,7 @@ def _main(argv: list[str] | None, logs: contextlib.ExitStack) -> int:
     interrupt.install()
     try:
         config, options = load(sys.argv[1:] if argv is None else argv)
+        know_url(config.study.storage or "")
         return tune(config, options, logs)
     except InputError as error:
         print_faults(error)

@@ -23,7 +23,6 @@ from optuna.trial import TrialState
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from train_fn.redaction import know, redact
 from train_fn.spec import Fault, InputError, Knob, Reason, Status, TrialParams, TrialResult, TrialSpec
 from tuner.beliefs import Beliefs
 from tuner.model_search import ModelSettings, Step, beliefs_of, next_step, spec_of
@@ -273,7 +272,6 @@ def open_study(
             older than a precision or a knob that is searched.
     """
     url = _parse(storage_url)
-    know(*_secrets(url))
     try:
         storage = _open_storage(url)
         study = optuna.create_study(
@@ -344,11 +342,9 @@ def _why_not_opened(url: URL, error: BaseException) -> str:
         reason = "its driver is missing, install lora-batch-tuner[postgresql]"
     if isinstance(error, FileExistsError | NotADirectoryError):
         reason = f"{error.filename} is no folder"
-    return f"{shown} can't be opened: {redact(reason, *_secrets(url))}; {_ADVICE}"
-
-
-def _secrets(url: URL) -> list[str]:
-    return [str(v) for v in (url.password, *(v for k, v in url.query.items() if "pass" in k.lower())) if v]
+    for secret in (url.password, *(v for k, v in url.query.items() if "pass" in k.lower())):
+        reason = reason.replace(str(secret), "***") if secret else reason
+    return f"{shown} can't be opened: {reason}; {_ADVICE}"
 
 
 def _check_fingerprint(study: optuna.Study, fingerprint: dict[str, Any]) -> None:
