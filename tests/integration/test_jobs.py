@@ -1,4 +1,4 @@
-"""The tuner as a job of a Ray that takes nobody without its token: submitted, watched, stopped, gone on with."""
+"""The tuner as a job of a Ray that takes nobody without its token: submitted, stopped, gone on with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,10 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def environment(
-    environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, str]]:
+def environment(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A home without anything in it, and a path in which a plain `python` is not the one with Ray."""
     home = tmp_path_factory.mktemp("home")
-    yield {
+    return {
         **environment,
         "HOME": str(home),
         "PATH": os.defpath,
