@@ -9,6 +9,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,8 +19,7 @@ from train_fn.spec import Fault, InputError
 
 UNREACHABLE_SECONDS = 60.0
 """A job is followed over breaks of the connection that are shorter than this."""
-_HEAD_STATS_SECONDS = 10.0
-"""A head node that has just started tells about itself after some seconds."""
+_STARTING_SECONDS = 15.0
 
 
 def connect(address: str | None) -> Any:
@@ -65,25 +65,30 @@ def one_line(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def has_gpus(client: Any) -> bool:
-    """Whether any node of the cluster has a GPU."""
-    return any(node.resources_total.get("GPU", 0) > 0 for node in _nodes(client))
+@dataclass(frozen=True)
+class Head:
+    """What a submission has to know of the cluster.
 
-
-def head_python(client: Any) -> str:
-    """The Python that Ray runs with on the head, where a job's command runs, too.
-
-    A plain `python` is whatever the shell that started Ray had in its path, and in it there may be no Ray.
+    Attributes:
+        python: The interpreter that Ray runs with on the head, where a job's command runs, too. A plain
+            `python` is whatever the shell that started Ray had in its path, and it may have no Ray.
+        has_gpus: Whether any node has one.
     """
-    head = next((node.node_id for node in _nodes(client) if node.is_head_node), None)
-    deadline = time.monotonic() + _HEAD_STATS_SECONDS
-    while head is not None and time.monotonic() < deadline:
-        found = client._do_request("GET", f"/nodes/{head}")
-        command = found.json()["data"]["detail"].get("cmdline") if found.ok else []
-        if python := python_of(command or []):
-            return python
-        time.sleep(1.0)
-    return "python"
+
+    python: str
+    has_gpus: bool
+
+
+def look_at(client: Any) -> Head:
+    """Ask the dashboard, which knows nothing of a head that has just started for some seconds."""
+    python, nodes, deadline = None, [], time.monotonic() + _STARTING_SECONDS
+    while python is None and time.monotonic() < deadline:
+        nodes = _nodes(client)
+        python = next((python_of(_raylet(client, n.node_id)) for n in nodes if n.is_head_node), None)
+        if python is None:
+            time.sleep(0.5)
+    has_gpus = any((node.resources_total or {}).get("GPU", 0) > 0 for node in nodes)
+    return Head(python or "python", has_gpus)
 
 
 def python_of(raylet_command: list[str]) -> str | None:
@@ -153,6 +158,12 @@ def wait_until_ended(client: Any, job_id: str, timeout_seconds: float) -> Any:
         if job.status.is_terminal() or time.monotonic() > deadline:
             return job
         time.sleep(0.2)
+
+
+def _raylet(client: Any, node_id: str) -> list[str]:
+    """Its command line."""
+    found = client._do_request("GET", f"/nodes/{node_id}")
+    return list(found.json()["data"]["detail"].get("cmdline") or []) if found.ok else []
 
 
 def _nodes(client: Any) -> list[Any]:

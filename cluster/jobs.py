@@ -104,17 +104,18 @@ def working_dir_is_copy() -> bool:
 
 def submit(options: argparse.Namespace) -> int:
     """Submit, and wait unless told not to."""
-    from cluster.job_client import connect, has_gpus, head_python
+    from cluster.job_client import connect, look_at
 
     folder = Path(options.working_dir)
     if not folder.is_dir():
         raise InputError(Fault("--working-dir", f"{folder} is no folder"))
     client = connect(options.address)
-    study, code = _study_of(options.arguments, folder, "cuda" if has_gpus(client) else "cpu")
+    head = look_at(client)
+    study, code = _study_of(options.arguments, folder, "cuda" if head.has_gpus else "cpu")
     if study is None:
         return code
-    python = options.python or head_python(client)
-    job_id = _submit(client, study, shlex.join([python, "-m", "tuner.run", *options.arguments]), folder)
+    command = [options.python or head.python, "-m", "tuner.run", *options.arguments]
+    job_id = _submit(client, study, shlex.join(command), folder)
     if options.no_wait:
         print(job_id)
         return EXIT_OK

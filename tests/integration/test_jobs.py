@@ -199,7 +199,7 @@ def test_a_missing_and_a_wrong_token_are_one_line(jobs, cluster, tmp_path):
     without = {key: value for key, value in cluster.environment.items() if not key.startswith("RAY_AUTH")}
     for environment, words in (
         ({**without, "RAY_AUTH_TOKEN_PATH": str(wrong)}, "does not take our token"),
-        (without, "wants a token"),
+        (without, "wants a token, and none was sent"),
     ):
         done = jobs("list", env=environment)
         assert (done.returncode, done.stdout) == (2, "")
