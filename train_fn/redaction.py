@@ -20,14 +20,12 @@ SHORTEST_SECRET = 6
 """Shorter ones are masked by their form only: the same letters stand in too many words."""
 
 _FORMS = [
-    (re.compile(r"(\b[a-zA-Z][\w+.-]*://[^\s:/@'\"]*:)[^\s'\"]+@"), rf"\g<1>{MASK}@"),
-    (
-        re.compile(r"(?i)(\b(?:\w*passw(?:or)?d|\w*secret\w*|(?:\w+_)?token|api_?key)=)[^\s&'\",;)]+"),
-        rf"\g<1>{MASK}",
-    ),
+    (re.compile(r"(\b[a-zA-Z][\w+.-]{0,20}://[^\s:/@'\"]*:)[^\s'\"]+@"), rf"\g<1>{MASK}@"),
+    (re.compile(r"(?i)((?:passw(?:or)?d|secret\w{0,20}|token|api_?key)=)[^\s&'\",;)]+"), rf"\g<1>{MASK}"),
     (re.compile(r"\bhf_\w{16,}"), MASK),
     (re.compile(r"(?i)(\bBearer\s+)[\w.~+/=-]+"), rf"\g<1>{MASK}"),
 ]
+"""No form begins with an unbounded repetition: a report of megabytes without a blank is searched, too."""
 _USER_INFO = re.compile(r"^([\w+.-]+://[^:/@]*:)(.*)@", re.DOTALL)
 _SECRET_KEY = re.compile(r"(?i)passw|secret|token")
 _VARIABLE = re.compile(r"(?:TOKEN|PASSWORD|PASSWD|SECRET|SECRET_ACCESS_KEY|API_KEY)$")

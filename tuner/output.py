@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,6 +57,7 @@ class Output:
         self.folder = local_folder(self.place)
         self.failure: str | None = None
         self._remote: tuple[Any, str] | None = None
+        self._lock = threading.RLock()
         if self.folder is None:
             know_url(self.place)
 
@@ -137,17 +139,24 @@ class Output:
 
     def _elsewhere(self, action: Callable[[Any, str], _T]) -> _T:
         """Do something there; connections that are idle between trials are opened once more."""
-        for attempt in ("first", "last"):
+        with self._lock:  # the log is sent by whichever thread has something to say
             try:
                 self._remote = self._remote or self._open()
                 return action(*self._remote)
             except FileNotFoundError:
                 raise
-            except Exception as error:
+            except Exception:
                 self._remote = None
-                if attempt == "last":
-                    raise error if isinstance(error, OSError) else OSError(_reason(error)) from error
-        raise AssertionError
+            except BaseException:  # in the middle of a transfer, perhaps
+                self._remote = None
+                raise
+            try:
+                self._remote = self._open()
+                return action(*self._remote)
+            except OSError:
+                raise
+            except Exception as error:
+                raise OSError(_reason(error)) from error
 
 
 @contextlib.contextmanager

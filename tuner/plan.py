@@ -47,7 +47,7 @@ def study_of(arguments: list[str], device: str) -> str:
     """
     config, _ = load(arguments)
     resolved = resolve(config, device if config.cluster.device == "auto" else config.cluster.device)
-    if faults := [*_secrets(arguments), *_lost(resolved)]:
+    if faults := [*_secrets(arguments), *lost_with_the_job(resolved)]:
         raise InputError(*faults)
     return str(resolved.study.name)
 
@@ -67,8 +67,8 @@ def _secrets(arguments: list[str]) -> Iterator[Fault]:
             )
 
 
-def _lost(config: Config) -> Iterator[Fault]:
-    """A job's working directory is a copy, which goes when the job has ended."""
+def lost_with_the_job(config: Config) -> Iterator[Fault]:
+    """What a resolved configuration keeps in a job's working directory: a copy that the job takes with it."""
     lost = "lies in the job's working directory, which does not outlive the job; give"
     place, storage = str(config.output_dir), str(config.study.storage)
     if not is_url(place) and not place.startswith("/"):

@@ -117,7 +117,7 @@ def _search(
     from cluster.runtime import lanes_that_fit
     from tuner.console import Progress, print_table
     from tuner.driver import StudySource
-    from tuner.output import is_url
+    from tuner.plan import lost_with_the_job
     from tuner.results import write_results
 
     started = time.monotonic()
@@ -139,8 +139,8 @@ def _search(
     lanes = config.cluster.lanes or lanes_that_fit(nodes, device, config.num_workers)
     progress = Progress(len(study.candidates), config.search.max_trials, budget, lanes=lanes)
     source = StudySource(study, progress, record, None if budget is None else started + budget)
-    if working_dir_is_copy() and not (is_url(output.place) or output.folder.is_absolute()):
-        progress.note(f"{output} lies in the job's working directory, which does not outlive the job")
+    for fault in lost_with_the_job(config) if working_dir_is_copy() else ():
+        progress.note(f"Will be lost: {fault}")
     with contextlib.suppress(KeyboardInterrupt), progress:
         _sweep(config, device, source, lanes, address)
     result = record()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -253,6 +254,14 @@ def test_wrong_arguments_of_the_tuner_are_told_before_anything_is_submitted(tmp_
     assert capfd.readouterr().err.startswith("global_batch_size: 16 is not divisible by num_workers 3")
     (tmp_path / "tune.yaml").write_text("study: {name: mine}\noutput_dir: /x")
     assert jobs._study_of(["--config=tune.yaml"], tmp_path, "cpu") == ("mine", 0)
+
+
+def test_a_job_knows_that_its_folder_is_a_copy(monkeypatch) -> None:
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    assert not jobs.working_dir_is_copy()
+    for runtime_env, is_copy in (({}, False), ({"working_dir": "gcs://_ray_pkg_1.zip"}, True)):
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": runtime_env}))
+        assert jobs.working_dir_is_copy() is is_copy
 
 
 def test_help_answers_in_under_a_second() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 import pytest
 
@@ -55,6 +56,13 @@ def test_what_looks_like_a_secret_is_masked(text: str, expected: str) -> None:
 )
 def test_other_text_stays_as_it_is(text: str) -> None:
     assert redact(text) == text
+
+
+def test_a_long_text_without_blanks_is_searched_in_no_time() -> None:
+    text = "a+B.c" * 200_000 + "secret" * 50_000 + "://" * 50_000
+    started = time.perf_counter()
+    assert redact(text) == text
+    assert time.perf_counter() - started < 5.0  # minutes, where the time grows with the square
 
 
 def test_a_url_by_itself_may_hold_any_password() -> None:
