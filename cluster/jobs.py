@@ -40,7 +40,10 @@ STOP_SECONDS = 30.0
 
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line; returns the exit code."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(f"unknown argument {unknown[0]}; those of the tuner stand after --")
     with redacted_output():
         try:
             code: int = options.command(options)
@@ -88,8 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("-f", "--follow", action="store_true", help="go on until the job has ended")
     made = command("stop", stop, "stop a job; what is measured is kept, and submitting it again goes on")
     made.add_argument("name", help="study or job")
-    made = command("list", list_, "list the jobs that were submitted from here")
-    made.add_argument("--all", action="store_true", help="those of others, too")
+    made = command("list", list_, "list the jobs that work on studies")
+    made.add_argument("--all", action="store_true", help="all other jobs, too")
     return parser
 
 

@@ -249,6 +249,13 @@ def test_arguments_after_the_dashes_are_the_tuners(tmp_path) -> None:
     assert (options.arguments, options.address) == (["--config", "tune.yaml", "--address=auto"], None)
 
 
+def test_an_argument_of_the_tuner_on_the_wrong_side_of_the_dashes(capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        jobs.main(["submit", "--config", "tune.yaml"])
+    assert caught.value.code == 2
+    assert "unknown argument --config; those of the tuner stand after --" in capsys.readouterr().err
+
+
 def test_wrong_arguments_of_the_tuner_are_told_before_anything_is_submitted(tmp_path, capfd) -> None:
     assert jobs._study_of(["--num-workers=3", "--output-dir=/x"], tmp_path, "cpu") == (None, 2)
     assert capfd.readouterr().err.startswith("global_batch_size: 16 is not divisible by num_workers 3")
