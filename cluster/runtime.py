@@ -8,9 +8,9 @@ import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from cluster import auth
 from cluster.gpus import Gpu, gpus
 from train_fn.spec import Fault, InputError
 
@@ -68,7 +68,7 @@ def connected(address: str | None) -> Iterator[list[Node]]:
             num_cpus=len(os.sched_getaffinity(0)),
             **options,
         )
-        _protect_token()
+        auth.protect_token()
     else:
         _join(address, options)
     try:
@@ -91,10 +91,10 @@ def _join(address: str, options: dict[str, Any]) -> None:
     if address.startswith(("http://", "https://")):
         problem = f"{address} is a dashboard's address, good for `ray job submit`"
         raise InputError(Fault("cluster.address", f"{problem}; here it is auto or HOST:PORT of the head"))
-    # Ray looks for a token by itself only when it chose the cluster by itself.
-    if "RAY_AUTH_MODE" not in os.environ and _has_token():
-        os.environ["RAY_AUTH_MODE"] = "token"
-    if _is_silent(address):
+    auth.use_token()
+    if problem := auth.problem():
+        raise InputError(Fault("cluster.address", problem))
+    if is_silent(address):
         raise InputError(
             Fault("cluster.address", f"no Ray answers at {address}; start one there, or name none")
         )
@@ -104,7 +104,7 @@ def _join(address: str, options: dict[str, Any]) -> None:
         raise InputError(Fault("cluster.address", _why_not_joined(address, error))) from None
 
 
-def _is_silent(address: str) -> bool:
+def is_silent(address: str) -> bool:
     """Whether nobody listens at HOST:PORT: Ray itself would go on trying for minutes."""
     host, _, port = address.rpartition(":")
     if not port.isdigit():
@@ -158,19 +158,3 @@ def _quiet() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _token_path() -> Path:
-    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-
-
-def _has_token() -> bool:
-    return bool(os.environ.get("RAY_AUTH_TOKEN")) or _token_path().is_file()
-
-
-def _protect_token() -> None:
-    """Ray writes the token readable for everyone; on a shared host that would give the cluster away."""
-    path = _token_path()
-    with contextlib.suppress(OSError):
-        if path.is_file() and path.stat().st_uid == os.getuid() and path.stat().st_mode & 0o077:
-            path.chmod(0o600)

@@ -12,14 +12,13 @@ import dataclasses
 import io
 import json
 import math
-import os
-import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from train_fn.spec import TrialParams
 from tuner.explain import Predictions, explain
+from tuner.output import Output, is_url
 from tuner.recommend import pareto_front, recommend
 from tuner.space import Measured
 from tuner.study import TuningStudy
@@ -32,7 +31,7 @@ OPTIONAL_PACKAGES = ("bitsandbytes",)
 
 
 def write_results(
-    output_dir: Path | str,
+    output: Output | Path | str,
     study: TuningStudy,
     *,
     global_batch_size: int,
@@ -46,7 +45,8 @@ def write_results(
     """Write both files and return what `result.json` holds.
 
     Args:
-        output_dir: The folder; made where it does not exist.
+        output: Where; a folder is made where it does not exist. What can't be written is left to
+            `Output.failure`: nothing is lost, it stands in the study.
         study: The record.
         global_batch_size: Samples per optimizer step over all workers.
         num_workers: Data-parallel ranks.
@@ -81,16 +81,22 @@ def write_results(
             "versions": _versions(),
         }
     )
-    Path(output_dir).mkdir(parents=True, exist_ok=True)
-    _write_atomically(Path(output_dir) / TRIALS_FILE, _csv(result))
-    _write_atomically(Path(output_dir) / RESULT_FILE, json.dumps(result, indent=2, allow_nan=False) + "\n")
+    output = output if isinstance(output, Output) else Output(output)
+    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
+    output.keep({TRIALS_FILE: _csv(result), RESULT_FILE: text})
     return result
 
 
 def load_result(path: Path | str) -> dict[str, Any]:
-    """Read a `result.json`, given as the file or as the output folder that holds it."""
-    file = Path(path) / RESULT_FILE if Path(path).is_dir() else Path(path)
-    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    """Read a `result.json`, given as the file or as the place that holds it, a folder or a URL."""
+    place = str(path)
+    if is_url(place):
+        folder, name = place.rsplit("/", 1) if place.endswith(".json") else (place, RESULT_FILE)
+        text = Output(folder).read(name)
+    else:
+        file = Path(path) / RESULT_FILE if Path(path).is_dir() else Path(path)
+        text = file.read_text(encoding="utf-8")
+    result: dict[str, Any] = json.loads(text)
     return result
 
 
@@ -163,18 +169,3 @@ def _csv(result: dict[str, Any]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", newline="", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)  # temporary files are private by default
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise

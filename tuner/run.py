@@ -15,9 +15,9 @@ import logging
 import os
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
+from train_fn.redaction import know_url, redact_url, redacted_output
 from train_fn.spec import InputError
 from tuner import interrupt
 from tuner.cli import Options, load
@@ -30,12 +30,18 @@ EXIT_OK, EXIT_ERROR, EXIT_INPUT, EXIT_INFEASIBLE, EXIT_INTERRUPTED = 0, 1, 2, 3,
 
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line; returns the exit code."""
+    with redacted_output(), contextlib.ExitStack() as logs:
+        return _main(argv, logs)
+
+
+def _main(argv: list[str] | None, logs: contextlib.ExitStack) -> int:
     from tuner.console import print_faults
 
     interrupt.install()
     try:
         config, options = load(sys.argv[1:] if argv is None else argv)
-        return tune(config, options)
+        know_url(config.study.storage or "")
+        return tune(config, options, logs)
     except InputError as error:
         print_faults(error)
         return EXIT_INPUT
@@ -48,8 +54,13 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_ERROR
 
 
-def tune(config: Config, options: Options) -> int:
+def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
     """Check, search, report. Reads top to bottom as the life of a run.
+
+    Args:
+        config: What to tune.
+        options: What to do beside that.
+        logs: Closes the log, after all that may be logged.
 
     Raises:
         InputError: Something is wrong with the input; nothing was started.
@@ -57,6 +68,7 @@ def tune(config: Config, options: Options) -> int:
     from cluster.runtime import connected, this_node
     from tuner import preflight
     from tuner.console import print_dry_run
+    from tuner.output import Output, logged_to
     from tuner.resolve import fingerprint, model_settings, resolve, to_yaml
     from tuner.space import candidates
     from tuner.study import open_study
@@ -92,24 +104,27 @@ def tune(config: Config, options: Options) -> int:
             config.search.skip_proven,
         )
         stack.callback(study.close)
-        output_dir = Path(str(config.output_dir))
-        output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-        _log_to(output_dir / "tuner.log")
-        return _search(config, device, study, address, nodes)
+        output = Output(str(config.output_dir))
+        output.write("config.yaml", to_yaml(config))
+        logs.enter_context(logged_to(output, "tuner.log"))
+        return _search(config, device, study, address, nodes, output)
 
 
-def _search(config: Config, device: str, study: Any, address: str | None, nodes: list[Any]) -> int:
+def _search(
+    config: Config, device: str, study: Any, address: str | None, nodes: list[Any], output: Any
+) -> int:
+    from cluster.jobs import working_dir_is_copy
     from cluster.runtime import lanes_that_fit
     from tuner.console import Progress, print_table
     from tuner.driver import StudySource
+    from tuner.plan import lost_with_the_job
     from tuner.results import write_results
 
     started = time.monotonic()
 
     def record() -> dict[str, Any]:
         return write_results(
-            str(config.output_dir),
+            output,
             study,
             global_batch_size=config.global_batch_size,
             num_workers=config.num_workers,
@@ -124,6 +139,8 @@ def _search(config: Config, device: str, study: Any, address: str | None, nodes:
     lanes = config.cluster.lanes or lanes_that_fit(nodes, device, config.num_workers)
     progress = Progress(len(study.candidates), config.search.max_trials, budget, lanes=lanes)
     source = StudySource(study, progress, record, None if budget is None else started + budget)
+    for fault in lost_with_the_job(config) if working_dir_is_copy() else ():
+        progress.note(f"Will be lost: {fault}")
     with contextlib.suppress(KeyboardInterrupt), progress:
         _sweep(config, device, source, lanes, address)
     result = record()
@@ -135,7 +152,12 @@ def _search(config: Config, device: str, study: Any, address: str | None, nodes:
         explanation=result["explanation"],
         stopped=result["stopped"],
     )
-    return _exit_code(config, source.broken, interrupt.INTERRUPTED.is_set(), result)
+    code = _exit_code(config, source.broken, interrupt.INTERRUPTED.is_set(), result)
+    if output.failure:
+        study_at = redact_url(str(config.study.storage))
+        print(f"{output} can't be written: {output.failure}; all is kept in {study_at}.", file=sys.stderr)
+        return code or EXIT_ERROR
+    return code
 
 
 def _sweep(config: Config, device: str, source: Any, lanes: int, address: str | None) -> None:
@@ -180,16 +202,6 @@ def _exit_code(config: Config, broken: str | None, interrupted: bool, result: di
         return EXIT_INFEASIBLE
     print(f"Results: {config.output_dir}")
     return EXIT_OK
-
-
-def _log_to(path: Path) -> None:
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    for name in ("tuner", "cluster", "ray"):
-        logging.getLogger(name).addHandler(handler)
-    for name in ("tuner", "cluster"):
-        logging.getLogger(name).setLevel(logging.INFO)
-        logging.getLogger(name).propagate = False
 
 
 if __name__ == "__main__":

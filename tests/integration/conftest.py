@@ -133,7 +133,7 @@ class Cluster:
     """A `ray start --head` of our own."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        self.environment = environment
+        self.environment, self.folder = environment, folder
         self.port, self.dashboard_port = _free_port(), _free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.dashboard = f"http://127.0.0.1:{self.dashboard_port}"
