@@ -170,10 +170,10 @@ A100_NODE, L4_NODE = Node(8, [H100] * 2, "A100"), Node(8, [RTX4090] * 2, "L4")
 @pytest.mark.parametrize(
     ("nodes", "device", "argv", "line"),
     [
-        ([A100_NODE, L4_NODE], "cuda", [], "several types of GPU (A100, L4), whose samples/s don't compare; name one"),
+        ([A100_NODE, L4_NODE], "cuda", [], "several types of GPU (A100, L4), whose samples/s don't compare"),
         ([A100_NODE, GPU_NODE], "cuda", [], "several types of GPU (A100, unnamed), whose"),
         ([A100_NODE, CPU_ONLY], "cuda", ["--cluster.accelerator-type=L4"], "no node has L4; there are: A100"),
-        ([CPU_ONLY], "cpu", ["--cluster.accelerator-type=L4"], "no node has L4; no node names its own, leave it out"),
+        ([CPU_ONLY], "cpu", ["--cluster.accelerator-type=L4"], "no node has L4; no node names its own"),
     ],
 )  # fmt: skip
 def test_samples_per_second_of_one_type_of_gpu_alone(faults, nodes, device, argv, line) -> None:
