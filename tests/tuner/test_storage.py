@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sqlite3
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 
 from train_fn.spec import Status, TrialResult
 from tuner import interrupt
+from tuner.console import Progress
+from tuner.driver import StudySource
 from tuner.space import candidates
 from tuner.storage import RESCUE_FILE, StorageLostError, drop_kept, keep, kept
 from tuner.study import open_study
@@ -78,6 +81,21 @@ def test_patience_has_an_end_and_the_result_can_be_told_again(tmp_path):
     other.close()
     study.tell(spec, COMPLETE)
     assert [m.result for m in opened(tmp_path).measured()] == [COMPLETE]
+
+
+def test_a_result_told_when_a_signal_comes_is_kept(tmp_path, monkeypatch):
+    study = opened(tmp_path)
+    source = StudySource(study, Progress(4, 4, stream=io.StringIO()), lambda: None, rescue_dir=tmp_path)
+    spec, other = source.ask(), locked(tmp_path)
+
+    def signal(_):
+        raise KeyboardInterrupt
+
+    study.be_patient(60, signal)
+    with pytest.raises(KeyboardInterrupt):
+        source.tell(spec, COMPLETE)
+    other.close()
+    assert [m.result for m in opened(tmp_path, rescued=kept(tmp_path)).measured()] == [COMPLETE]
 
 
 def test_an_interrupt_ends_the_wait(tmp_path, monkeypatch):
