@@ -18,9 +18,9 @@ from train_fn.timing import time_ratio
 from tuner.recommend import TIE_WIDTH, Feasible, feasible_trials, within_tolerance
 from tuner.space import (
     Measured,
+    Proofs,
     is_out_of_memory,
     probed_point,
-    proven_infeasible,
     same_numerics,
     same_setting,
     setting_of,
@@ -181,6 +181,7 @@ class _Judge:
         headroom: float,
     ) -> None:
         self._trials = trials
+        self._proofs = Proofs((t.params, t.result) for t in trials)
         self._measured = {t.params: t for t in trials}
         self._feasible = {t.params: t for t in feasible_trials(trials)}
         self.best = next(t for t in self._feasible.values() if t.number == number)
@@ -328,7 +329,7 @@ class _Judge:
                         over_budget_bytes=over,
                         peak_memory_bytes=peak,
                     )
-        proof = proven_infeasible(point, [(t.params, t.result) for t in self._trials])
+        proof = self._proofs.against(point)
         if proof is None:
             return None
         return _unmeasured(point, Verdict.OUT_OF_MEMORY, "out of memory, as is a smaller batch")

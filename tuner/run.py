@@ -71,6 +71,7 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
     from tuner.output import Output, logged_to
     from tuner.resolve import fingerprint, model_settings, resolve, to_yaml
     from tuner.space import candidates
+    from tuner.storage import drop_kept, kept
     from tuner.study import open_study
 
     address = config.cluster.address or os.environ.get("RAY_ADDRESS") or None
@@ -81,6 +82,7 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
         config = resolve(config, device)
         if faults := preflight.check(config, nodes, device):
             raise InputError(*faults)
+        nodes = preflight.of_type(nodes, config.cluster.accelerator_type)
         points = candidates(
             config.global_batch_size,
             config.num_workers,
@@ -102,7 +104,9 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
             fingerprint(config, device),
             model_settings(config, device),
             config.search.skip_proven,
+            kept(_rescue_folder(config)),
         )
+        drop_kept(_rescue_folder(config))
         stack.callback(study.close)
         output = Output(str(config.output_dir))
         output.write("config.yaml", to_yaml(config))
@@ -138,11 +142,13 @@ def _search(
     budget = config.study.time_budget
     lanes = config.cluster.lanes or lanes_that_fit(nodes, device, config.num_workers)
     progress = Progress(len(study.candidates), config.search.max_trials, budget, lanes=lanes)
-    source = StudySource(study, progress, record, None if budget is None else started + budget)
+    deadline = None if budget is None else started + budget
+    source = StudySource(study, progress, record, deadline, _rescue_folder(config))
     for fault in lost_with_the_job(config) if working_dir_is_copy() else ():
         progress.note(f"Will be lost: {fault}")
+    study.be_patient(config.study.storage_timeout, progress.note)
     with contextlib.suppress(KeyboardInterrupt), progress:
-        _sweep(config, device, source, lanes, address)
+        _sweep(config, device, source, address)
     result = record()
     print_table(
         study.measured(),
@@ -160,9 +166,10 @@ def _search(
     return code
 
 
-def _sweep(config: Config, device: str, source: Any, lanes: int, address: str | None) -> None:
+def _sweep(config: Config, device: str, source: Any, address: str | None) -> None:
     """Start Ray where it does not run yet, and run trials until there is nothing left to do."""
     from cluster.lane import LaneSpec
+    from cluster.room import lanes_now
     from cluster.runtime import connected, dashboard_url
     from cluster.sweep import run_sweep
     from train_fn.environment import worker_environment
@@ -179,13 +186,36 @@ def _sweep(config: Config, device: str, source: Any, lanes: int, address: str | 
             job=config.job(device),
             cpus_per_worker=1.0,
             worker_environment=worker_environment(device),
+            accelerator_type=config.cluster.accelerator_type,
         )
         reuse = config.cluster.reuse_workers
+
+        def room() -> int:
+            there = lanes_now(device, config.num_workers, config.cluster.accelerator_type)
+            return there if config.cluster.lanes is None else min(there, config.cluster.lanes)
+
         measured = -1
         while source.has_work() and len(source.study.measured()) > measured:
             # Once, as a rule: a trial that was lost with its lane is open again when Tune is done.
             measured = len(source.study.measured())
-            run_sweep(source, lane, num_lanes=lanes, reuse_workers=reuse, name=str(config.study.name))
+            try:
+                run_sweep(source, lane, room=room, reuse_workers=reuse, name=str(config.study.name))
+            except Exception as error:  # the cluster went away, mostly; what is measured is in the study
+                log.exception("the sweep failed")
+                source.give_up(_in_a_line(error))
+
+
+def _rescue_folder(config: Config) -> Path:
+    """Where results go that the storage does not take: the output folder, or one here if that is elsewhere."""
+    from tuner.output import local_folder
+
+    return local_folder(str(config.output_dir)) or Path("runs") / str(config.study.name)
+
+
+def _in_a_line(error: Exception) -> str:
+    """The first line; of a traceback's text, as Tune wraps what it catches, the last one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1 if lines[0].startswith("Traceback") else 0]
 
 
 def _exit_code(config: Config, broken: str | None, interrupted: bool, result: dict[str, Any]) -> int:

@@ -160,22 +160,42 @@ def numerics_of(point: TrialParams) -> Numerics:
     return point.precision, point.knobs
 
 
+class Proofs:
+    """What ran out of memory, by setting: a batch at least as large needs at least as much."""
+
+    def __init__(self, measured: Iterable[tuple[TrialParams, TrialResult]] = ()) -> None:
+        self._smallest: dict[Setting, tuple[int, str]] = {}
+        for params, result in measured:
+            self.add(params, result)
+
+    def add(self, params: TrialParams, result: TrialResult) -> None:
+        """Look at a trial of its own, and at what its probe has seen."""
+        if is_out_of_memory(result):
+            self._take(params, f"{params} ran out of memory")
+        for probed in result.memory_points:
+            if probed.peak_bytes is None:
+                point = probed_point(params, probed)
+                self._take(point, f"{point} ran out of memory when probed")
+
+    def _take(self, point: TrialParams, why: str) -> None:
+        setting, proof = setting_of(point), (point.per_device_train_batch_size, why)
+        self._smallest[setting] = min(proof, self._smallest.get(setting, proof))
+
+    def against(self, point: TrialParams) -> str | None:
+        """Why `point` can't fit, or None."""
+        size = point.per_device_train_batch_size
+        proof = self._smallest.get(setting_of(point))
+        if proof is None or proof[0] > size:
+            return None
+        return f"{proof[1]}, a batch of {size} needs at least as much"
+
+
 def proven_infeasible(point: TrialParams, measured: Iterable[tuple[TrialParams, TrialResult]]) -> str | None:
     """Why `point` can't fit, or None: an equal or smaller batch in its setting ran out of memory.
 
     In a trial of its own, or in the probe of another trial of the setting.
     """
-    size = point.per_device_train_batch_size
-    proofs: list[tuple[int, str]] = []
-    for params, result in measured:
-        if same_setting(params, point) and is_out_of_memory(result):
-            proofs.append((params.per_device_train_batch_size, f"{params} ran out of memory"))
-        for probed in result.memory_points:
-            other = probed_point(params, probed)
-            if probed.peak_bytes is None and same_setting(other, point):
-                proofs.append((other.per_device_train_batch_size, f"{other} ran out of memory when probed"))
-    proof = min((p for p in proofs if p[0] <= size), default=None)
-    return None if proof is None else f"{proof[1]}, a batch of {size} needs at least as much"
+    return Proofs(measured).against(point)
 
 
 def probed_point(params: TrialParams, probed: MemoryPoint) -> TrialParams:
