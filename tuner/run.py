@@ -5,7 +5,8 @@
     python -m tuner.run --help
 
 Exit codes: 0 a configuration is recommended; 2 the input is wrong, nothing was started; 3 nothing is
-feasible; 130 interrupted, with everything measured kept; 1 anything else.
+feasible; 130 interrupted, with everything measured kept; 1 anything else, also that another run works on the
+study.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import logging
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,11 @@ def main(argv: list[str] | None = None) -> int:
         print("Interrupted before anything was measured.", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:
+        from tuner.lock import StudyHeldError
+
+        if isinstance(error, StudyHeldError):
+            print(error, file=sys.stderr)
+            return EXIT_ERROR
         log.exception("the run failed")
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return EXIT_ERROR
@@ -57,7 +64,10 @@ def tune(config: Config, options: Options) -> int:
     from cluster.runtime import connected, this_node
     from tuner import preflight
     from tuner.console import print_dry_run
+    from tuner.identity import identity
+    from tuner.lock import held, refuse_if_held
     from tuner.resolve import fingerprint, model_settings, resolve, to_yaml
+    from tuner.results import versions
     from tuner.space import candidates
     from tuner.study import open_study
 
@@ -67,6 +77,9 @@ def tune(config: Config, options: Options) -> int:
         nodes = stack.enter_context(connected(address)) if address else [this_node()]
         device = preflight.choose_device(config, nodes)
         config = resolve(config, device)
+        name, storage = str(config.study.name), str(config.study.storage)
+        if not options.dry_run:
+            refuse_if_held(storage, name)
         if faults := preflight.check(config, nodes, device):
             raise InputError(*faults)
         points = candidates(
@@ -80,9 +93,10 @@ def tune(config: Config, options: Options) -> int:
         if options.dry_run:
             print_dry_run(to_yaml(config), points)
             return EXIT_OK
+        lease = stack.enter_context(held(storage, name))
         study = open_study(
-            str(config.study.name),
-            str(config.study.storage),
+            name,
+            storage,
             points,
             config.search.sampler,
             config.search.seed,
@@ -90,20 +104,24 @@ def tune(config: Config, options: Options) -> int:
             fingerprint(config, device),
             model_settings(config, device),
             config.search.skip_proven,
+            identity(config, device, nodes, versions()),
         )
         stack.callback(study.close)
         output_dir = Path(str(config.output_dir))
         output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         _log_to(output_dir / "tuner.log")
-        return _search(config, device, study, address, nodes)
+        return _search(config, device, study, address, nodes, lease)
 
 
-def _search(config: Config, device: str, study: Any, address: str | None, nodes: list[Any]) -> int:
+def _search(
+    config: Config, device: str, study: Any, address: str | None, nodes: list[Any], lease: Any
+) -> int:
     from cluster.runtime import lanes_that_fit
     from tuner.console import Progress, print_table
-    from tuner.driver import StudySource
-    from tuner.results import write_results
+    from tuner.driver import StudySource, overrun_seconds
+    from tuner.results import set_aside, write_results
+    from tuner.units import human_seconds
 
     started = time.monotonic()
 
@@ -123,8 +141,16 @@ def _search(config: Config, device: str, study: Any, address: str | None, nodes:
     budget = config.study.time_budget
     lanes = config.cluster.lanes or lanes_that_fit(nodes, device, config.num_workers)
     progress = Progress(len(study.candidates), config.search.max_trials, budget, lanes=lanes)
-    source = StudySource(study, progress, record, None if budget is None else started + budget)
-    with contextlib.suppress(KeyboardInterrupt), progress:
+    source = StudySource(study, progress, record)
+    lease.on_lost = partial(setattr, source, "broken", "another run has taken over the study")
+    limit = None
+    if budget is not None:
+        source.deadline, source.overrun_seconds = started + budget, overrun_seconds(budget)
+        limit = source.deadline + source.overrun_seconds - time.monotonic()
+    set_aside(str(config.output_dir), study.name)
+    if study.news:
+        progress.note(study.news)
+    with contextlib.suppress(KeyboardInterrupt), progress, interrupt.time_limit(limit):
         _sweep(config, device, source, lanes, address)
     result = record()
     print_table(
@@ -135,6 +161,8 @@ def _search(config: Config, device: str, study: Any, address: str | None, nodes:
         explanation=result["explanation"],
         stopped=result["stopped"],
     )
+    if budget is not None and source.is_time_up() and not result["finished"]:
+        print(f"The time budget of {human_seconds(budget)} is spent. The same command goes on from here.")
     return _exit_code(config, source.broken, interrupt.INTERRUPTED.is_set(), result)
 
 
@@ -146,6 +174,8 @@ def _sweep(config: Config, device: str, source: Any, lanes: int, address: str | 
     from train_fn.environment import worker_environment
 
     if not source.has_work():
+        unchanged = "model, data, settings, GPU, driver and versions are as they were"
+        source.progress.note(f"Nothing to do: study {source.study.name} is finished, {unchanged}.")
         return
     with contextlib.ExitStack() as stack:
         if address is None:

@@ -25,6 +25,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from train_fn.spec import Fault, InputError, Knob, Reason, Status, TrialParams, TrialResult, TrialSpec
 from tuner.beliefs import Beliefs
+from tuner.generations import compared_with, generation_for
+from tuner.identity import Identity
 from tuner.model_search import ModelSettings, Step, beliefs_of, next_step, spec_of
 from tuner.sampler import (
     CandidateSampler,
@@ -72,8 +74,13 @@ class TuningStudy:
         global_batch_size: int,
         settings: ModelSettings | None = None,
         skip_proven: bool = True,
+        news: str | None = None,
     ) -> None:
-        """See `open_study`; `settings` are those of the `model` strategy, None where another one searches."""
+        """See `open_study`; `settings` are those of the `model` strategy, None where another one searches.
+
+        `news` says in a line why this is not the study that the last run worked on; None where it is.
+        """
+        self.news = news
         self._study = study
         self._storage = storage
         self._study_id = storage.get_study_id_from_name(study.study_name)
@@ -91,6 +98,11 @@ class TuningStudy:
     def name(self) -> str:
         """The study's name."""
         return str(self._study.study_name)
+
+    @property
+    def compared_with(self) -> dict[str, Any] | None:
+        """What is known of the generation before, see `tuner.generations.compared_with`."""
+        return compared_with(self._study)
 
     @property
     def candidates(self) -> list[TrialParams]:
@@ -252,8 +264,9 @@ def open_study(
     fingerprint: dict[str, Any],
     settings: ModelSettings | None = None,
     skip_proven: bool = True,
+    identity: Identity | None = None,
 ) -> TuningStudy:
-    """Open or create a study.
+    """Open or create a study, or its generation that this run can go on with.
 
     Args:
         name: Its name within the storage.
@@ -266,12 +279,13 @@ def open_study(
             at least `global_batch_size`; flat, by configuration key.
         settings: Of the `model` sampler; None: its defaults.
         skip_proven: Leave out points that a smaller one's out-of-memory proves infeasible.
+        identity: What it is measured with, see `tuner.identity`.
 
     Raises:
         InputError: The storage can't be opened, the study was measured under another fingerprint, or it is
             older than a precision or a knob that is searched.
     """
-    url = _parse(storage_url)
+    url = parse_storage(storage_url)
     try:
         storage = _open_storage(url)
         study = optuna.create_study(
@@ -281,10 +295,12 @@ def open_study(
             load_if_exists=True,
             pruner=optuna.pruners.NopPruner(),
         )
+        settings = settings or ModelSettings(seed=seed)
+        _check_fingerprint(study, fingerprint)
+        study, news = generation_for(study, storage, identity or {}, candidates, settings.loss_tolerance)
         _check_fingerprint(study, fingerprint)
         precisions = _precisions_of(study, candidates)
         knobs = _knobs_of(study, candidates)
-        settings = settings or ModelSettings(seed=seed)
         study.sampler = make_sampler(sampler_name, candidates, seed, precisions, knobs, settings, skip_proven)
         if study.metric_names is None:
             with warnings.catch_warnings():
@@ -292,13 +308,17 @@ def open_study(
                 study.set_metric_names(list(DIRECTIONS))
         model = settings if sampler_name == "model" else None
         batch = fingerprint["global_batch_size"]
-        return TuningStudy(study, storage, candidates, max_trials, batch, model, skip_proven)
+        return TuningStudy(study, storage, candidates, max_trials, batch, model, skip_proven, news)
     except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, OSError, RuntimeError) as error:
-        raise InputError(Fault("study.storage", _why_not_opened(url, error))) from error
+        raise InputError(Fault("study.storage", why_not_opened(url, error))) from error
 
 
-def _parse(storage_url: str) -> URL:
-    """The URL in parts, with the PostgreSQL driver that this project installs."""
+def parse_storage(storage_url: str) -> URL:
+    """The URL in parts, with the PostgreSQL driver that this project installs.
+
+    Raises:
+        InputError: It is no URL.
+    """
     try:
         url = make_url(storage_url)
     except (SQLAlchemyError, ValueError):
@@ -308,15 +328,19 @@ def _parse(storage_url: str) -> URL:
     return url.set(drivername="postgresql+psycopg") if is_bare else url
 
 
-def _open_storage(url: URL) -> optuna.storages.BaseStorage:
-    options: dict[str, Any] = {}
+def engine_options(url: URL) -> dict[str, Any]:
+    """How SQLAlchemy is to connect; the folder of an SQLite file is made."""
     if url.get_backend_name() == "sqlite":
-        options = {"connect_args": {"timeout": _BUSY_TIMEOUT_SECONDS, "factory": _WriteAheadConnection}}
         if url.database and not url.database.startswith((":memory:", "file:")):
             Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    elif url.get_backend_name() == "postgresql":
-        options = {"connect_args": {"connect_timeout": _CONNECT_TIMEOUT_SECONDS}, "pool_pre_ping": True}
-    address = url.render_as_string(hide_password=False)
+        return {"connect_args": {"timeout": _BUSY_TIMEOUT_SECONDS, "factory": _WriteAheadConnection}}
+    if url.get_backend_name() == "postgresql":
+        return {"connect_args": {"connect_timeout": _CONNECT_TIMEOUT_SECONDS}, "pool_pre_ping": True}
+    return {}
+
+
+def _open_storage(url: URL) -> optuna.storages.BaseStorage:
+    address, options = url.render_as_string(hide_password=False), engine_options(url)
     return optuna.storages.get_storage(optuna.storages.RDBStorage(address, engine_kwargs=options))
 
 
@@ -332,7 +356,7 @@ class _WriteAheadConnection(sqlite3.Connection):
         self.execute("PRAGMA synchronous = NORMAL")
 
 
-def _why_not_opened(url: URL, error: BaseException) -> str:
+def why_not_opened(url: URL, error: BaseException) -> str:
     """One line out of a stack of wrapped exceptions, without the password."""
     shown = url.set(query={}).render_as_string(hide_password=True)
     cause = error.__cause__ or error
