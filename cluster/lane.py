@@ -22,6 +22,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.mailbox import Mailbox
+from cluster.room import gone
 from cluster.workers import serve
 from train_fn.spec import JobSpec, Reason, Status, TrialResult, TrialSpec
 
@@ -44,11 +45,17 @@ class LaneSpec:
         job: What to tune.
         cpus_per_worker: Logical CPUs that one worker reserves.
         worker_environment: Environment variables of the worker processes.
+        accelerator_type: Workers run on nodes of this type alone; None: on any.
     """
 
     job: JobSpec
     cpus_per_worker: float
     worker_environment: dict[str, str]
+    accelerator_type: str | None = None
+
+
+class LaneLostError(Exception):
+    """The lane can't go on; one line for people."""
 
 
 class WorkerGroup:
@@ -108,7 +115,11 @@ class Lane(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Run the trial. Whatever comes of it is a result; Tune never sees an error."""
+        """Run the trial. Whatever comes of it is a result.
+
+        Raises:
+            LaneLostError: The node is gone: Tune gives up this actor, and a new lane finds its own place.
+        """
         started = time.perf_counter()
         if not self._group.is_alive:
             self._group = WorkerGroup(self._spec, self._storage_path)
@@ -126,6 +137,10 @@ class Lane(tune.Trainable):
         ray.get(mailbox.put.remote(dataclasses.asdict(self._trial)))
         while True:
             result = ray.get(mailbox.wait.remote(1.0))
+            if result is not None and result["reason"] != Reason.WORKER_DIED:
+                return dict(result)
+            if lost := gone(ray.get(mailbox.nodes.remote())):
+                raise LaneLostError(f"node {lost.pop()[:8]} died during the trial")
             if result is not None:
                 return dict(result)
             if not self._group.is_alive:
@@ -165,6 +180,7 @@ def _trainer(lane: LaneSpec, mailbox: Any, storage_path: str) -> DataParallelTra
             use_gpu=on_gpu,
             resources_per_worker={"CPU": lane.cpus_per_worker, **({"GPU": 1} if on_gpu else {})},
             placement_strategy="STRICT_PACK",
+            accelerator_type=lane.accelerator_type,
         ),
         run_config=RunConfig(
             name=f"lane-{uuid.uuid4().hex[:8]}",

@@ -27,6 +27,7 @@ class MailboxState:
         self._changed = asyncio.Condition()
         self._group: str | None = None
         self._ranks: dict[int, dict[str, Any]] = {}
+        self._nodes: set[str] = set()
         self._trial: dict[str, Any] | None = None
         self._taken_by: str | None = None
         self._taken_at: float | None = None
@@ -39,6 +40,7 @@ class MailboxState:
     async def put(self, trial: dict[str, Any]) -> None:
         """Offer a trial to the group."""
         self._trial, self._result = trial, None
+        self._nodes = self._present_nodes()
         self._taken_by = self._taken_at = None
         await self._notify()
 
@@ -59,8 +61,12 @@ class MailboxState:
         return time.monotonic() - self._taken_at if self._taken_at is not None else 0.0
 
     async def workers(self) -> dict[int, dict[str, Any]]:
-        """The present group by rank: the process id and the actor that looks after it."""
+        """The present group by rank: process id, the actor that looks after it, and the id of its node."""
         return dict(self._ranks)
+
+    async def nodes(self) -> set[str]:
+        """Ids of the nodes that the trial is on: of the group that took it, or that is about to."""
+        return self._nodes
 
     async def close(self) -> None:
         """No more trials: the group ends by itself."""
@@ -75,6 +81,8 @@ class MailboxState:
             self._group, self._ranks = group, {}
             if self._taken_at is not None and self._result is None:
                 self._end(_failed(Reason.WORKER_DIED, "a worker process died during the trial"))
+            else:
+                self._nodes = set()
             self._taken_by = None
         self._ranks[rank] = worker
         await self._notify()
@@ -91,6 +99,7 @@ class MailboxState:
         if self._trial is None or self._taken_by is not None:
             return IDLE
         self._taken_by = group
+        self._nodes = self._present_nodes()
         return self._trial
 
     async def begin(self, group: str) -> None:
@@ -112,6 +121,9 @@ class MailboxState:
     async def is_closed(self) -> bool:
         """Whether `close` or `report_broken` was called."""
         return self._closed
+
+    def _present_nodes(self) -> set[str]:
+        return {worker["node"] for worker in self._ranks.values() if "node" in worker}
 
     def _end(self, result: dict[str, Any]) -> None:
         self._result, self._trial = result, None

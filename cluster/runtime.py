@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.gpus import Gpu, gpus
+from cluster.room import accelerator_type_of
 from train_fn.spec import Fault, InputError
 
 OBJECT_STORE_BYTES = 256 << 20
@@ -24,6 +25,7 @@ class Node:
 
     num_cpus: int
     gpus: list[Gpu] = field(default_factory=list)
+    accelerator_type: str | None = None
 
     def num_devices(self, device: str) -> int:
         """How many workers of a kind it can hold."""
@@ -138,7 +140,8 @@ def _nodes(is_local: bool) -> list[Node]:
             resources = node["Resources"]
             num_gpus = int(resources.get("GPU", 0))
             there = _gpus_of(node["NodeID"])[:num_gpus] if num_gpus else []
-            found.append(Node(num_cpus=int(resources.get("CPU", 0)), gpus=there))
+            num_cpus, kind = int(resources.get("CPU", 0)), accelerator_type_of(resources)
+            found.append(Node(num_cpus=num_cpus, gpus=there, accelerator_type=kind))
     return found
 
 

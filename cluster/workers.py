@@ -109,7 +109,8 @@ def serve(config: dict[str, Any]) -> None:
         ray.get(mailbox.report_broken.remote(f"workers could not start: {started['broken']}"))
         raise RuntimeError(started["broken"])
     rank = ray.train.get_context().get_world_rank()
-    worker = {"pid": started["ready"], "actor": ray.get_runtime_context().current_actor}
+    here = ray.get_runtime_context()
+    worker = {"pid": started["ready"], "actor": here.current_actor, "node": here.get_node_id()}
     ray.get(mailbox.join.remote(group["id"], rank, worker))
     if rank == 0:
         _relay(mailbox, group["id"], process)

@@ -267,7 +267,9 @@ class Cluster(_Section):
     memory_budget: Size | None = None
     """What one worker may hold: 20GiB, 512MiB, or a fraction of the device (0.9); null: what is free."""
     lanes: Count | None = None
-    """Groups of num_workers workers that measure side by side; null: as many as fit."""
+    """Groups of num_workers workers that measure side by side; null: as many as fit, as nodes come and go."""
+    accelerator_type: Text | None = None
+    """Type of the nodes to measure on, as Ray names it (A100, L4, ...); needed where there are several."""
     reuse_workers: bool = True
     """Keep workers and base model between trials; false starts one Ray Train run per trial."""
 
@@ -281,6 +283,8 @@ class Study(_Section):
     """Optuna storage, sqlite:///FILE or postgresql://USER@HOST/DATABASE; null: study.db in output_dir."""
     time_budget: Duration | None = None
     """No trial starts after this, such as 30m or 8h; null: no limit."""
+    storage_timeout: Duration = 300.0
+    """How long to wait for a storage that is locked, full or away, once trials are measured."""
 
 
 class Config(_Section):

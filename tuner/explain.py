@@ -16,7 +16,7 @@ from typing import Protocol
 from train_fn.spec import Reason, Status, TrialParams
 from train_fn.timing import time_ratio
 from tuner.recommend import TIE_WIDTH, Feasible, feasible_trials, within_tolerance
-from tuner.space import Measured, is_out_of_memory, proven_infeasible, same_numerics, same_setting, setting_of
+from tuner.space import Measured, Proofs, is_out_of_memory, same_numerics, same_setting, setting_of
 from tuner.units import human_bytes
 
 
@@ -173,6 +173,7 @@ class _Judge:
         headroom: float,
     ) -> None:
         self._trials = trials
+        self._proofs = Proofs((t.params, t.result) for t in trials)
         self._measured = {t.params: t for t in trials}
         self._feasible = {t.params: t for t in feasible_trials(trials)}
         self.best = next(t for t in self._feasible.values() if t.number == number)
@@ -320,7 +321,7 @@ class _Judge:
                         over_budget_bytes=over,
                         peak_memory_bytes=peak,
                     )
-        proof = proven_infeasible(point, [(t.params, t.result) for t in self._trials])
+        proof = self._proofs.against(point)
         if proof is None:
             return None
         return _unmeasured(point, Verdict.OUT_OF_MEMORY, "out of memory, as is a smaller batch")

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -28,14 +29,31 @@ _LAST = "last_generation"
 _COMPARED_WITH = "compared_with"
 
 
+@dataclass(frozen=True)
+class Generation:
+    """What a run goes on with.
+
+    Attributes:
+        study: Its record.
+        news: In a line, why this is not the study that the last run worked on; None where it is.
+        compared_with: As `result.json` has it: `study` names the generation before; `recommended` and what
+            stands beside it is its recommendation, null where it had none; `changed` lists what has changed,
+            as `{"key", "from", "to"}`. None for a first generation.
+    """
+
+    study: optuna.Study
+    news: str | None
+    compared_with: dict[str, Any] | None
+
+
 def generation_for(
     first: optuna.Study,
     storage: BaseStorage,
     identity: Identity,
     candidates: Sequence[TrialParams],
     loss_tolerance: float,
-) -> tuple[optuna.Study, str | None]:
-    """The generation that a run goes on with, made where there is none; and what is new about it, in a line.
+) -> Generation:
+    """The generation that a run goes on with; made where there is none.
 
     Args:
         first: The study under its own name.
@@ -67,17 +85,7 @@ def generation_for(
         _store(chosen, _FIRST, first.study_name)  # last: it makes the generation one
         news = _sentence(chosen.study_name, compared)
     _store(first, _LAST, chosen.study_name)
-    return chosen, news
-
-
-def compared_with(study: optuna.Study) -> dict[str, Any] | None:
-    """What a generation is compared with, as `result.json` has it; None for a first one.
-
-    `study` names the generation before; `recommended` and what stands beside it is its recommendation, null
-    where it had none; `changed` lists `{"key", "from", "to"}`.
-    """
-    found: dict[str, Any] | None = _load(study, _COMPARED_WITH, None)
-    return found
+    return Generation(chosen, news, _load(chosen, _COMPARED_WITH, None))
 
 
 def _sentence(name: str, compared: dict[str, Any]) -> str:

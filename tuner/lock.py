@@ -31,7 +31,7 @@ import sqlalchemy as sql
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from train_fn.spec import Fault, InputError
-from tuner.study import engine_options, parse_storage, why_not_opened
+from tuner.storage import engine_options, parse_storage, why_not_opened
 
 log = logging.getLogger(__name__)
 

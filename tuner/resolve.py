@@ -53,6 +53,8 @@ def fingerprint(config: Config, device: str) -> Fingerprint:
     for section in ("data", "lora", "optimizer", "trial"):
         for name, value in getattr(config, section).model_dump(exclude={"timeout"}).items():
             values[f"{section}.{name}"] = ",".join(value) if isinstance(value, list) else value
+    if config.cluster.accelerator_type is not None:
+        values["cluster.accelerator_type"] = config.cluster.accelerator_type
     if config.train_fn is not None:
         values["train_fn"] = f"{config.train_fn} {_source_digest(config.train_fn)}".strip()
     return values
@@ -138,6 +140,7 @@ def _written(config: Config) -> dict[str, object]:
     values["trial"]["timeout"] = exact_duration(config.trial.timeout)
     if config.study.time_budget is not None:
         values["study"]["time_budget"] = exact_duration(config.study.time_budget)
+    values["study"]["storage_timeout"] = exact_duration(config.study.storage_timeout)
     if config.study.storage is not None:
         values["study"]["storage"] = masked_storage(config.study.storage)
     return values

@@ -78,7 +78,7 @@ def write_results(
             "why": recommendation.why,
             "explanation": explanation,
             "stopped": study.stopped,
-            "finished": not study.has_work(),
+            "finished": study.is_finished,
             "compared_with": study.compared_with,
             "wall_seconds": wall_seconds,
             "versions": versions(),

@@ -69,6 +69,7 @@ def tune(config: Config, options: Options) -> int:
     from tuner.resolve import fingerprint, model_settings, resolve, to_yaml
     from tuner.results import versions
     from tuner.space import candidates
+    from tuner.storage import drop_kept, kept
     from tuner.study import open_study
 
     address = config.cluster.address or os.environ.get("RAY_ADDRESS") or None
@@ -82,6 +83,7 @@ def tune(config: Config, options: Options) -> int:
             refuse_if_held(storage, name)
         if faults := preflight.check(config, nodes, device):
             raise InputError(*faults)
+        nodes = preflight.of_type(nodes, config.cluster.accelerator_type)
         points = candidates(
             config.global_batch_size,
             config.num_workers,
@@ -94,6 +96,7 @@ def tune(config: Config, options: Options) -> int:
             print_dry_run(to_yaml(config), points)
             return EXIT_OK
         lease = stack.enter_context(held(storage, name))
+        output_dir = Path(str(config.output_dir))
         study = open_study(
             name,
             storage,
@@ -104,10 +107,11 @@ def tune(config: Config, options: Options) -> int:
             fingerprint(config, device),
             model_settings(config, device),
             config.search.skip_proven,
+            kept(output_dir),
             identity(config, device, nodes, versions()),
         )
+        drop_kept(output_dir)
         stack.callback(study.close)
-        output_dir = Path(str(config.output_dir))
         output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         _log_to(output_dir / "tuner.log")
@@ -141,8 +145,9 @@ def _search(
     budget = config.study.time_budget
     lanes = config.cluster.lanes or lanes_that_fit(nodes, device, config.num_workers)
     progress = Progress(len(study.candidates), config.search.max_trials, budget, lanes=lanes)
-    source = StudySource(study, progress, record)
-    lease.on_lost = partial(setattr, source, "broken", "another run has taken over the study")
+    source = StudySource(study, progress, record, rescue_dir=Path(str(config.output_dir)))
+    study.be_patient(config.study.storage_timeout, progress.note)
+    lease.on_lost = partial(source.give_up, "another run has taken over the study")
     limit = None
     if budget is not None:
         source.deadline, source.overrun_seconds = started + budget, overrun_seconds(budget)
@@ -151,7 +156,7 @@ def _search(
     if study.news:
         progress.note(study.news)
     with contextlib.suppress(KeyboardInterrupt), progress, interrupt.time_limit(limit):
-        _sweep(config, device, source, lanes, address)
+        _sweep(config, device, source, address)
     result = record()
     print_table(
         study.measured(),
@@ -166,9 +171,10 @@ def _search(
     return _exit_code(config, source.broken, interrupt.INTERRUPTED.is_set(), result)
 
 
-def _sweep(config: Config, device: str, source: Any, lanes: int, address: str | None) -> None:
+def _sweep(config: Config, device: str, source: Any, address: str | None) -> None:
     """Start Ray where it does not run yet, and run trials until there is nothing left to do."""
     from cluster.lane import LaneSpec
+    from cluster.room import lanes_now
     from cluster.runtime import connected, dashboard_url
     from cluster.sweep import run_sweep
     from train_fn.environment import worker_environment
@@ -187,13 +193,29 @@ def _sweep(config: Config, device: str, source: Any, lanes: int, address: str | 
             job=config.job(device),
             cpus_per_worker=1.0,
             worker_environment=worker_environment(device),
+            accelerator_type=config.cluster.accelerator_type,
         )
         reuse = config.cluster.reuse_workers
+
+        def room() -> int:
+            there = lanes_now(device, config.num_workers, config.cluster.accelerator_type)
+            return there if config.cluster.lanes is None else min(there, config.cluster.lanes)
+
         measured = -1
         while source.has_work() and len(source.study.measured()) > measured:
             # Once, as a rule: a trial that was lost with its lane is open again when Tune is done.
             measured = len(source.study.measured())
-            run_sweep(source, lane, num_lanes=lanes, reuse_workers=reuse, name=str(config.study.name))
+            try:
+                run_sweep(source, lane, room=room, reuse_workers=reuse, name=str(config.study.name))
+            except Exception as error:  # the cluster went away, mostly; what is measured is in the study
+                log.exception("the sweep failed")
+                source.give_up(_in_a_line(error))
+
+
+def _in_a_line(error: Exception) -> str:
+    """The first line; of a traceback's text, as Tune wraps what it catches, the last one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1 if lines[0].startswith("Traceback") else 0]
 
 
 def _exit_code(config: Config, broken: str | None, interrupted: bool, result: dict[str, Any]) -> int:

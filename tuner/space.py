@@ -160,25 +160,43 @@ def numerics_of(point: TrialParams) -> Numerics:
     return point.precision, point.knobs
 
 
+class Proofs:
+    """What ran out of memory, by setting: a batch at least as large needs at least as much."""
+
+    def __init__(self, measured: Iterable[tuple[TrialParams, TrialResult]] = ()) -> None:
+        self._smallest: dict[Setting, tuple[int, str]] = {}
+        for params, result in measured:
+            self.add(params, result)
+
+    def add(self, params: TrialParams, result: TrialResult) -> None:
+        """Look at a trial of its own, and at what its probe has seen."""
+        proofs = [
+            (probed.per_device_train_batch_size, f"{_named(probed, params)} ran out of memory when probed")
+            for probed in result.memory_points
+            if probed.peak_bytes is None
+        ]
+        if is_out_of_memory(result):
+            proofs.append((params.per_device_train_batch_size, f"{params} ran out of memory"))
+        setting = setting_of(params)
+        known = [self._smallest[setting]] if setting in self._smallest else []
+        if proofs:
+            self._smallest[setting] = min(proofs + known)
+
+    def against(self, point: TrialParams) -> str | None:
+        """Why `point` can't fit, or None."""
+        size = point.per_device_train_batch_size
+        proof = self._smallest.get(setting_of(point))
+        if proof is None or proof[0] > size:
+            return None
+        return f"{proof[1]}, a batch of {size} needs at least as much"
+
+
 def proven_infeasible(point: TrialParams, measured: Iterable[tuple[TrialParams, TrialResult]]) -> str | None:
     """Why `point` can't fit, or None: an equal or smaller batch in its setting ran out of memory.
 
     In a trial of its own, or in the probe of another trial of the setting.
     """
-    size = point.per_device_train_batch_size
-    proofs: list[tuple[int, str]] = []
-    for params, result in measured:
-        if not same_setting(params, point):
-            continue
-        if is_out_of_memory(result):
-            proofs.append((params.per_device_train_batch_size, f"{params} ran out of memory"))
-        proofs += [
-            (probed.per_device_train_batch_size, f"{_named(probed, params)} ran out of memory when probed")
-            for probed in result.memory_points
-            if probed.peak_bytes is None
-        ]
-    proof = min((p for p in proofs if p[0] <= size), default=None)
-    return None if proof is None else f"{proof[1]}, a batch of {size} needs at least as much"
+    return Proofs(m for m in measured if same_setting(m[0], point)).against(point)
 
 
 def _named(probed: MemoryPoint, params: TrialParams) -> TrialParams:

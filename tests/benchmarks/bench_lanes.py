@@ -73,7 +73,7 @@ def warm(trials: list[TrialSpec]) -> tuple[list[float], list[TrialResult]]:
     """Seconds between the ends of trials in a warm lane."""
     source = FixedSource(trials)
     lane = LaneSpec(job=JOB, cpus_per_worker=1.0, worker_environment=worker_environment("cpu"))
-    run_sweep(source, lane, num_lanes=1, reuse_workers=True, name="warm")
+    run_sweep(source, lane, room=lambda: 1, reuse_workers=True, name="warm")
     return [b - a for a, b in itertools.pairwise(source.ended)], source.results
 
 

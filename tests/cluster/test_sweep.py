@@ -6,12 +6,16 @@ import dataclasses
 import json
 import pickle
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from ray import cloudpickle
+from ray.exceptions import ActorDiedError, RayTaskError
 from ray.tune.search import Searcher
 
-from cluster.sweep import SourceSearcher
+from cluster import sweep
+from cluster.lane import LaneLostError
+from cluster.sweep import LaneScheduler, SourceSearcher
 from train_fn.spec import Status, TrialParams, TrialResult, TrialSpec
 
 COMPLETE = TrialResult(
@@ -44,6 +48,8 @@ class ListSource:
     trials: list[TrialSpec] = field(default_factory=lambda: [spec(n) for n in range(4)])
     told: list[tuple[TrialSpec, TrialResult]] = field(default_factory=list)
     more_may_come: bool = False
+    rooms: list[int] = field(default_factory=list)
+    broken: str | None = None
 
     def ask(self) -> TrialSpec | None:
         return self.trials.pop(0) if self.trials else None
@@ -53,6 +59,16 @@ class ListSource:
 
     def tell(self, spec: TrialSpec, result: TrialResult) -> None:
         self.told.append((spec, result))
+
+    def room_for(self, lanes: int) -> None:
+        self.rooms.append(lanes)
+
+    def give_up(self, why: str) -> None:
+        self.broken, self.more_may_come = why, False
+
+
+def searching(source: ListSource, room: int = 99) -> SourceSearcher:
+    return SourceSearcher(source, lambda: room)
 
 
 def reported(result: TrialResult, lane: str) -> dict[str, Any]:
@@ -69,7 +85,7 @@ def reported(result: TrialResult, lane: str) -> dict[str, Any]:
 
 def test_trials_become_configs_until_none_is_left() -> None:
     source = ListSource()
-    searcher = SourceSearcher(source)
+    searcher = searching(source)
     configs = [searcher.suggest(f"t{n}") for n in range(5)]
     assert [TrialSpec.from_dict(c["trial"]) for c in configs[:4]] == [spec(n) for n in range(4)]
     assert configs[4] == Searcher.FINISHED
@@ -79,7 +95,7 @@ def test_trials_become_configs_until_none_is_left() -> None:
 
 def test_a_lane_waits_where_trials_in_flight_may_bring_more() -> None:
     source = ListSource(more_may_come=True)
-    searcher = SourceSearcher(source)
+    searcher = searching(source)
     for n in range(4):
         searcher.suggest(f"t{n}")
     assert searcher.suggest("t4") is None
@@ -90,7 +106,7 @@ def test_a_lane_waits_where_trials_in_flight_may_bring_more() -> None:
 
 def test_results_are_told_with_their_trial_in_any_order() -> None:
     source = ListSource()
-    searcher = SourceSearcher(source)
+    searcher = searching(source)
     for trial_id in ("a", "b"):
         searcher.suggest(trial_id)
     searcher.on_trial_complete("b", reported(OOM, "x"))
@@ -104,7 +120,7 @@ def test_results_are_told_with_their_trial_in_any_order() -> None:
 
 def test_lanes_are_numbered_as_they_appear() -> None:
     source = ListSource()
-    searcher = SourceSearcher(source)
+    searcher = searching(source)
     for number, lane in enumerate(("f00", "0ba", "f00", "0ba")):
         searcher.suggest(str(number))
         searcher.on_trial_complete(str(number), reported(COMPLETE, lane))
@@ -113,7 +129,7 @@ def test_lanes_are_numbered_as_they_appear() -> None:
 
 def test_a_trial_without_a_result_is_told_as_interrupted() -> None:
     source = ListSource()
-    searcher = SourceSearcher(source)
+    searcher = searching(source)
     endings: list[dict[str, Any]] = [
         {"error": True},
         {"error": True, "result": reported(COMPLETE, "x")},
@@ -129,7 +145,7 @@ def test_a_trial_without_a_result_is_told_as_interrupted() -> None:
 
 def test_a_trial_is_told_once_and_a_strange_one_never() -> None:
     source = ListSource()
-    searcher = SourceSearcher(source)
+    searcher = searching(source)
     searcher.suggest("a")
     searcher.on_trial_complete("a", reported(COMPLETE, "x"))
     searcher.on_trial_complete("a", error=True)
@@ -138,7 +154,7 @@ def test_a_trial_is_told_once_and_a_strange_one_never() -> None:
 
 
 def test_both_objectives_are_tunes_too() -> None:
-    searcher = SourceSearcher(ListSource())
+    searcher = searching(ListSource())
     assert (searcher.metric, searcher.mode) == (["samples_per_second", "validation_loss"], ["max", "min"])
 
 
@@ -146,7 +162,7 @@ def test_pickling_leaves_the_source_behind() -> None:
     """Tune pickles its searcher with every snapshot of the experiment; a study can't be."""
     source = ListSource()
     source.lock = open(__file__)  # type: ignore[attr-defined]  # noqa: SIM115
-    searcher = SourceSearcher(source)
+    searcher = searching(source)
     searcher.suggest("a")
     for dumps in (pickle.dumps, cloudpickle.dumps):
         copy = pickle.loads(dumps(searcher))
@@ -155,3 +171,53 @@ def test_pickling_leaves_the_source_behind() -> None:
     source.lock.close()  # type: ignore[attr-defined]
     searcher.on_trial_complete("a", reported(COMPLETE, "x"))  # the original still has it
     assert len(source.told) == 1
+
+
+def test_no_more_trials_run_than_there_is_room_for_and_room_may_change(monkeypatch) -> None:
+    monkeypatch.setattr(sweep, "_ROOM_CHECK_SECONDS", 0.0)
+    source, room = ListSource(more_may_come=True), [1]
+    searcher = SourceSearcher(source, lambda: room[0])
+    assert isinstance(searcher.suggest("a"), dict)
+    assert searcher.suggest("b") is None
+    room[0] = 2  # a node was added
+    assert isinstance(searcher.suggest("b"), dict)
+    assert searcher.suggest("c") is None
+    room[0] = 1  # and is gone
+    searcher.on_trial_complete("b", error=True)
+    assert searcher.suggest("c") is None
+    searcher.on_trial_complete("a", reported(COMPLETE, "x"))
+    assert isinstance(searcher.suggest("c"), dict)
+    assert set(source.rooms) == {1, 2}
+
+
+def test_without_room_the_search_waits_and_then_says_why_it_ends(monkeypatch) -> None:
+    monkeypatch.setattr(sweep, "_ROOM_CHECK_SECONDS", 0.0)
+    source, room = ListSource(more_may_come=True), [0]
+    searcher = SourceSearcher(source, lambda: room[0])
+    assert searcher.suggest("a") is None
+    room[0] = 1
+    assert isinstance(searcher.suggest("a"), dict)
+    room[0] = 0
+    searcher.on_trial_complete("a", error=True)
+    assert searcher.suggest("b") is None
+    monkeypatch.setattr(sweep, "ROOM_SECONDS", 0.0)
+    assert searcher.suggest("b") == Searcher.FINISHED
+    assert source.broken is not None
+    assert "no node" in source.broken
+
+
+def test_a_lane_says_why_it_broke(tmp_path) -> None:
+    source = ListSource()
+    searcher = searching(source)
+    scheduler = LaneScheduler(searcher)
+    lost = RayTaskError("train", "a traceback", LaneLostError("node 0f1e died during the trial"))
+    for trial_id, error in (("a", lost), ("b", ActorDiedError())):
+        searcher.suggest(trial_id)
+        (tmp_path / trial_id).write_bytes(cloudpickle.dumps(error))
+        trial = SimpleNamespace(trial_id=trial_id, pickled_error_file=str(tmp_path / trial_id))
+        scheduler.on_trial_error(None, trial)
+        searcher.on_trial_complete(trial_id, error=True)
+    assert [result.detail for _, result in source.told] == [
+        "node 0f1e died during the trial",
+        "the lane's actor died",
+    ]
