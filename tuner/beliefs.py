@@ -151,7 +151,7 @@ class Beliefs:
 
     def _known_to_fit(self, point: TrialParams) -> bool | None:
         """Proven by the same setting: a batch at least as large ran, or one at most as large ran out."""
-        sizes = {size: peak for (setting, size), peak in self._probed.items() if setting == setting_of(point)}
+        sizes = self._probed_sizes.get(setting_of(point), {})
         if any(peak is None and size <= point.per_device_train_batch_size for size, peak in sizes.items()):
             return False
         if any(
@@ -159,6 +159,13 @@ class Beliefs:
         ):
             return True
         return None
+
+    @cached_property
+    def _probed_sizes(self) -> dict[Setting, dict[int, float | None]]:
+        found: dict[Setting, dict[int, float | None]] = {}
+        for (setting, size), peak in self._probed.items():
+            found.setdefault(setting, {})[size] = peak
+        return found
 
     def is_probed(self, point: TrialParams) -> bool:
         """Whether it is known if the point fits."""
@@ -209,11 +216,18 @@ class Beliefs:
 
     def _measured_cost(self, point: TrialParams) -> tuple[float, float] | None:
         """Seconds per sample and their relative standard deviation, of all the point's trials together."""
-        weighted = [(v, 1 / sd**2) for p, v, sd in self._speeds if p == point]
+        weighted = self._weighted_speeds.get(point)
         if not weighted:
             return None
         total = math.fsum(weight for _, weight in weighted)
         return total / math.fsum(v * weight for v, weight in weighted), 1 / math.sqrt(total)
+
+    @cached_property
+    def _weighted_speeds(self) -> dict[TrialParams, list[tuple[float, float]]]:
+        found: dict[TrialParams, list[tuple[float, float]]] = {}
+        for point, speed, sd in self._speeds:
+            found.setdefault(point, []).append((speed, 1 / sd**2))
+        return found
 
     @cached_property
     def _time(self) -> AffineCosts | None:

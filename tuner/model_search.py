@@ -82,14 +82,30 @@ def beliefs_of(state: SearchState, settings: ModelSettings) -> Beliefs:
 class Outlook:
     """What measuring each open point may bring, as the study's record stands."""
 
-    def __init__(self, state: SearchState, settings: ModelSettings) -> None:
+    def __init__(
+        self,
+        state: SearchState,
+        settings: ModelSettings,
+        beliefs: Beliefs | None = None,
+        front: list[Measured] | None = None,
+    ) -> None:
+        """Look at the record.
+
+        Args:
+            state: What the study knows; only its open points are looked at.
+            settings: See `ModelSettings`.
+            beliefs: Those of the state; None: they are made here.
+            front: The finished trials that others are compared with; None: all that are complete.
+        """
         self.state, self.settings = state, settings
-        self.beliefs = beliefs_of(state, settings)
+        self.beliefs = beliefs_of(state, settings) if beliefs is None else beliefs
+        complete = (m for m in state.measured if m.result.status == Status.COMPLETE)
+        self._front = list(complete) if front is None else front
 
     def choose(self) -> TrialParams:
         """The point to measure next; there must be an open one."""
         if not self._can_predict:
-            return min(self.state.open, key=self._safety)
+            return self._safest()
         chances = self.beliefs.fits(self.state.open)
         _, mean_gains = self._gains
         gains = mean_gains.mean(axis=0) * chances**_CAUTION
@@ -115,20 +131,20 @@ class Outlook:
         """Whether a trial is complete: there is a speed, a loss and a front."""
         return bool(self.beliefs.losses) and self.beliefs.predict_speed(self.state.open[:1]) is not None
 
-    def _safety(self, point: TrialParams) -> tuple[float, ...]:
-        """The order of points while no speed is known: the fastest precision's smallest batch.
+    def _safest(self) -> TrialParams:
+        """What to measure while no speed is known: the fastest precision's smallest batch.
 
         Once memory has run out, the leanest first.
         """
-        size, checkpointing = point.per_device_train_batch_size, point.gradient_checkpointing
-        place = self.state.candidates.index(point)
-        if any(is_out_of_memory(m.result) for m in self.state.measured):
-            return (size, not checkpointing, LEANEST_FIRST.index(point.precision), place)
-        return (size, checkpointing, FASTEST_FIRST[self.settings.device].index(point.precision), place)
+        lean = any(is_out_of_memory(m.result) for m in self.state.measured)
+        order = LEANEST_FIRST if lean else FASTEST_FIRST[self.settings.device]
 
-    @cached_property
-    def _front(self) -> list[Measured]:
-        return [m for m in self.state.measured if m.result.status == Status.COMPLETE]
+        def risk(point: TrialParams) -> tuple[int, bool, int]:
+            checkpointing = point.gradient_checkpointing
+            size, rank = point.per_device_train_batch_size, order.index(point.precision)
+            return size, not checkpointing if lean else checkpointing, rank
+
+        return min(self.state.open, key=risk)  # of equals the first one: candidates are in order
 
     @cached_property
     def _gains(self) -> tuple[np.ndarray, np.ndarray]:
@@ -194,15 +210,17 @@ class Step:
     stopped: str | None = None
 
 
-def next_step(state: SearchState, max_trials: int, settings: ModelSettings) -> Step:
+def next_step(
+    state: SearchState, max_trials: int, settings: ModelSettings, outlook: Outlook | None = None
+) -> Step:
     """Measure the best open point; at the end, the recommended one in full if that is still to be done.
 
-    The last trial that the study may have is kept for that.
+    The last trial that the study may have is kept for that. `outlook` is that of the state, if it is there.
     """
     left = max_trials - state.turn
     if left <= 0:
         return Step()
-    outlook = Outlook(state, settings)
+    outlook = outlook or Outlook(state, settings)
     stopped = outlook.stopped()
     if state.open and stopped is None and left > 1:
         return Step(outlook.choose())
@@ -262,12 +280,9 @@ def _unprobed_sizes(state: SearchState, point: TrialParams) -> list[int]:
     """
     if any(same_setting(running, point) for running in state.running):
         return []  # that trial's probe looks at them
-    beliefs = Beliefs(state.candidates, state.measured)
-    unknown = sorted(
-        c.per_device_train_batch_size
-        for c in state.candidates
-        if same_setting(c, point) and c != point and not beliefs.is_probed(c)
-    )
+    siblings = [c for c in state.candidates if same_setting(c, point) and c != point]
+    beliefs = Beliefs(siblings, [m for m in state.measured if same_setting(m.params, point)])
+    unknown = sorted(c.per_device_train_batch_size for c in siblings if not beliefs.is_probed(c))
     own = last = point.per_device_train_batch_size
     sizes = [size for size in unknown[:1] if size < own]
     for size in unknown:

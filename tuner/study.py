@@ -37,6 +37,7 @@ from tuner.sampler import (
 from tuner.space import Measured, SearchState, knobs_of
 from tuner.storage import PatientStorage, Rescued, open_storage, parse_storage, why_not_opened
 from tuner.units import shown
+from tuner.wide import WIDE, WideSearch
 
 DIRECTIONS = {"samples_per_second": "maximize", "validation_loss": "minimize"}
 """The two objectives, in the order of Optuna's values."""
@@ -88,6 +89,7 @@ class TuningStudy:
         self._max_trials = max_trials
         self._global_batch_size = global_batch_size
         self._settings = settings
+        self._wide = WideSearch(settings) if settings and len(candidates) > WIDE else None
         self._step: tuple[SearchState, Step] | None = None
         self._asked: dict[int, optuna.Trial] = {}
         self._settle_orphans(rescued or {})
@@ -142,6 +144,8 @@ class TuningStudy:
 
     def beliefs(self) -> Beliefs:
         """What the measurements say about the points that are not measured."""
+        if self._wide is not None:
+            return self._wide.beliefs(self._state())
         settings = self._settings or ModelSettings()
         return beliefs_of(self._state(), settings)
 
@@ -149,7 +153,8 @@ class TuningStudy:
         """Asked for often while lanes wait; decided once for each state of the record."""
         assert self._settings is not None
         if self._step is None or self._step[0] is not state:
-            self._step = state, next_step(state, self._max_trials, self._settings)
+            outlook = self._wide.outlook(state) if self._wide is not None else None
+            self._step = state, next_step(state, self._max_trials, self._settings, outlook)
         return self._step[1]
 
     def _new_trial(self, point: TrialParams | None, state: SearchState) -> tuple[int, TrialParams]:

@@ -68,6 +68,15 @@ class FixedSource:
         self.ended.append(time.perf_counter())
         self.results.append(result)
 
+    def has_work(self) -> bool:
+        return bool(self._left)
+
+    def room_for(self, lanes: int) -> None:
+        assert lanes == 1
+
+    def give_up(self, why: str) -> None:
+        raise RuntimeError(why)
+
 
 def warm(trials: list[TrialSpec]) -> tuple[list[float], list[TrialResult]]:
     """Seconds between the ends of trials in a warm lane."""
