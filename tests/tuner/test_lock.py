@@ -14,11 +14,13 @@ from pathlib import Path
 import optuna
 import pytest
 import sqlalchemy as sql
-from postgresql_server import postgresql
 
 from train_fn.spec import InputError
 from tuner import lock
 from tuner.lock import Holder, Host, StudyHeldError, held, refuse_if_held
+
+sys.path.append(str(Path(__file__).parents[1] / "integration"))
+from postgresql import PostgreSQL, binaries  # noqa: E402
 
 HOLDER = """
 import sys
@@ -35,8 +37,12 @@ with lock.held(url, study):
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with postgresql() as url:
-        yield url
+    programs = binaries()
+    if programs is None:
+        pytest.skip("no PostgreSQL here (Debian's package postgresql)")
+    running = PostgreSQL(programs)
+    yield running.url()
+    running.close()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
