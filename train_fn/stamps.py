@@ -18,24 +18,24 @@ _HUB_TIMEOUT_SECONDS = 5.0
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
-def model_stamp(source: str) -> str | None:
-    """Of a model folder or a hub id; None where neither the folder nor the hub can be reached."""
-    return _stamp(source, "model")
+def model_stamp(source: str, hub: bool = True) -> str | None:
+    """Of a model folder or, if `hub`, a hub id; None where neither can be reached."""
+    return _stamp(source, "model", hub)
 
 
-def data_stamp(source: str) -> str | None:
-    """Of a data file, a folder of them, or a hub data set; None where it can't be reached."""
-    return _stamp(source, "dataset")
+def data_stamp(source: str, hub: bool = True) -> str | None:
+    """Of a data file, a folder of them or, if `hub`, a hub data set; None where it can't be reached."""
+    return _stamp(source, "dataset", hub)
 
 
-def _stamp(source: str, kind: str) -> str | None:
+def _stamp(source: str, kind: str, hub: bool) -> str | None:
     path = Path(source)
     try:
         if path.exists():
             return _digest(path)
     except OSError:
         return None
-    return _hub_revision(source, kind) if _HUB_ID.fullmatch(source) else None
+    return _hub_revision(source, kind) if hub and _HUB_ID.fullmatch(source) else None
 
 
 def _digest(path: Path) -> str:

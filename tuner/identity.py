@@ -32,11 +32,12 @@ def identity(config: Config, device: str, nodes: Sequence[Node], versions: Mappi
         versions: Of libraries, by package.
     """
     found: Identity = {}
+    hub = config.train_fn is None  # a function of the user's own may mean anything by these names
     if config.model is not None:
-        found[MODEL] = model_stamp(config.model)
+        found[MODEL] = model_stamp(config.model, hub)
     for name, source in (("train", config.data.train), ("validation", config.data.validation)):
         if isinstance(source, str):
-            found[f"{DATA}{name}"] = data_stamp(source)
+            found[f"{DATA}{name}"] = data_stamp(source, hub)
     if device == "cuda":
         gpus = [gpu for node in nodes for gpu in node.gpus]
         found[GPU] = _listed(gpu.name for gpu in gpus)

@@ -29,7 +29,7 @@ TRIALS_FILE = "trials.csv"
 REPORT_FILE = "report.html"
 PACKAGES = ("ray", "torch", "transformers", "peft", "accelerate", "datasets", "optuna")
 """Whose versions are noted: a measurement is only as repeatable as they are."""
-OPTIONAL_PACKAGES = ("bitsandbytes",)
+OPTIONAL_PACKAGES = ("bitsandbytes", "lora-batch-tuner")
 
 
 def write_results(

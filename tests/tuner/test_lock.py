@@ -20,7 +20,7 @@ from tuner import lock
 from tuner.lock import Holder, Host, StudyHeldError, held, refuse_if_held
 
 sys.path.append(str(Path(__file__).parents[1] / "integration"))
-from postgresql import PostgreSQL, binaries  # noqa: E402
+from postgresql import PostgreSQL, binaries
 
 HOLDER = """
 import sys

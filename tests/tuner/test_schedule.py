@@ -132,6 +132,12 @@ def test_identity_names_model_data_gpu_driver_and_versions(model: Path) -> None:
     assert "gpu" not in identity(config, "cpu", gpus("T4"), {})
 
 
+def test_names_that_only_the_users_function_understands_are_no_hub_ids(monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: pytest.fail("the hub was asked"))
+    config, _ = load(["--train-fn=json:dump", "--model=resnet", "--data.train=imagenet"])
+    assert identity(config, "cpu", [], {}) == {"model": None, "data.train": None}
+
+
 def test_what_is_not_known_differs_from_nothing() -> None:
     known, unknown = {"driver": "550", "gpu": "T4"}, {"driver": None, "gpu": "T4", "versions.torch": "2.13"}
     assert differences(known, unknown) == differences(unknown, known) == []
