@@ -12,8 +12,9 @@ import threading
 from collections.abc import Iterator
 
 INTERRUPTED = threading.Event()
-AGAIN_SECONDS = 2.0
-"""After this the end of the time is said once more: an exception in a callback of Ray's ends nothing."""
+AGAIN_SECONDS = 30.0
+"""After this the end of the time is said once more: an exception in a callback of Ray's ends nothing. Long
+enough for a local Ray to shut down undisturbed."""
 
 
 def install() -> None:
