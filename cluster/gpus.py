@@ -19,6 +19,7 @@ class Gpu:
     name: str
     memory_total_bytes: int
     compute_capability: tuple[int, int]
+    driver_version: str = ""
 
 
 def gpus() -> list[Gpu]:
@@ -63,7 +64,16 @@ def _read(handle: pynvml.c_nvmlDevice_t) -> Gpu:
         name=_text(pynvml.nvmlDeviceGetName(handle)),
         memory_total_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
         compute_capability=(major, minor),
+        driver_version=_driver_version(),
     )
+
+
+def _driver_version() -> str:
+    """Empty where it can't be known."""
+    try:
+        return _text(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return ""
 
 
 def _text(value: str | bytes) -> str:

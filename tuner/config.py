@@ -282,7 +282,7 @@ class Study(_Section):
     storage: Text | None = None
     """Optuna storage, sqlite:///FILE or postgresql://USER@HOST/DATABASE; null: study.db in output_dir."""
     time_budget: Duration | None = None
-    """No trial starts after this, such as 30m or 8h; null: no limit."""
+    """No trial starts that would not end in this time (30m, 8h), one in flight is stopped; null: no limit."""
     storage_timeout: Duration = 300.0
     """How long to wait for a storage that is locked, full or away, once trials are measured."""
 

@@ -3,6 +3,7 @@
 Two runs belong to the same study if the settings that decide what a trial measures are equal. How the
 search goes about it (`search.*`, lanes, Ray's address, limits of time) is no part of that: the same points
 measure the same there, so a study may go on with more trials or with another sampler.
+What changes under the user's hands, contents and versions, is in `tuner.identity`.
 """
 
 from __future__ import annotations

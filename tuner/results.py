@@ -18,16 +18,17 @@ from typing import Any
 
 from train_fn.spec import TrialParams
 from tuner.explain import Predictions, explain
-from tuner.output import Output, is_url
+from tuner.output import Output, is_url, local_folder
 from tuner.recommend import pareto_front, recommend
 from tuner.space import Measured
 from tuner.study import TuningStudy
 
 RESULT_FILE = "result.json"
 TRIALS_FILE = "trials.csv"
+REPORT_FILE = "report.html"
 PACKAGES = ("ray", "torch", "transformers", "peft", "accelerate", "datasets", "optuna")
 """Whose versions are noted: a measurement is only as repeatable as they are."""
-OPTIONAL_PACKAGES = ("bitsandbytes",)
+OPTIONAL_PACKAGES = ("bitsandbytes", "lora-batch-tuner")
 
 
 def write_results(
@@ -77,14 +78,33 @@ def write_results(
             "why": recommendation.why,
             "explanation": explanation,
             "stopped": study.stopped,
+            "finished": study.is_finished,
+            "compared_with": study.compared_with,
             "wall_seconds": wall_seconds,
-            "versions": _versions(),
+            "versions": versions(),
         }
     )
     output = output if isinstance(output, Output) else Output(output)
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
     output.keep({TRIALS_FILE: _csv(result), RESULT_FILE: text})
     return result
+
+
+def set_aside(output_dir: Path | str, study_name: str) -> None:
+    """Keep the files of an earlier generation of the study as `result.NAME.json`, and so on."""
+    folder = local_folder(str(output_dir))
+    if folder is None:
+        return  # elsewhere they are replaced; the study keeps what they say
+    try:
+        earlier = str(load_result(folder)["study"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if earlier == study_name:
+        return
+    for name in (TRIALS_FILE, REPORT_FILE, RESULT_FILE):
+        file = folder / name
+        if file.is_file():
+            file.replace(file.with_name(f"{file.stem}.{earlier}{file.suffix}"))
 
 
 def load_result(path: Path | str) -> dict[str, Any]:
@@ -100,12 +120,13 @@ def load_result(path: Path | str) -> dict[str, Any]:
     return result
 
 
-def _versions() -> dict[str, str]:
-    versions = {package: metadata.version(package) for package in PACKAGES}
+def versions() -> dict[str, str]:
+    """Of the libraries that decide what is measured, by package."""
+    found = {package: metadata.version(package) for package in PACKAGES}
     for package in OPTIONAL_PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return versions
+            found[package] = metadata.version(package)
+    return found
 
 
 def _trial(trial: Measured) -> dict[str, Any]:

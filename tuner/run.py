@@ -5,7 +5,8 @@
     python -m tuner.run --help
 
 Exit codes: 0 a configuration is recommended; 2 the input is wrong, nothing was started; 3 nothing is
-feasible; 130 interrupted, with everything measured kept; 1 anything else.
+feasible; 130 interrupted, with everything measured kept; 1 anything else, also that another run works on the
+study.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import logging
 import os
 import sys
 import time
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from train_fn.redaction import know_url, redact_url, redacted_output
@@ -49,6 +52,11 @@ def _main(argv: list[str] | None, logs: contextlib.ExitStack) -> int:
         print("Interrupted before anything was measured.", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:
+        from tuner.lock import StudyHeldError
+
+        if isinstance(error, StudyHeldError):
+            print(error, file=sys.stderr)
+            return EXIT_ERROR
         log.exception("the run failed")
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return EXIT_ERROR
@@ -68,8 +76,11 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
     from cluster.runtime import connected, this_node
     from tuner import preflight
     from tuner.console import print_dry_run
+    from tuner.identity import identity
+    from tuner.lock import held, refuse_if_held
     from tuner.output import Output, logged_to
     from tuner.resolve import fingerprint, model_settings, resolve, to_yaml
+    from tuner.results import versions
     from tuner.space import candidates
     from tuner.storage import drop_kept, kept
     from tuner.study import open_study
@@ -80,6 +91,9 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
         nodes = stack.enter_context(connected(address)) if address else [this_node()]
         device = preflight.choose_device(config, nodes)
         config = resolve(config, device)
+        name, storage = str(config.study.name), str(config.study.storage)
+        if not options.dry_run:
+            refuse_if_held(storage, name)
         if faults := preflight.check(config, nodes, device):
             raise InputError(*faults)
         nodes = preflight.of_type(nodes, config.cluster.accelerator_type)
@@ -94,9 +108,10 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
         if options.dry_run:
             print_dry_run(to_yaml(config), points)
             return EXIT_OK
+        lease = stack.enter_context(held(storage, name))
         study = open_study(
-            str(config.study.name),
-            str(config.study.storage),
+            name,
+            storage,
             points,
             config.search.sampler,
             config.search.seed,
@@ -105,24 +120,32 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
             model_settings(config, device),
             config.search.skip_proven,
             kept(_rescue_folder(config)),
+            identity(config, device, nodes, versions()),
         )
         drop_kept(_rescue_folder(config))
         stack.callback(study.close)
         output = Output(str(config.output_dir))
         output.write("config.yaml", to_yaml(config))
         logs.enter_context(logged_to(output, "tuner.log"))
-        return _search(config, device, study, address, nodes, output)
+        return _search(config, device, study, address, nodes, output, lease)
 
 
 def _search(
-    config: Config, device: str, study: Any, address: str | None, nodes: list[Any], output: Any
+    config: Config,
+    device: str,
+    study: Any,
+    address: str | None,
+    nodes: list[Any],
+    output: Any,
+    lease: Any,
 ) -> int:
     from cluster.jobs import working_dir_is_copy
     from cluster.runtime import lanes_that_fit
     from tuner.console import Progress, print_table
-    from tuner.driver import StudySource
+    from tuner.driver import StudySource, overrun_seconds
     from tuner.plan import lost_with_the_job
-    from tuner.results import write_results
+    from tuner.results import set_aside, write_results
+    from tuner.units import human_seconds
 
     started = time.monotonic()
 
@@ -142,12 +165,19 @@ def _search(
     budget = config.study.time_budget
     lanes = config.cluster.lanes or lanes_that_fit(nodes, device, config.num_workers)
     progress = Progress(len(study.candidates), config.search.max_trials, budget, lanes=lanes)
-    deadline = None if budget is None else started + budget
-    source = StudySource(study, progress, record, deadline, _rescue_folder(config))
+    source = StudySource(study, progress, record, rescue_dir=_rescue_folder(config))
     for fault in lost_with_the_job(config) if working_dir_is_copy() else ():
         progress.note(f"Will be lost: {fault}")
     study.be_patient(config.study.storage_timeout, progress.note)
-    with contextlib.suppress(KeyboardInterrupt), progress:
+    lease.on_lost = partial(source.give_up, "another run has taken over the study")
+    limit = None
+    if budget is not None:
+        source.deadline, source.overrun_seconds = started + budget, overrun_seconds(budget)
+        limit = source.deadline + source.overrun_seconds - time.monotonic()
+    set_aside(str(config.output_dir), study.name)
+    if study.news:
+        progress.note(study.news)
+    with contextlib.suppress(KeyboardInterrupt), progress, interrupt.time_limit(limit):
         _sweep(config, device, source, address)
     result = record()
     print_table(
@@ -158,6 +188,8 @@ def _search(
         explanation=result["explanation"],
         stopped=result["stopped"],
     )
+    if budget is not None and source.is_time_up() and not result["finished"]:
+        print(f"The time budget of {human_seconds(budget)} is spent. The same command goes on from here.")
     code = _exit_code(config, source.broken, interrupt.INTERRUPTED.is_set(), result)
     if output.failure:
         study_at = redact_url(str(config.study.storage))
@@ -175,6 +207,8 @@ def _sweep(config: Config, device: str, source: Any, address: str | None) -> Non
     from train_fn.environment import worker_environment
 
     if not source.has_work():
+        unchanged = "model, data, settings, GPU, driver and versions are as they were"
+        source.progress.note(f"Nothing to do: study {source.study.name} is finished, {unchanged}.")
         return
     with contextlib.ExitStack() as stack:
         if address is None:
@@ -206,7 +240,7 @@ def _sweep(config: Config, device: str, source: Any, address: str | None) -> Non
 
 
 def _rescue_folder(config: Config) -> Path:
-    """Where results go that the storage does not take: the output folder, or one here if that is elsewhere."""
+    """Where results go that the storage does not take: the output folder, or one here."""
     from tuner.output import local_folder
 
     return local_folder(str(config.output_dir)) or Path("runs") / str(config.study.name)

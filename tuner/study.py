@@ -22,6 +22,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from train_fn.spec import Fault, InputError, Knob, Reason, Status, TrialParams, TrialResult, TrialSpec
 from tuner.beliefs import Beliefs
+from tuner.generations import Generation, generation_for
+from tuner.identity import Identity
 from tuner.ledger import Ledger
 from tuner.model_search import ModelSettings, Step, beliefs_of, next_step, spec_of
 from tuner.sampler import (
@@ -57,7 +59,12 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class TuningStudy:
-    """Asks for points and records what came of them. Made by `open_study`; for use from one thread."""
+    """Asks for points and records what came of them. Made by `open_study`; for use from one thread.
+
+    Attributes:
+        news: In a line, why this is not the study that the last run worked on; None where it is.
+        compared_with: What is known of the generation before, see `tuner.generations.Generation`.
+    """
 
     def __init__(
         self,
@@ -69,8 +76,11 @@ class TuningStudy:
         settings: ModelSettings | None = None,
         skip_proven: bool = True,
         rescued: Rescued | None = None,
+        generation: Generation | None = None,
     ) -> None:
         """See `open_study`; `settings` are those of the `model` strategy, None where another one searches."""
+        self.news = generation.news if generation else None
+        self.compared_with = generation.compared_with if generation else None
         self._study = study
         self._storage = storage
         self._study_id = storage.get_study_id_from_name(study.study_name)
@@ -121,6 +131,11 @@ class TuningStudy:
             return bool(state.open) and state.turn < self._max_trials
         step = self._next_step(state)
         return step.point is not None or step.waits
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to measure, neither in flight nor to come."""
+        return not self._asked and not self.has_work()
 
     @property
     def stopped(self) -> str | None:
@@ -275,8 +290,9 @@ def open_study(
     settings: ModelSettings | None = None,
     skip_proven: bool = True,
     rescued: Rescued | None = None,
+    identity: Identity | None = None,
 ) -> TuningStudy:
-    """Open or create a study.
+    """Open or create a study, or its generation that this run can go on with.
 
     Args:
         name: Its name within the storage.
@@ -290,6 +306,7 @@ def open_study(
         settings: Of the `model` sampler; None: its defaults.
         skip_proven: Leave out points that a smaller one's out-of-memory proves infeasible.
         rescued: Results that the storage did not take from the last driver, see `tuner.storage`.
+        identity: What it is measured with, see `tuner.identity`.
 
     Raises:
         InputError: The storage can't be opened, the study was measured under another fingerprint, or it is
@@ -305,10 +322,13 @@ def open_study(
             load_if_exists=True,
             pruner=optuna.pruners.NopPruner(),
         )
+        settings = settings or ModelSettings(seed=seed)
+        _check_fingerprint(study, fingerprint)
+        generation = generation_for(study, storage, identity or {}, candidates, settings.loss_tolerance)
+        study = generation.study
         _check_fingerprint(study, fingerprint)
         precisions = _precisions_of(study, candidates)
         knobs = _knobs_of(study, candidates)
-        settings = settings or ModelSettings(seed=seed)
         study.sampler = make_sampler(sampler_name, candidates, seed, precisions, knobs, settings, skip_proven)
         if study.metric_names is None:
             with warnings.catch_warnings():
@@ -316,7 +336,9 @@ def open_study(
                 study.set_metric_names(list(DIRECTIONS))
         model = settings if sampler_name == "model" else None
         batch = fingerprint["global_batch_size"]
-        return TuningStudy(study, storage, candidates, max_trials, batch, model, skip_proven, rescued)
+        return TuningStudy(
+            study, storage, candidates, max_trials, batch, model, skip_proven, rescued, generation
+        )
     except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, OSError, RuntimeError) as error:
         raise InputError(Fault("study.storage", why_not_opened(url, error))) from error
 

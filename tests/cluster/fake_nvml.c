@@ -1,6 +1,7 @@
 /* A stand-in for NVIDIA's driver library: the symbols of NVML that `cluster.gpus` reaches through pynvml.
 
-   FAKE_NVML_INIT is what initialisation returns, FAKE_NVML_COUNT how many GPUs there are (at most 3). */
+   FAKE_NVML_INIT is what initialisation returns, FAKE_NVML_COUNT how many GPUs there are (at most 3),
+   FAKE_NVML_DRIVER the driver's version. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -47,6 +48,11 @@ int nvmlShutdown(void) {
     if (users == 0) return UNINITIALIZED;
     if (--users == 0) fputs("nvml is shut down\n", stderr);
     return SUCCESS;
+}
+
+int nvmlSystemGetDriverVersion(char *version, unsigned length) {
+    const char *value = getenv("FAKE_NVML_DRIVER");
+    return value ? copy(version, length, value) : UNINITIALIZED;
 }
 
 int nvmlDeviceGetCount_v2(unsigned *count) {
