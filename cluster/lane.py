@@ -21,6 +21,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.admission import Sharing
 from cluster.mailbox import Mailbox
 from cluster.workers import serve
 from train_fn.spec import JobSpec, Reason, Status, TrialResult, TrialSpec
@@ -44,11 +45,15 @@ class LaneSpec:
         job: What to tune.
         cpus_per_worker: Logical CPUs that one worker reserves.
         worker_environment: Environment variables of the worker processes.
+        sharing: How it shares its nodes with others.
+        driver: `pid` and `node_id` of the process that runs the sweep; `run_sweep` fills it in.
     """
 
     job: JobSpec
     cpus_per_worker: float
     worker_environment: dict[str, str]
+    sharing: Sharing = dataclasses.field(default_factory=Sharing)
+    driver: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class WorkerGroup:
@@ -105,15 +110,24 @@ class Lane(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial."""
         self._trial = TrialSpec.from_dict(new_config["trial"])
+        self._started: float | None = None
+        self._waits: str | None = None
         return True
 
     def step(self) -> dict[str, Any]:
-        """Run the trial. Whatever comes of it is a result; Tune never sees an error."""
-        started = time.perf_counter()
-        if not self._group.is_alive:
-            self._group = WorkerGroup(self._spec, self._storage_path)
+        """Run the trial. Whatever comes of it is a result; Tune never sees an error.
+
+        A trial that has to wait takes several steps: each says what it waits for.
+        """
+        if self._started is None:
+            self._started = time.perf_counter()
+            if not self._group.is_alive:
+                self._group = WorkerGroup(self._spec, self._storage_path)
+            ray.get(self._group.mailbox.put.remote(dataclasses.asdict(self._trial)))
         values = self._run()
-        values["seconds"] = {**values["seconds"], "total": time.perf_counter() - started}
+        if values is None:
+            return {"waiting": self._waits, "done": False}
+        values["seconds"] = {**values["seconds"], "total": time.perf_counter() - self._started}
         # As text: Tune flattens nested dictionaries on their way to the searcher.
         result = {"trial_result": json.dumps(values), "lane_name": self._name, "done": True}
         for objective in ("samples_per_second", "validation_loss"):
@@ -121,15 +135,19 @@ class Lane(tune.Trainable):
                 result[objective] = values[objective]
         return result
 
-    def _run(self) -> dict[str, Any]:
+    def _run(self) -> dict[str, Any] | None:
+        """The trial's result; None when it waits for something new."""
         mailbox, limit = self._group.mailbox, self._spec.job.timeout_seconds + TIMEOUT_GRACE_SECONDS
-        ray.get(mailbox.put.remote(dataclasses.asdict(self._trial)))
         while True:
             result = ray.get(mailbox.wait.remote(1.0))
             if result is not None:
                 return dict(result)
             if not self._group.is_alive:
                 return self._gone()
+            waits, _ = ray.get(mailbox.waiting.remote())
+            if waits != self._waits:
+                self._waits = waits
+                return None
             if ray.get(mailbox.seconds_in_flight.remote()) > limit:
                 detail = f"a worker hung: no answer {TIMEOUT_GRACE_SECONDS:g} s after the timeout"
                 ray.get(mailbox.fail.remote(Reason.TIMEOUT, detail))
@@ -159,6 +177,8 @@ def _trainer(lane: LaneSpec, mailbox: Any, storage_path: str) -> DataParallelTra
             "mailbox": mailbox,
             "job": dataclasses.asdict(job),
             "environment": lane.worker_environment,
+            "sharing": dataclasses.asdict(lane.sharing),
+            "driver": lane.driver,
         },
         scaling_config=ScalingConfig(
             num_workers=job.num_workers,

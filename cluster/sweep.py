@@ -9,6 +9,7 @@ import os
 import tempfile
 from typing import Any, Protocol
 
+import ray
 from ray import tune
 from ray.tune.search import Searcher
 
@@ -40,6 +41,9 @@ class TrialSource(Protocol):
     def tell(self, spec: TrialSpec, result: TrialResult) -> None:
         """Take a result; it is lost if this raises."""
 
+    def waits(self, spec: TrialSpec, text: str | None) -> None:
+        """A trial has to wait before it can begin, and for what; None: no longer."""
+
 
 class SourceSearcher(Searcher):
     """Tune's side of a `TrialSource`. It keeps no state worth saving: the source's study is the record."""
@@ -57,6 +61,11 @@ class SourceSearcher(Searcher):
             return None if self._running and self._source.has_work() else Searcher.FINISHED
         self._running[trial_id] = spec
         return {"trial": dataclasses.asdict(spec)}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Hand on what a trial waits for."""
+        if "waiting" in result and trial_id in self._running:
+            self._source.waits(self._running[trial_id], result["waiting"])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -96,6 +105,8 @@ def run_sweep(source: TrialSource, lane: LaneSpec, *, num_lanes: int, reuse_work
     """
     os.environ.update(_TUNE_ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    driver = {"pid": os.getpid(), "node_id": ray.get_runtime_context().get_node_id()}
+    lane = dataclasses.replace(lane, driver=driver)
     with tempfile.TemporaryDirectory(prefix="tune-") as scratch:
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(Lane, lane=lane, storage_path=scratch), _LANE_RESOURCES),

@@ -90,6 +90,7 @@ def tune(config: Config, options: Options) -> int:
             fingerprint(config, device),
             model_settings(config, device),
             config.search.skip_proven,
+            config.cluster.disturbance_check,
         )
         stack.callback(study.close)
         output_dir = Path(str(config.output_dir))
@@ -157,6 +158,7 @@ def _sweep(config: Config, device: str, source: Any, lanes: int, address: str | 
             job=config.job(device),
             cpus_per_worker=1.0,
             worker_environment=worker_environment(device),
+            sharing=config.cluster.sharing(),
         )
         reuse = config.cluster.reuse_workers
         measured = -1
