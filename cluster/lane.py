@@ -29,6 +29,9 @@ from train_fn.spec import JobSpec, Reason, Status, TrialResult, TrialSpec
 TIMEOUT_GRACE_SECONDS = 15.0
 """A trial ends itself at its timeout. A rank that hangs does not: its group is killed this much later."""
 
+MOVE_AGAIN_SECONDS = 90.0
+"""A lane whose GPUs are not quiet tries others no more often than this, and for no longer."""
+
 _TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a dead rank is noticed within this time; default 2
     # One more actor to start in every group; a worker that is preempted is replaced like one that died.
@@ -105,6 +108,7 @@ class Lane(tune.Trainable):
         os.environ.update(_TRAIN_ENVIRONMENT)
         self._spec, self._storage_path, self._name = lane, storage_path, uuid.uuid4().hex
         self._group = WorkerGroup(lane, storage_path)
+        self._next_move = 0.0
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -144,7 +148,9 @@ class Lane(tune.Trainable):
                 return dict(result)
             if not self._group.is_alive:
                 return self._gone()
-            waits, _ = ray.get(mailbox.waiting.remote())
+            waits, elsewhere = ray.get(mailbox.waiting.remote())
+            if elsewhere and self._has_moved():
+                mailbox = self._group.mailbox
             if waits != self._waits:
                 self._waits = waits
                 return None
@@ -152,6 +158,25 @@ class Lane(tune.Trainable):
                 detail = f"a worker hung: no answer {TIMEOUT_GRACE_SECONDS:g} s after the timeout"
                 ray.get(mailbox.fail.remote(Reason.TIMEOUT, detail))
                 self._group.kill_workers()
+
+    def _has_moved(self) -> bool:
+        """Try a second group, to which Ray gives other GPUs while the first holds its own."""
+        workers = self._spec.job.num_workers
+        if time.monotonic() < self._next_move or ray.available_resources().get("GPU", 0) < workers:
+            return False
+        self._next_move = time.monotonic() + MOVE_AGAIN_SECONDS
+        other = WorkerGroup(self._spec, self._storage_path)
+        while other.is_alive and time.monotonic() < self._next_move:
+            if ray.get(other.mailbox.is_admitted.remote()):
+                ray.get(other.mailbox.put.remote(dataclasses.asdict(self._trial)))
+                self._group.close()
+                self._group = other
+                return True
+            if ray.get(other.mailbox.waiting.remote())[0] is not None:
+                break
+            time.sleep(0.5)
+        other.close()
+        return False
 
     def _gone(self) -> dict[str, Any]:
         detail = f"the worker group ended: {self._group.error}"

@@ -33,6 +33,7 @@ class MailboxState:
         self._result: dict[str, Any] | None = None
         self._broken: str | None = None
         self._waiting: tuple[str | None, bool] = (None, False)
+        self._admitted = False
         self._closed = False
 
     # The lane's side.
@@ -58,6 +59,10 @@ class MailboxState:
     async def waiting(self) -> tuple[str | None, bool]:
         """What the group waits for before it begins, and whether it could have that elsewhere on its node."""
         return self._waiting
+
+    async def is_admitted(self) -> bool:
+        """Whether the group has got quiet GPUs, so that its processes start."""
+        return self._admitted
 
     async def seconds_in_flight(self) -> float:
         """For how long the group has been at the trial; 0 while it has not begun."""
@@ -101,6 +106,10 @@ class MailboxState:
     async def set_waiting(self, text: str | None, elsewhere: bool) -> None:
         """Say what the group waits for; None: for nothing any more."""
         self._waiting = text, elsewhere
+
+    async def set_admitted(self) -> None:
+        """The group's processes start."""
+        self._admitted = True
 
     async def begin(self, group: str) -> None:
         """The group really starts on the trial that it took; until then, a new group may still have it."""

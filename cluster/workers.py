@@ -152,6 +152,7 @@ class _Guard:
             ray.get(self._mailbox.report_broken.remote(self._in_vain(refused)))
             return False
         self._before = gpus.states(self._uuids) if self._uuids else []
+        ray.get(self._mailbox.set_admitted.remote())
         return True
 
     def look_around(self, driver: dict[str, Any]) -> None:
