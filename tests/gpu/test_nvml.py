@@ -74,7 +74,8 @@ def test_uuids_are_cudas_own() -> None:
 
 def test_a_reading_is_plausible() -> None:
     version, problem = gpus.driver()
-    assert version and problem is None
+    assert version
+    assert problem is None
     state = first()
     assert state.error is None
     assert state.memory_used_bytes + state.memory_free_bytes <= state.gpu.memory_total_bytes
