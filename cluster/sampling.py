@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import psutil
 
@@ -63,10 +64,7 @@ class OwnProcesses:
 
     def refresh(self) -> None:
         """Look which processes there are; takes some milliseconds."""
-        parents: dict[int, int] = {}
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                parents[process.pid] = process.ppid()
+        parents = _parents()
         strangers = {p for p, up in parents.items() if up in self._raylets and not self._is_ours(p)}
         is_new = not self._last
         for pid in family(parents, self._roots, strangers):
@@ -208,6 +206,18 @@ class Watch:
             return sum(_cpu_seconds(rank))
         except psutil.Error:
             return 0.0
+
+
+def _parents() -> dict[int, int]:
+    """Of every process its parent; psutil would take five times as long, which counts where there are many."""
+    found = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                status = Path("/proc", entry, "stat").read_bytes()
+                # The second field is a name in parentheses, with whatever in it.
+                found[int(entry)] = int(status.rpartition(b")")[2].split()[1])
+    return found
 
 
 def _cpu_seconds(process: psutil.Process) -> tuple[float, float]:
