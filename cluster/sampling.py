@@ -12,7 +12,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import psutil
 
@@ -209,14 +208,14 @@ class Watch:
 
 
 def _parents() -> dict[int, int]:
-    """Of every process its parent; psutil would take five times as long, which counts where there are many."""
+    """Of every process its parent; psutil takes three times as long, which counts where there are many."""
     found = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with contextlib.suppress(OSError, ValueError, IndexError):
-                status = Path("/proc", entry, "stat").read_bytes()
-                # The second field is a name in parentheses, with whatever in it.
-                found[int(entry)] = int(status.rpartition(b")")[2].split()[1])
+                with open(f"/proc/{entry}/stat", "rb") as file:
+                    # The second field is a name in parentheses, with whatever in it.
+                    found[int(entry)] = int(file.read().rpartition(b")")[2].split()[1])
     return found
 
 
