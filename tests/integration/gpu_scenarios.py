@@ -24,6 +24,7 @@ from ray import tune
 from cluster.admission import Sharing
 from cluster.lane import Lane, LaneSpec, WorkerGroup
 from cluster.runtime import connected
+from cluster.workers import _device
 from train_fn.environment import worker_environment
 from train_fn.spec import JobSpec, TrialParams, TrialSpec
 
@@ -115,7 +116,26 @@ def in_vain(storage: str) -> dict[str, Any]:
     return {k: result[k] for k in ("status", "reason", "detail")}
 
 
+def instances() -> dict[str, Any]:
+    """On a local Ray; what three workers of one GPU each would start their processes with."""
+
+    @ray.remote(num_cpus=0, num_gpus=1)
+    class Holder:
+        def device(self) -> tuple[str, str | None]:
+            return _device(JobSpec(device="cuda"))
+
+    say("gpu 0 mig=2")
+    os.environ.pop("RAY_ADDRESS", None)
+    with connected(None):
+        holders = [Holder.remote() for _ in range(3)]
+        shown = ray.get([holder.device.remote() for holder in holders])
+        return {"num_gpus": ray.cluster_resources()["GPU"], "shown": sorted(shown)}
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "instances":
+        print(json.dumps(instances()), flush=True)
+        sys.exit()
     scenario = {"waits": waits, "moves": moves, "in vain": in_vain}[sys.argv[1]]
     with connected(sys.argv[2]):
         print(json.dumps(scenario(sys.argv[3])), flush=True)
