@@ -79,7 +79,7 @@ def connected(address: str | None) -> Iterator[list[Node]]:
 
 
 def _instances() -> dict[str, int]:
-    """What a local Ray has to be told of MIG instances: it counts whole GPUs, and repeats the names it finds."""
+    """What a local Ray has to be told of MIG instances: it counts whole GPUs, and repeats names it finds."""
     found = gpus()
     if not any(gpu.parent for gpu in found):
         return {}

@@ -117,19 +117,16 @@ def in_vain(storage: str) -> dict[str, Any]:
 
 
 def instances() -> dict[str, Any]:
-    """On a local Ray; what three workers of one GPU each would start their processes with."""
+    """On a local Ray: the ids that it gives a worker, and what that would start its process with."""
 
-    @ray.remote(num_cpus=0, num_gpus=1)
-    class Holder:
-        def device(self) -> tuple[str, str | None]:
-            return _device(JobSpec(device="cuda"))
+    @ray.remote(num_cpus=0, num_gpus=5)
+    def device() -> tuple[list[str], tuple[str, str | None]]:
+        return ray.get_gpu_ids(), _device(JobSpec(device="cuda"))
 
     say("gpu 0 mig=2")
-    os.environ.pop("RAY_ADDRESS", None)
     with connected(None):
-        holders = [Holder.remote() for _ in range(3)]
-        shown = ray.get([holder.device.remote() for holder in holders])
-        return {"num_gpus": ray.cluster_resources()["GPU"], "shown": sorted(shown)}
+        ids, shown = ray.get(device.remote())
+        return {"ids": ids, "shown": shown}
 
 
 if __name__ == "__main__":
