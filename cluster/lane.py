@@ -21,6 +21,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.admission import Sharing
 from cluster.mailbox import Mailbox
 from cluster.room import gone
 from cluster.workers import serve
@@ -28,6 +29,9 @@ from train_fn.spec import JobSpec, Reason, Status, TrialResult, TrialSpec
 
 TIMEOUT_GRACE_SECONDS = 15.0
 """A trial ends itself at its timeout. A rank that hangs does not: its group is killed this much later."""
+
+MOVE_AGAIN_SECONDS = 90.0
+"""A lane whose GPUs are not quiet tries others no more often than this, and for no longer."""
 
 _TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a dead rank is noticed within this time; default 2
@@ -46,12 +50,16 @@ class LaneSpec:
         cpus_per_worker: Logical CPUs that one worker reserves.
         worker_environment: Environment variables of the worker processes.
         accelerator_type: Workers run on nodes of this type alone; None: on any.
+        sharing: How it shares its nodes with others.
+        driver: `pid` and `node_id` of the process that runs the sweep; `run_sweep` fills it in.
     """
 
     job: JobSpec
     cpus_per_worker: float
     worker_environment: dict[str, str]
     accelerator_type: str | None = None
+    sharing: Sharing = dataclasses.field(default_factory=Sharing)
+    driver: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class LaneLostError(Exception):
@@ -107,24 +115,33 @@ class Lane(tune.Trainable):
         os.environ.update(_TRAIN_ENVIRONMENT)
         self._spec, self._storage_path, self._name = lane, storage_path, uuid.uuid4().hex
         self._group = WorkerGroup(lane, storage_path)
+        self._next_move = 0.0
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial."""
         self._trial = TrialSpec.from_dict(new_config["trial"])
+        self._started: float | None = None
+        self._waits: str | None = None
         return True
 
     def step(self) -> dict[str, Any]:
         """Run the trial. Whatever comes of it is a result.
 
+        A trial that has to wait takes several steps: each says what it waits for.
+
         Raises:
             LaneLostError: The node is gone: Tune gives up this actor, and a new lane finds its own place.
         """
-        started = time.perf_counter()
-        if not self._group.is_alive:
-            self._group = WorkerGroup(self._spec, self._storage_path)
+        if self._started is None:
+            self._started = time.perf_counter()
+            if not self._group.is_alive:
+                self._group = WorkerGroup(self._spec, self._storage_path)
+            ray.get(self._group.mailbox.put.remote(dataclasses.asdict(self._trial)))
         values = self._run()
-        values["seconds"] = {**values["seconds"], "total": time.perf_counter() - started}
+        if values is None:
+            return {"waiting": self._waits, "done": False}
+        values["seconds"] = {**values["seconds"], "total": time.perf_counter() - self._started}
         # As text: Tune flattens nested dictionaries on their way to the searcher.
         result = {"trial_result": json.dumps(values), "lane_name": self._name, "done": True}
         for objective in ("samples_per_second", "validation_loss"):
@@ -132,9 +149,9 @@ class Lane(tune.Trainable):
                 result[objective] = values[objective]
         return result
 
-    def _run(self) -> dict[str, Any]:
+    def _run(self) -> dict[str, Any] | None:
+        """The trial's result; None when it waits for something new."""
         mailbox, limit = self._group.mailbox, self._spec.job.timeout_seconds + TIMEOUT_GRACE_SECONDS
-        ray.get(mailbox.put.remote(dataclasses.asdict(self._trial)))
         while True:
             result = ray.get(mailbox.wait.remote(1.0))
             if result is not None and result["reason"] != Reason.WORKER_DIED:
@@ -145,10 +162,35 @@ class Lane(tune.Trainable):
                 return dict(result)
             if not self._group.is_alive:
                 return self._gone()
+            waits, elsewhere = ray.get(mailbox.waiting.remote())
+            if elsewhere and self._has_moved():
+                mailbox = self._group.mailbox
+            if waits != self._waits:
+                self._waits = waits
+                return None
             if ray.get(mailbox.seconds_in_flight.remote()) > limit:
                 detail = f"a worker hung: no answer {TIMEOUT_GRACE_SECONDS:g} s after the timeout"
                 ray.get(mailbox.fail.remote(Reason.TIMEOUT, detail))
                 self._group.kill_workers()
+
+    def _has_moved(self) -> bool:
+        """Try a second group, to which Ray gives other GPUs while the first holds its own."""
+        workers = self._spec.job.num_workers
+        if time.monotonic() < self._next_move or ray.available_resources().get("GPU", 0) < workers:
+            return False
+        self._next_move = time.monotonic() + MOVE_AGAIN_SECONDS
+        other = WorkerGroup(self._spec, self._storage_path)
+        while other.is_alive and time.monotonic() < self._next_move:
+            if ray.get(other.mailbox.is_admitted.remote()):
+                ray.get(other.mailbox.put.remote(dataclasses.asdict(self._trial)))
+                self._group.close()
+                self._group = other
+                return True
+            if ray.get(other.mailbox.waiting.remote())[0] is not None:
+                break
+            time.sleep(0.5)
+        other.close()
+        return False
 
     def _gone(self) -> dict[str, Any]:
         detail = f"the worker group ended: {self._group.error}"
@@ -174,6 +216,8 @@ def _trainer(lane: LaneSpec, mailbox: Any, storage_path: str) -> DataParallelTra
             "mailbox": mailbox,
             "job": dataclasses.asdict(job),
             "environment": lane.worker_environment,
+            "sharing": dataclasses.asdict(lane.sharing),
+            "driver": lane.driver,
         },
         scaling_config=ScalingConfig(
             num_workers=job.num_workers,

@@ -68,6 +68,7 @@ def connected(address: str | None) -> Iterator[list[Node]]:
             dashboard_host="127.0.0.1",
             object_store_memory=OBJECT_STORE_BYTES,
             num_cpus=len(os.sched_getaffinity(0)),
+            **_instances(),
             **options,
         )
         auth.protect_token()
@@ -77,6 +78,15 @@ def connected(address: str | None) -> Iterator[list[Node]]:
         yield _nodes(is_local=address is None)
     finally:
         ray.shutdown()
+
+
+def _instances() -> dict[str, int]:
+    """What a local Ray has to be told of MIG instances: it counts whole GPUs, and repeats names it finds."""
+    found = gpus()
+    if not any(gpu.parent for gpu in found):
+        return {}
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.uuid for gpu in found)
+    return {"num_gpus": len(found)}
 
 
 def dashboard_url() -> str | None:

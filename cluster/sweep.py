@@ -59,6 +59,9 @@ class TrialSource(Protocol):
     def give_up(self, why: str) -> None:
         """End the search early."""
 
+    def waits(self, spec: TrialSpec, text: str | None) -> None:
+        """A trial has to wait before it can begin, and for what; None: no longer."""
+
 
 class SourceSearcher(Searcher):
     """Tune's side of a `TrialSource`. It keeps no state worth saving: the source's study is the record.
@@ -106,6 +109,11 @@ class SourceSearcher(Searcher):
     def lose(self, trial_id: str, why: str) -> None:
         """Hear why a lane broke; Tune itself says only that it did."""
         self._losses[trial_id] = why
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Hand on what a trial waits for."""
+        if "waiting" in result and trial_id in self._running:
+            self._source.waits(self._running[trial_id], result["waiting"])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -181,6 +189,8 @@ def run_sweep(
     os.environ.update(_TUNE_ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     searcher = SourceSearcher(source, room)
+    driver = {"pid": os.getpid(), "node_id": ray.get_runtime_context().get_node_id()}
+    lane = dataclasses.replace(lane, driver=driver)
     with tempfile.TemporaryDirectory(prefix="tune-") as scratch:
         with_lane = tune.with_parameters(trainable, lane=lane, storage_path=scratch)
         tuner = tune.Tuner(

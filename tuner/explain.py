@@ -15,6 +15,7 @@ from typing import Protocol
 
 from train_fn.spec import Reason, Status, TrialParams
 from train_fn.timing import time_ratio
+from tuner.disturbed import counting
 from tuner.recommend import TIE_WIDTH, Feasible, feasible_trials, within_tolerance
 from tuner.space import (
     Measured,
@@ -182,7 +183,7 @@ class _Judge:
     ) -> None:
         self._trials = trials
         self._proofs = Proofs((t.params, t.result) for t in trials)
-        self._measured = {t.params: t for t in trials}
+        self._measured = {t.params: t for t in counting(trials)}
         self._feasible = {t.params: t for t in feasible_trials(trials)}
         self.best = next(t for t in self._feasible.values() if t.number == number)
         self._good = within_tolerance(list(self._feasible.values()), tolerance)

@@ -121,6 +121,7 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
             config.search.skip_proven,
             kept(_rescue_folder(config)),
             identity(config, device, nodes, versions()),
+            config.cluster.disturbance_check,
         )
         drop_kept(_rescue_folder(config))
         stack.callback(study.close)
@@ -221,6 +222,7 @@ def _sweep(config: Config, device: str, source: Any, address: str | None) -> Non
             cpus_per_worker=1.0,
             worker_environment=worker_environment(device),
             accelerator_type=config.cluster.accelerator_type,
+            sharing=config.cluster.sharing(),
         )
         reuse = config.cluster.reuse_workers
 

@@ -77,6 +77,7 @@ class TuningStudy:
         skip_proven: bool = True,
         rescued: Rescued | None = None,
         generation: Generation | None = None,
+        repeat_disturbed: bool = True,
     ) -> None:
         """See `open_study`; `settings` are those of the `model` strategy, None where another one searches."""
         self.news = generation.news if generation else None
@@ -93,7 +94,7 @@ class TuningStudy:
         self._step: tuple[SearchState, Step] | None = None
         self._asked: dict[int, optuna.Trial] = {}
         self._settle_orphans(rescued or {})
-        self._ledger = self._read(skip_proven)
+        self._ledger = self._read(skip_proven, repeat_disturbed)
 
     @property
     def name(self) -> str:
@@ -114,9 +115,10 @@ class TuningStudy:
         """The next trial; None while there is none, see `has_work`."""
         state = self._state()
         if self._settings is None:
-            if not state.open or state.turn >= self._max_trials:
+            is_open = bool(state.open) and state.turn < self._max_trials
+            if not is_open and not state.to_repeat:
                 return None
-            number, params = self._new_trial(None, state)
+            number, params = self._new_trial(None if is_open else state.to_repeat[0].params, state)
             return TrialSpec(number=number, params=params)
         step = self._next_step(state)
         if step.point is None:
@@ -128,7 +130,8 @@ class TuningStudy:
         """Whether there will be something to measure, now or once the trials in flight have ended."""
         state = self._state()
         if self._settings is None:
-            return bool(state.open) and state.turn < self._max_trials
+            is_open = bool(state.open) and state.turn < self._max_trials
+            return is_open or bool(state.to_repeat or state.running)  # which may turn out to be disturbed
         step = self._next_step(state)
         return step.point is not None or step.waits
 
@@ -223,9 +226,9 @@ class TuningStudy:
     def _state(self) -> SearchState:
         return self._ledger.state()
 
-    def _read(self, skip_proven: bool) -> Ledger:
+    def _read(self, skip_proven: bool, repeat_disturbed: bool) -> Ledger:
         """What the storage holds; every later change is this driver's own."""
-        ledger = Ledger(self._candidates, skip_proven)
+        ledger = Ledger(self._candidates, skip_proven, repeat_disturbed)
         for trial in self._study.get_trials(deepcopy=False):
             params, result = params_of(trial.params, self._samples_per_worker), result_of(trial)
             if params is not None and result is not None and trial.state.is_finished():
@@ -291,6 +294,7 @@ def open_study(
     skip_proven: bool = True,
     rescued: Rescued | None = None,
     identity: Identity | None = None,
+    repeat_disturbed: bool = True,
 ) -> TuningStudy:
     """Open or create a study, or its generation that this run can go on with.
 
@@ -307,6 +311,7 @@ def open_study(
         skip_proven: Leave out points that a smaller one's out-of-memory proves infeasible.
         rescued: Results that the storage did not take from the last driver, see `tuner.storage`.
         identity: What it is measured with, see `tuner.identity`.
+        repeat_disturbed: Measure points again whose trial was disturbed.
 
     Raises:
         InputError: The storage can't be opened, the study was measured under another fingerprint, or it is
@@ -337,7 +342,16 @@ def open_study(
         model = settings if sampler_name == "model" else None
         batch = fingerprint["global_batch_size"]
         return TuningStudy(
-            study, storage, candidates, max_trials, batch, model, skip_proven, rescued, generation
+            study,
+            storage,
+            candidates,
+            max_trials,
+            batch,
+            model,
+            skip_proven,
+            rescued,
+            generation,
+            repeat_disturbed,
         )
     except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, OSError, RuntimeError) as error:
         raise InputError(Fault("study.storage", why_not_opened(url, error))) from error
