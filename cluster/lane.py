@@ -12,7 +12,6 @@ import json
 import os
 import threading
 import time
-import uuid
 from typing import Any
 
 import ray
@@ -22,6 +21,8 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.mailbox import Mailbox
+from cluster.metrics import LaneWatch
+from cluster.names import numbered, train_run_name
 from cluster.workers import serve
 from train_fn.spec import JobSpec, Reason, Status, TrialResult, TrialSpec
 
@@ -44,11 +45,13 @@ class LaneSpec:
         job: What to tune.
         cpus_per_worker: Logical CPUs that one worker reserves.
         worker_environment: Environment variables of the worker processes.
+        study: The study's name, as the Ray dashboard and the metrics show it.
     """
 
     job: JobSpec
     cpus_per_worker: float
     worker_environment: dict[str, str]
+    study: str = "unnamed"
 
 
 class WorkerGroup:
@@ -56,9 +59,9 @@ class WorkerGroup:
 
     def __init__(self, lane: LaneSpec, storage_path: str) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        self.mailbox = Mailbox.options(scheduling_strategy=here).remote()
+        self.mailbox, self.number = numbered(Mailbox, lane.study, scheduling_strategy=here)
         self.error: BaseException | None = None
-        self._trainer = _trainer(lane, self.mailbox, storage_path)
+        self._trainer = _trainer(lane, self.mailbox, train_run_name(lane.study, self.number), storage_path)
         self._thread = threading.Thread(target=self._fit, name="ray-train-run", daemon=True)
         self._thread.start()
 
@@ -98,9 +101,16 @@ class Lane(tune.Trainable):
         """
         assert lane is not None
         os.environ.update(_TRAIN_ENVIRONMENT)
-        self._spec, self._storage_path, self._name = lane, storage_path, uuid.uuid4().hex
+        self._spec, self._storage_path = lane, storage_path
         self._group = WorkerGroup(lane, storage_path)
+        self._number, self._is_warm = self._group.number, False
+        self._watch = LaneWatch(lane.study, self._number)
+        self._watch.enter("starting")
         self.reset_config(config)
+
+    def __repr__(self) -> str:
+        """How the Ray dashboard lists this actor."""
+        return f"{self._spec.study} lane {self._number}" if hasattr(self, "_number") else "lane"
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial."""
@@ -111,11 +121,14 @@ class Lane(tune.Trainable):
         """Run the trial. Whatever comes of it is a result; Tune never sees an error."""
         started = time.perf_counter()
         if not self._group.is_alive:
-            self._group = WorkerGroup(self._spec, self._storage_path)
+            ray.kill(self._group.mailbox)  # and with it goes its name
+            self._group, self._is_warm = WorkerGroup(self._spec, self._storage_path), False
+        self._watch.enter("measuring" if self._is_warm else "starting")
         values = self._run()
+        self._watch.enter("idle")
         values["seconds"] = {**values["seconds"], "total": time.perf_counter() - started}
         # As text: Tune flattens nested dictionaries on their way to the searcher.
-        result = {"trial_result": json.dumps(values), "lane_name": self._name, "done": True}
+        result = {"trial_result": json.dumps(values), "lane": self._number, "done": True}
         for objective in ("samples_per_second", "validation_loss"):
             if values[objective] is not None:
                 result[objective] = values[objective]
@@ -127,10 +140,13 @@ class Lane(tune.Trainable):
         while True:
             result = ray.get(mailbox.wait.remote(1.0))
             if result is not None:
+                self._is_warm = result["reason"] != Reason.WORKER_DIED
                 return dict(result)
             if not self._group.is_alive:
                 return self._gone()
-            if ray.get(mailbox.seconds_in_flight.remote()) > limit:
+            seconds = ray.get(mailbox.seconds_in_flight.remote())
+            self._watch.enter("measuring" if seconds else "starting")
+            if seconds > limit:
                 detail = f"a worker hung: no answer {TIMEOUT_GRACE_SECONDS:g} s after the timeout"
                 ray.get(mailbox.fail.remote(Reason.TIMEOUT, detail))
                 self._group.kill_workers()
@@ -141,6 +157,7 @@ class Lane(tune.Trainable):
 
     def cleanup(self) -> None:
         """End the worker group."""
+        self._watch.close()
         self._group.close()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -150,7 +167,7 @@ class Lane(tune.Trainable):
         """Nothing to restore."""
 
 
-def _trainer(lane: LaneSpec, mailbox: Any, storage_path: str) -> DataParallelTrainer:
+def _trainer(lane: LaneSpec, mailbox: Any, name: str, storage_path: str) -> DataParallelTrainer:
     job = lane.job
     on_gpu = job.device == "cuda"
     return DataParallelTrainer(
@@ -167,7 +184,7 @@ def _trainer(lane: LaneSpec, mailbox: Any, storage_path: str) -> DataParallelTra
             placement_strategy="STRICT_PACK",
         ),
         run_config=RunConfig(
-            name=f"lane-{uuid.uuid4().hex[:8]}",
+            name=name,
             storage_path=storage_path,
             # A worker that dies is replaced as often as needed; a group that can't be placed gives up.
             failure_config=FailureConfig(max_failures=-1, controller_failure_limit=3),

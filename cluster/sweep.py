@@ -48,7 +48,6 @@ class SourceSearcher(Searcher):
         super().__init__(metric=["samples_per_second", "validation_loss"], mode=["max", "min"])
         self._source = source
         self._running: dict[str, TrialSpec] = {}
-        self._lanes: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """A trial as Tune's config; None to be asked again later; or `FINISHED`."""
@@ -71,8 +70,8 @@ class SourceSearcher(Searcher):
             )
             self._source.tell(spec, lost)
             return
-        lane = self._lanes.setdefault(result["lane_name"], len(self._lanes))
-        self._source.tell(spec, TrialResult.from_dict({**json.loads(result["trial_result"]), "lane": lane}))
+        values = {**json.loads(result["trial_result"]), "lane": result["lane"]}
+        self._source.tell(spec, TrialResult.from_dict(values))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save."""

@@ -104,11 +104,13 @@ def _search(config: Config, device: str, study: Any, address: str | None, nodes:
     from tuner.console import Progress, print_table
     from tuner.driver import StudySource
     from tuner.results import write_results
+    from tuner.watch import Watch
 
     started = time.monotonic()
+    watch = Watch(study.name)
 
     def record() -> dict[str, Any]:
-        return write_results(
+        result = write_results(
             str(config.output_dir),
             study,
             global_batch_size=config.global_batch_size,
@@ -119,13 +121,16 @@ def _search(config: Config, device: str, study: Any, address: str | None, nodes:
             predictions=study.beliefs(),
             headroom=config.search.memory_headroom,
         )
+        return watch.show(result)
 
     budget = config.study.time_budget
     lanes = config.cluster.lanes or lanes_that_fit(nodes, device, config.num_workers)
     progress = Progress(len(study.candidates), config.search.max_trials, budget, lanes=lanes)
     source = StudySource(study, progress, record, None if budget is None else started + budget)
+    if study.measured():
+        record()  # what earlier runs have measured is shown from the start
     with contextlib.suppress(KeyboardInterrupt), progress:
-        _sweep(config, device, source, lanes, address)
+        _sweep(config, device, source, lanes, address, watch)
     result = record()
     print_table(
         study.measured(),
@@ -138,7 +143,7 @@ def _search(config: Config, device: str, study: Any, address: str | None, nodes:
     return _exit_code(config, source.broken, interrupt.INTERRUPTED.is_set(), result)
 
 
-def _sweep(config: Config, device: str, source: Any, lanes: int, address: str | None) -> None:
+def _sweep(config: Config, device: str, source: Any, lanes: int, address: str | None, watch: Any) -> None:
     """Start Ray where it does not run yet, and run trials until there is nothing left to do."""
     from cluster.lane import LaneSpec
     from cluster.runtime import connected, dashboard_url

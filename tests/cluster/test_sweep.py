@@ -55,12 +55,12 @@ class ListSource:
         self.told.append((spec, result))
 
 
-def reported(result: TrialResult, lane: str) -> dict[str, Any]:
+def reported(result: TrialResult, lane: int = 0) -> dict[str, Any]:
     """A lane's result as Tune hands it to a searcher: flat, with Tune's own values beside it."""
     text = json.dumps(dataclasses.asdict(result))
     return {
         "trial_result": text,
-        "lane_name": lane,
+        "lane": lane,
         "done": True,
         "training_iteration": 1,
         "config/trial/number": 3,
@@ -84,7 +84,7 @@ def test_a_lane_waits_where_trials_in_flight_may_bring_more() -> None:
         searcher.suggest(f"t{n}")
     assert searcher.suggest("t4") is None
     for n in range(4):
-        searcher.on_trial_complete(f"t{n}", reported(COMPLETE, "x"))
+        searcher.on_trial_complete(f"t{n}", reported(COMPLETE))
     assert searcher.suggest("t4") == Searcher.FINISHED, "nothing runs, so nothing can come"
 
 
@@ -93,8 +93,8 @@ def test_results_are_told_with_their_trial_in_any_order() -> None:
     searcher = SourceSearcher(source)
     for trial_id in ("a", "b"):
         searcher.suggest(trial_id)
-    searcher.on_trial_complete("b", reported(OOM, "x"))
-    searcher.on_trial_complete("a", reported(COMPLETE, "x"))
+    searcher.on_trial_complete("b", reported(OOM))
+    searcher.on_trial_complete("a", reported(COMPLETE))
     assert source.told == [
         (spec(1), dataclasses.replace(OOM, lane=0)),
         (spec(0), dataclasses.replace(COMPLETE, lane=0)),
@@ -102,13 +102,13 @@ def test_results_are_told_with_their_trial_in_any_order() -> None:
     assert isinstance(source.told[0][1].status, Status)
 
 
-def test_lanes_are_numbered_as_they_appear() -> None:
+def test_a_result_names_its_lane() -> None:
     source = ListSource()
     searcher = SourceSearcher(source)
-    for number, lane in enumerate(("f00", "0ba", "f00", "0ba")):
+    for number, lane in enumerate((1, 0, 1, 0)):
         searcher.suggest(str(number))
         searcher.on_trial_complete(str(number), reported(COMPLETE, lane))
-    assert [result.lane for _, result in source.told] == [0, 1, 0, 1]
+    assert [result.lane for _, result in source.told] == [1, 0, 1, 0]
 
 
 def test_a_trial_without_a_result_is_told_as_interrupted() -> None:
@@ -116,7 +116,7 @@ def test_a_trial_without_a_result_is_told_as_interrupted() -> None:
     searcher = SourceSearcher(source)
     endings: list[dict[str, Any]] = [
         {"error": True},
-        {"error": True, "result": reported(COMPLETE, "x")},
+        {"error": True, "result": reported(COMPLETE)},
         {"result": None},
         {"result": {"training_iteration": 0}},
     ]
@@ -131,9 +131,9 @@ def test_a_trial_is_told_once_and_a_strange_one_never() -> None:
     source = ListSource()
     searcher = SourceSearcher(source)
     searcher.suggest("a")
-    searcher.on_trial_complete("a", reported(COMPLETE, "x"))
+    searcher.on_trial_complete("a", reported(COMPLETE))
     searcher.on_trial_complete("a", error=True)
-    searcher.on_trial_complete("never asked", reported(COMPLETE, "x"))
+    searcher.on_trial_complete("never asked", reported(COMPLETE))
     assert len(source.told) == 1
 
 
@@ -153,5 +153,5 @@ def test_pickling_leaves_the_source_behind() -> None:
         assert copy._source is None
         assert copy._running == {"a": spec(0)}
     source.lock.close()  # type: ignore[attr-defined]
-    searcher.on_trial_complete("a", reported(COMPLETE, "x"))  # the original still has it
+    searcher.on_trial_complete("a", reported(COMPLETE))  # the original still has it
     assert len(source.told) == 1
