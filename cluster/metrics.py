@@ -1,8 +1,8 @@
 """Figures in the Ray cluster's own metrics, which Prometheus scrapes from every node.
 
-All of them are gauges, also what only grows. Ray's agents keep a counter for as long as their node lives, so
-every driver and every lane would leave new ones behind (`WorkerId` is a label); and a counter begins at 0 with
-each process, although the study goes on. A gauge of Ray's, on the other hand, is sent once per `set` and
+All of them are gauges, even what only grows. Ray's agents keep a counter for as long as their node lives, so
+every driver and every lane would leave new ones behind (`WorkerId` is a label); and a counter begins at 0
+with each process, although the study goes on. A gauge of Ray's, on the other hand, is sent once per `set` and
 forgotten by the agent two report intervals later, so a `Reporter` sets its gauges again and again.
 """
 
