@@ -146,29 +146,34 @@ def _search(config: Config, device: str, study: Any, address: str | None, nodes:
 def _sweep(config: Config, device: str, source: Any, lanes: int, address: str | None, watch: Any) -> None:
     """Start Ray where it does not run yet, and run trials until there is nothing left to do."""
     from cluster.lane import LaneSpec
+    from cluster.names import name_submitted_job
     from cluster.runtime import connected, dashboard_url
     from cluster.sweep import run_sweep
     from train_fn.environment import worker_environment
 
     if not source.has_work():
         return
+    study = str(config.study.name)
     with contextlib.ExitStack() as stack:
         if address is None:
             source.progress.phase("starting Ray")
-            stack.enter_context(connected(None))
+            stack.enter_context(connected(None, study))
+        name_submitted_job(study)
+        stack.enter_context(watch)
         source.progress.phase("starting workers")
         source.progress.note(f"dashboard: {dashboard_url() or 'off'}")
         lane = LaneSpec(
             job=config.job(device),
             cpus_per_worker=1.0,
             worker_environment=worker_environment(device),
+            study=study,
         )
         reuse = config.cluster.reuse_workers
         measured = -1
         while source.has_work() and len(source.study.measured()) > measured:
             # Once, as a rule: a trial that was lost with its lane is open again when Tune is done.
             measured = len(source.study.measured())
-            run_sweep(source, lane, num_lanes=lanes, reuse_workers=reuse, name=str(config.study.name))
+            run_sweep(source, lane, num_lanes=lanes, reuse_workers=reuse, name=study)
 
 
 def _exit_code(config: Config, broken: str | None, interrupted: bool, result: dict[str, Any]) -> int:
