@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import itertools
+import json
 import logging
 import os
 import re
@@ -17,32 +17,15 @@ STUDY_KEY = "study"
 """Of a job's metadata."""
 
 
+def lane_name(study: str, lane: int) -> str:
+    """As the dashboard lists the actors of a lane."""
+    return f"{study} lane {lane}"
+
+
 def train_run_name(study: str, lane: int) -> str:
     """A new name for a Ray Train run; it is the name of a folder, too."""
-    return f"{file_name(study)}-lane-{lane}-{uuid.uuid4().hex[:6]}"
-
-
-def file_name(study: str) -> str:
-    """A study's name without what a file's name may not hold."""
-    return re.sub(r"[^\w.-]+", "-", study)
-
-
-def numbered(actor_class: Any, study: str, **options: Any) -> tuple[Any, int]:
-    """A new actor that is named after the study and the first lane number that is free, and that number.
-
-    The name, and with it the number, is given back when the actor or the lane that made it is gone.
-    """
-    import ray
-
-    for number in itertools.count():
-        try:
-            actor = actor_class.options(name=f"{study} lane {number}", **options).remote()
-            # Two lanes may both find a name free; the later one's actor then dies at once.
-            ray.get(actor.__ray_ready__.remote())
-            return actor, number
-        except (ray.exceptions.ActorAlreadyExistsError, ray.exceptions.ActorDiedError):
-            continue
-    raise AssertionError("there is always another number")
+    folder = re.sub(r"[^\w.-]+", "-", study)
+    return f"{folder}-lane-{lane}-{uuid.uuid4().hex[:6]}"
 
 
 def name_submitted_job(study: str) -> None:
@@ -67,8 +50,6 @@ def name_submitted_job(study: str) -> None:
 
 def submission_id() -> str | None:
     """Of the job that this process was started by, or None."""
-    import json
-
     injected = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
     value = (injected.get("metadata") or {}).get("job_submission_id")
     return str(value) if value else None

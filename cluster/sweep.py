@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 import os
 import tempfile
 from typing import Any, Protocol
 
+import ray
 from ray import tune
 from ray.tune.search import Searcher
 
@@ -40,6 +42,9 @@ class TrialSource(Protocol):
     def tell(self, spec: TrialSpec, result: TrialResult) -> None:
         """Take a result; it is lost if this raises."""
 
+    def waits(self, spec: TrialSpec, text: str | None) -> None:
+        """A trial has to wait before it can begin, and for what; None: no longer."""
+
 
 class SourceSearcher(Searcher):
     """Tune's side of a `TrialSource`. It keeps no state worth saving: the source's study is the record."""
@@ -48,6 +53,8 @@ class SourceSearcher(Searcher):
         super().__init__(metric=["samples_per_second", "validation_loss"], mode=["max", "min"])
         self._source = source
         self._running: dict[str, TrialSpec] = {}
+        self._lanes: set[int] = set()
+        self._offered: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """A trial as Tune's config; None to be asked again later; or `FINISHED`."""
@@ -55,13 +62,22 @@ class SourceSearcher(Searcher):
         if spec is None:
             return None if self._running and self._source.has_work() else Searcher.FINISHED
         self._running[trial_id] = spec
-        return {"trial": dataclasses.asdict(spec)}
+        # Tune decides whether a lane that is there takes the trial or a new one, which then has this number.
+        taken = self._lanes.union(self._offered.values())
+        self._offered[trial_id] = next(n for n in itertools.count() if n not in taken)
+        return {"trial": dataclasses.asdict(spec), "lane": self._offered[trial_id]}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Hand on what a trial waits for."""
+        if "waiting" in result and trial_id in self._running:
+            self._source.waits(self._running[trial_id], result["waiting"])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Hand the result on; a trial whose lane broke under it is told as interrupted."""
         spec = self._running.pop(trial_id, None)
+        self._offered.pop(trial_id, None)
         if spec is None:
             return
         if error or not result or "trial_result" not in result:
@@ -70,6 +86,7 @@ class SourceSearcher(Searcher):
             )
             self._source.tell(spec, lost)
             return
+        self._lanes.add(result["lane"])
         values = {**json.loads(result["trial_result"]), "lane": result["lane"]}
         self._source.tell(spec, TrialResult.from_dict(values))
 
@@ -95,6 +112,8 @@ def run_sweep(source: TrialSource, lane: LaneSpec, *, num_lanes: int, reuse_work
     """
     os.environ.update(_TUNE_ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    driver = {"pid": os.getpid(), "node_id": ray.get_runtime_context().get_node_id()}
+    lane = dataclasses.replace(lane, driver=driver)
     with tempfile.TemporaryDirectory(prefix="tune-") as scratch:
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(Lane, lane=lane, storage_path=scratch), _LANE_RESOURCES),

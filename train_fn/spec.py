@@ -298,8 +298,11 @@ class TrialResult(_Record):
         constraints: Optuna's convention: > 0 is violated. `memory` is in units of the budget.
         seconds: Wall time by phase: `setup`, `probe`, `warmup` (optimizer steps before timing), `train` (all
             optimizer steps, warm-up included), `reduce` (within train: summing gradients over ranks, which
-            waits for the slowest), `validate`, `release` (giving memory back), and `total`.
+            waits for the slowest), `validate`, `release` (giving memory back), and `total`; `wait` where it
+            waited for quiet GPUs in vain.
         notes: Lines for people about how far the measurement can be trusted.
+        disturbed: What others did to the node while steps were timed, one line for people each; such a trial
+            is measured again.
         lane: Which lane ran it, from 0.
     """
 
@@ -320,6 +323,7 @@ class TrialResult(_Record):
     constraints: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    disturbed: list[str] = field(default_factory=list)
     lane: int | None = None
 
     @property

@@ -345,10 +345,6 @@ class _Trial:
         finally:
             self.seconds[name] = time.perf_counter() - started
 
-    def _drift(self) -> float:
-        self.worker.drift.end_trial()
-        return self.worker.drift.relative_sd()
-
     def _synchronize(self) -> None:
         if self.ranks.device.type == "cuda":
             torch.cuda.synchronize(self.ranks.device)
@@ -358,12 +354,16 @@ class _Trial:
         budget = self.memory.budget_bytes
         peaks = self.ranks.gather(self.probe.peak_bytes())
         rate, interval, tokens, notes = None, None, None, self.early.notes()
+        disturbed: list[str] = []
         if failure is None or failure.reason == Reason.SLOWER:
             work = self.step_work[self.job.warmup_steps :]
             tokens = fmean(work)
-            between_sd = self.ranks.max([self._drift()])[0]
+            slower, drift = self.worker.drift.end_trial(), self.worker.drift.relative_sd()
+            slower, between_sd = self.ranks.max([slower, drift])
             batch = self.job.global_batch_size
             rate, interval = rate_with_interval(batch, self.step_seconds, work, between_sd)
+            if rate * (1 + slower) > interval[1]:
+                disturbed.append(f"the machine was {slower:.0%} slower than in most trials")
             if failure is None:
                 notes += timing_notes(rate, interval, len(self.step_seconds), between_sd)
         return TrialResult(
@@ -384,6 +384,7 @@ class _Trial:
             constraints=constraints(failure, max(peaks), budget),
             seconds=self.seconds,
             notes=notes,
+            disturbed=disturbed,
         )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from train_fn.spec import Reason, Status, TrialParams, TrialResult
 from train_fn.timing import student_t_975
 from tuner.costs import AffineCosts, Effect, Feature, Observation, Point, Priors
+from tuner.disturbed import counting
 from tuner.explain import Prediction
 from tuner.space import Measured, Numerics, Setting, is_out_of_memory, numerics_of, setting_of
 
@@ -203,7 +204,7 @@ class Beliefs:
     @cached_property
     def _speeds(self) -> list[tuple[TrialParams, float, float]]:
         """(point, samples/sec, its relative standard deviation) of every trial that was timed."""
-        timed = [(m.params, m.result) for m in self._measured if m.result.samples_per_second]
+        timed = [(m.params, m.result) for m in counting(self._measured) if m.result.samples_per_second]
         sds = _relative_sds([result for _, result in timed])
         return [(p, r.samples_per_second or 0.0, sd) for (p, r), sd in zip(timed, sds, strict=True)]
 

@@ -64,6 +64,8 @@ class StudySource:
             result.reason,
             result.detail,
         )
+        if result.disturbed:
+            log.warning("trial %d was disturbed: %s", spec.number, "; ".join(result.disturbed))
         self.progress.trial_finished(spec.number, spec.params, result)
         lost = result.reason == Reason.INTERRUPTED
         self._lost_in_a_row = self._lost_in_a_row + 1 if lost else 0
@@ -71,6 +73,12 @@ class StudySource:
             self.broken = result.detail or "the lanes break"
         self.record()
         interrupt.check()
+
+    def waits(self, spec: TrialSpec, text: str | None) -> None:
+        """A trial has to wait for quiet GPUs, or no longer."""
+        text = text or "goes on"
+        log.info("trial %d %s", spec.number, text)
+        self.progress.note(f"trial {spec.number}: {spec.params} {text}")
 
     def has_work(self) -> bool:
         """Whether trials may still come, once those in flight have ended."""

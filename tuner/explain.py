@@ -15,6 +15,7 @@ from typing import Protocol
 
 from train_fn.spec import Reason, Status, TrialParams
 from train_fn.timing import time_ratio
+from tuner.disturbed import counting
 from tuner.recommend import TIE_WIDTH, Feasible, feasible_trials, within_tolerance
 from tuner.space import Measured, is_out_of_memory, proven_infeasible, same_numerics, same_setting, setting_of
 from tuner.units import human_bytes
@@ -173,7 +174,7 @@ class _Judge:
         headroom: float,
     ) -> None:
         self._trials = trials
-        self._measured = {t.params: t for t in trials}
+        self._measured = {t.params: t for t in counting(trials)}
         self._feasible = {t.params: t for t in feasible_trials(trials)}
         self.best = next(t for t in self._feasible.values() if t.number == number)
         self._good = within_tolerance(list(self._feasible.values()), tolerance)

@@ -16,6 +16,7 @@ import numpy as np
 
 from train_fn.spec import KnownSteps, Status, TrialParams, TrialSpec
 from tuner.beliefs import Beliefs
+from tuner.disturbed import count_repeats
 from tuner.recommend import recommend
 from tuner.space import Measured, SearchState, is_out_of_memory, same_numerics, same_setting
 
@@ -195,19 +196,26 @@ class Step:
 
 
 def next_step(state: SearchState, max_trials: int, settings: ModelSettings) -> Step:
-    """Measure the best open point; at the end, the recommended one in full if that is still to be done.
+    """Measure the best open point; then disturbed ones again; at the end, the recommended one in full.
 
-    The last trial that the study may have is kept for that.
+    The last trial that the study may have is kept for that. Repetitions of disturbed trials come on top.
     """
     left = max_trials - state.turn
-    if left <= 0:
-        return Step()
-    outlook = Outlook(state, settings)
-    stopped = outlook.stopped()
-    if state.open and stopped is None and left > 1:
-        return Step(outlook.choose())
+    stopped = None
+    if left > 0:
+        outlook = Outlook(state, settings)
+        stopped = outlook.stopped()
+        if state.open and stopped is None and left > 1:
+            return Step(outlook.choose())
+    if state.to_repeat:
+        disturbed = state.to_repeat[0]
+        # As complete as it was: what took its loss from another trial does so again.
+        in_full = disturbed.result.validation_loss is not None and not disturbed.result.is_loss_borrowed
+        return Step(disturbed.params, in_full=in_full)
     if state.running:
         return Step(waits=True)
+    if left <= 0:
+        return Step()
     confirmed = _to_confirm(state, settings)
     if confirmed is not None:
         return Step(confirmed, in_full=True, stopped=stopped)
@@ -226,6 +234,7 @@ def _to_confirm(state: SearchState, settings: ModelSettings) -> TrialParams | No
         return None
     chosen = next(m for m in state.measured if m.number == number)
     times = sum(m.params == chosen.params for m in state.measured)
+    times -= count_repeats(state.measured).get(chosen.params, 0)
     return chosen.params if chosen.result.is_loss_borrowed and times == 1 else None
 
 

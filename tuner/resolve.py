@@ -135,6 +135,9 @@ def _written(config: Config) -> dict[str, object]:
     values = config.model_dump()
     if isinstance(config.cluster.memory_budget, int):
         values["cluster"]["memory_budget"] = exact_size(config.cluster.memory_budget)
+    if isinstance(config.cluster.gpu_max_foreign_memory, int):
+        values["cluster"]["gpu_max_foreign_memory"] = exact_size(config.cluster.gpu_max_foreign_memory)
+    values["cluster"]["gpu_wait"] = exact_duration(config.cluster.gpu_wait)
     values["trial"]["timeout"] = exact_duration(config.trial.timeout)
     if config.study.time_budget is not None:
         values["study"]["time_budget"] = exact_duration(config.study.time_budget)

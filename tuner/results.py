@@ -150,6 +150,7 @@ def _row(trial: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
             f"{phase}_seconds": trial["seconds"].get(phase)
             for phase in ("total", "setup", "probe", "warmup", "train", "reduce", "validate", "release")
         },
+        "disturbed": "; ".join(trial["disturbed"]) or None,
         "lane": trial["lane"],
         "pareto": trial["number"] in result["pareto_front"],
         "recommended": trial["number"] == result["recommended"],

@@ -90,6 +90,7 @@ def tune(config: Config, options: Options) -> int:
             fingerprint(config, device),
             model_settings(config, device),
             config.search.skip_proven,
+            config.cluster.disturbance_check,
         )
         stack.callback(study.close)
         output_dir = Path(str(config.output_dir))
@@ -104,13 +105,11 @@ def _search(config: Config, device: str, study: Any, address: str | None, nodes:
     from tuner.console import Progress, print_table
     from tuner.driver import StudySource
     from tuner.results import write_results
-    from tuner.watch import Watch
 
     started = time.monotonic()
-    watch = Watch(study.name)
 
     def record() -> dict[str, Any]:
-        result = write_results(
+        return write_results(
             str(config.output_dir),
             study,
             global_batch_size=config.global_batch_size,
@@ -121,16 +120,13 @@ def _search(config: Config, device: str, study: Any, address: str | None, nodes:
             predictions=study.beliefs(),
             headroom=config.search.memory_headroom,
         )
-        return watch.show(result)
 
     budget = config.study.time_budget
     lanes = config.cluster.lanes or lanes_that_fit(nodes, device, config.num_workers)
     progress = Progress(len(study.candidates), config.search.max_trials, budget, lanes=lanes)
     source = StudySource(study, progress, record, None if budget is None else started + budget)
-    if study.measured():
-        record()  # what earlier runs have measured is shown from the start
     with contextlib.suppress(KeyboardInterrupt), progress:
-        _sweep(config, device, source, lanes, address, watch)
+        _sweep(config, device, source, lanes, address)
     result = record()
     print_table(
         study.measured(),
@@ -143,37 +139,41 @@ def _search(config: Config, device: str, study: Any, address: str | None, nodes:
     return _exit_code(config, source.broken, interrupt.INTERRUPTED.is_set(), result)
 
 
-def _sweep(config: Config, device: str, source: Any, lanes: int, address: str | None, watch: Any) -> None:
+def _sweep(config: Config, device: str, source: Any, lanes: int, address: str | None) -> None:
     """Start Ray where it does not run yet, and run trials until there is nothing left to do."""
     from cluster.lane import LaneSpec
     from cluster.names import name_submitted_job
     from cluster.runtime import connected, dashboard_url
     from cluster.sweep import run_sweep
     from train_fn.environment import worker_environment
+    from tuner.watch import Watch
 
     if not source.has_work():
         return
-    study = str(config.study.name)
+    name = str(config.study.name)
     with contextlib.ExitStack() as stack:
         if address is None:
             source.progress.phase("starting Ray")
-            stack.enter_context(connected(None, study))
-        name_submitted_job(study)
-        stack.enter_context(watch)
+            stack.enter_context(connected(None, name))
+        name_submitted_job(name)
+        source.record = stack.enter_context(Watch(name, source.record)).record
+        if source.study.measured():
+            source.record()  # what earlier runs have measured is shown from the start
         source.progress.phase("starting workers")
         source.progress.note(f"dashboard: {dashboard_url() or 'off'}")
         lane = LaneSpec(
             job=config.job(device),
             cpus_per_worker=1.0,
             worker_environment=worker_environment(device),
-            study=study,
+            sharing=config.cluster.sharing(),
+            study=name,
         )
         reuse = config.cluster.reuse_workers
         measured = -1
         while source.has_work() and len(source.study.measured()) > measured:
             # Once, as a rule: a trial that was lost with its lane is open again when Tune is done.
             measured = len(source.study.measured())
-            run_sweep(source, lane, num_lanes=lanes, reuse_workers=reuse, name=study)
+            run_sweep(source, lane, num_lanes=lanes, reuse_workers=reuse, name=name)
 
 
 def _exit_code(config: Config, broken: str | None, interrupted: bool, result: dict[str, Any]) -> int:

@@ -12,6 +12,7 @@ from itertools import product
 from typing import NamedTuple
 
 from train_fn.spec import PRECISIONS, Knob, Knobs, MemoryPoint, Reason, Status, TrialParams, TrialResult
+from tuner.disturbed import count_repeats
 
 AMPERE = (8, 0)
 """The first CUDA compute capability whose tensor cores know bf16 and tf32."""
@@ -45,17 +46,23 @@ class SearchState:
         measured: Finished trials by number, interrupted ones left out.
         running: Points in flight.
         open: Candidates that are neither measured nor running nor proven infeasible.
+        to_repeat: Trials whose points are to be measured again, since they were disturbed.
     """
 
     candidates: Sequence[TrialParams]
     measured: list[Measured] = field(default_factory=list)
     running: list[TrialParams] = field(default_factory=list)
     open: list[TrialParams] = field(default_factory=list)
+    to_repeat: list[Measured] = field(default_factory=list)
 
     @property
     def turn(self) -> int:
-        """How many points were tried before this one; not interrupted ones, so a resumed run repeats them."""
-        return len(self.measured) + len(self.running)
+        """How many trials there were before this one, repetitions of disturbed ones aside.
+
+        Not interrupted ones, so a resumed run repeats them.
+        """
+        repeats = sum(count_repeats(self.measured, self.running).values())
+        return len(self.measured) + len(self.running) - repeats
 
 
 def factorisations(global_batch_size: int, num_workers: int) -> list[tuple[int, int]]:

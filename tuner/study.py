@@ -72,6 +72,7 @@ class TuningStudy:
         global_batch_size: int,
         settings: ModelSettings | None = None,
         skip_proven: bool = True,
+        repeat_disturbed: bool = True,
     ) -> None:
         """See `open_study`; `settings` are those of the `model` strategy, None where another one searches."""
         self._study = study
@@ -84,6 +85,7 @@ class TuningStudy:
         self._settings = settings
         self._step: tuple[Any, Step] | None = None
         self._skip_proven = skip_proven
+        self._repeat_disturbed = repeat_disturbed
         self._asked: dict[int, optuna.Trial] = {}
         self._settle_orphans()
 
@@ -106,9 +108,10 @@ class TuningStudy:
         """The next trial; None while there is none, see `has_work`."""
         state = self._state()
         if self._settings is None:
-            if not state.open or state.turn >= self._max_trials:
+            is_open = bool(state.open) and state.turn < self._max_trials
+            if not is_open and not state.to_repeat:
                 return None
-            number, params = self._new_trial(None)
+            number, params = self._new_trial(None if is_open else state.to_repeat[0].params)
             return TrialSpec(number=number, params=params)
         step = self._next_step(state)
         if step.point is None:
@@ -120,7 +123,8 @@ class TuningStudy:
         """Whether there will be something to measure, now or once the trials in flight have ended."""
         state = self._state()
         if self._settings is None:
-            return bool(state.open) and state.turn < self._max_trials
+            is_open = bool(state.open) and state.turn < self._max_trials
+            return is_open or bool(state.to_repeat or state.running)  # which may turn out to be disturbed
         step = self._next_step(state)
         return step.point is not None or step.waits
 
@@ -194,7 +198,8 @@ class TuningStudy:
         self._storage.remove_session()
 
     def _state(self) -> SearchState:
-        return search_state(self._candidates, self._study.get_trials(deepcopy=False), self._skip_proven)
+        trials = self._study.get_trials(deepcopy=False)
+        return search_state(self._candidates, trials, self._skip_proven, self._repeat_disturbed)
 
     def _settle_orphans(self) -> None:
         """Finish what a killed driver left running: told where its result is stored, else interrupted."""
@@ -252,6 +257,7 @@ def open_study(
     fingerprint: dict[str, Any],
     settings: ModelSettings | None = None,
     skip_proven: bool = True,
+    repeat_disturbed: bool = True,
 ) -> TuningStudy:
     """Open or create a study.
 
@@ -266,6 +272,7 @@ def open_study(
             at least `global_batch_size`; flat, by configuration key.
         settings: Of the `model` sampler; None: its defaults.
         skip_proven: Leave out points that a smaller one's out-of-memory proves infeasible.
+        repeat_disturbed: Measure points again whose trial was disturbed.
 
     Raises:
         InputError: The storage can't be opened, the study was measured under another fingerprint, or it is
@@ -292,7 +299,9 @@ def open_study(
                 study.set_metric_names(list(DIRECTIONS))
         model = settings if sampler_name == "model" else None
         batch = fingerprint["global_batch_size"]
-        return TuningStudy(study, storage, candidates, max_trials, batch, model, skip_proven)
+        return TuningStudy(
+            study, storage, candidates, max_trials, batch, model, skip_proven, repeat_disturbed
+        )
     except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, OSError, RuntimeError) as error:
         raise InputError(Fault("study.storage", _why_not_opened(url, error))) from error
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -46,22 +46,24 @@ METRICS = (
 
 
 class Watch:
-    """Shows a study for as long as the block lasts; Ray must be connected then.
+    """Shows a study for as long as the block lasts. Ray must be connected.
 
-    May be given results before the block and after it.
+    Args:
+        study: Its name.
+        record: Writes the result files and returns what `result.json` holds.
     """
 
-    def __init__(self, study: str) -> None:
-        self._study = study
+    def __init__(self, study: str, record: Callable[[], dict[str, Any]]) -> None:
+        self._study, self._record = study, record
         self._result: dict[str, Any] | None = None
         self._known: tuple[Any, Figures] = None, {}
         self._runs = 0.0
         self._open = contextlib.ExitStack()
 
-    def show(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Take the content of `result.json` to show from now on; returns it."""
-        self._result = result
-        return result
+    def record(self) -> dict[str, Any]:
+        """Write the result files and show what they hold."""
+        self._result = self._record()
+        return self._result
 
     def __enter__(self) -> Self:
         self._runs = 1.0

@@ -102,13 +102,18 @@ def test_results_are_told_with_their_trial_in_any_order() -> None:
     assert isinstance(source.told[0][1].status, Status)
 
 
-def test_a_result_names_its_lane() -> None:
+def test_a_lane_that_is_new_gets_a_number_that_no_other_has() -> None:
     source = ListSource()
     searcher = SourceSearcher(source)
-    for number, lane in enumerate((1, 0, 1, 0)):
-        searcher.suggest(str(number))
-        searcher.on_trial_complete(str(number), reported(COMPLETE, lane))
-    assert [result.lane for _, result in source.told] == [1, 0, 1, 0]
+    offered = [searcher.suggest(trial)["lane"] for trial in "ab"]
+    assert offered == [0, 1]
+    searcher.on_trial_complete("b", reported(COMPLETE, lane=1))
+    assert searcher.suggest("c")["lane"] == 2, "0 may still be taken by the trial that runs"
+    searcher.on_trial_complete("c", reported(COMPLETE, lane=1))  # there was no new lane
+    searcher.on_trial_complete("a", reported(COMPLETE, lane=0))
+    assert searcher.suggest("d")["lane"] == 2
+    searcher.on_trial_complete("d", error=True)
+    assert [result.lane for _, result in source.told] == [1, 1, 0, None]
 
 
 def test_a_trial_without_a_result_is_told_as_interrupted() -> None:

@@ -23,7 +23,7 @@ search:
   per_device_train_batch_size: [4, 8]
   precision: [fp32]
   gradient_checkpointing: [false]
-cluster: {memory_budget: 96MiB}
+cluster: {memory_budget: 96MiB, disturbance_check: false}
 """
 
 OWN_FUNCTION = """
