@@ -12,7 +12,6 @@ import json
 import os
 import threading
 import time
-import uuid
 from typing import Any
 
 import ray
@@ -23,6 +22,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.admission import Sharing
 from cluster.mailbox import Mailbox
+from cluster.metrics import LaneWatch
+from cluster.names import lane_name, train_run_name
 from cluster.room import gone
 from cluster.workers import serve
 from train_fn.spec import JobSpec, Reason, Status, TrialResult, TrialSpec
@@ -52,6 +53,8 @@ class LaneSpec:
         accelerator_type: Workers run on nodes of this type alone; None: on any.
         sharing: How it shares its nodes with others.
         driver: `pid` and `node_id` of the process that runs the sweep; `run_sweep` fills it in.
+        study: The study's name, as the Ray dashboard and the metrics show it.
+        number: Which lane it is, from 0; each lane fills in its own.
     """
 
     job: JobSpec
@@ -60,6 +63,8 @@ class LaneSpec:
     accelerator_type: str | None = None
     sharing: Sharing = dataclasses.field(default_factory=Sharing)
     driver: dict[str, Any] = dataclasses.field(default_factory=dict)
+    study: str = "unnamed"
+    number: int = 0
 
 
 class LaneLostError(Exception):
@@ -107,16 +112,21 @@ class Lane(tune.Trainable):
         """Start the worker group; it loads while Tune goes on.
 
         Args:
-            config: The first trial.
+            config: The first trial, and the lane's number.
             lane: What the lane is like.
             storage_path: Where Ray Train keeps its files; nothing of ours is in them.
         """
         assert lane is not None
         os.environ.update(_TRAIN_ENVIRONMENT)
-        self._spec, self._storage_path, self._name = lane, storage_path, uuid.uuid4().hex
-        self._group = WorkerGroup(lane, storage_path)
+        self._spec, self._storage_path = dataclasses.replace(lane, number=config["lane"]), storage_path
+        self._watch, self._is_warm = LaneWatch(lane.study, self._spec.number), False
+        self._group = WorkerGroup(self._spec, storage_path)
         self._next_move = 0.0
         self.reset_config(config)
+
+    def __repr__(self) -> str:
+        """How the Ray dashboard lists this actor."""
+        return lane_name(self._spec.study, self._spec.number)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial."""
@@ -136,14 +146,16 @@ class Lane(tune.Trainable):
         if self._started is None:
             self._started = time.perf_counter()
             if not self._group.is_alive:
-                self._group = WorkerGroup(self._spec, self._storage_path)
+                self._group, self._is_warm = WorkerGroup(self._spec, self._storage_path), False
+            self._watch.enter("measuring" if self._is_warm else "starting")
             ray.get(self._group.mailbox.put.remote(dataclasses.asdict(self._trial)))
         values = self._run()
         if values is None:
             return {"waiting": self._waits, "done": False}
+        self._watch.enter("idle")
         values["seconds"] = {**values["seconds"], "total": time.perf_counter() - self._started}
         # As text: Tune flattens nested dictionaries on their way to the searcher.
-        result = {"trial_result": json.dumps(values), "lane_name": self._name, "done": True}
+        result = {"trial_result": json.dumps(values), "lane": self._spec.number, "done": True}
         for objective in ("samples_per_second", "validation_loss"):
             if values[objective] is not None:
                 result[objective] = values[objective]
@@ -155,20 +167,24 @@ class Lane(tune.Trainable):
         while True:
             result = ray.get(mailbox.wait.remote(1.0))
             if result is not None and result["reason"] != Reason.WORKER_DIED:
+                self._is_warm = True
                 return dict(result)
             if lost := gone(ray.get(mailbox.nodes.remote())):
                 raise LaneLostError(f"node {lost.pop()[:8]} died during the trial")
             if result is not None:
+                self._is_warm = False
                 return dict(result)
             if not self._group.is_alive:
                 return self._gone()
             waits, elsewhere = ray.get(mailbox.waiting.remote())
+            seconds = ray.get(mailbox.seconds_in_flight.remote())
+            self._watch.enter("waiting" if waits else "measuring" if seconds else "starting")
             if elsewhere and self._has_moved():
                 mailbox = self._group.mailbox
             if waits != self._waits:
                 self._waits = waits
                 return None
-            if ray.get(mailbox.seconds_in_flight.remote()) > limit:
+            if seconds > limit:
                 detail = f"a worker hung: no answer {TIMEOUT_GRACE_SECONDS:g} s after the timeout"
                 ray.get(mailbox.fail.remote(Reason.TIMEOUT, detail))
                 self._group.kill_workers()
@@ -198,6 +214,7 @@ class Lane(tune.Trainable):
 
     def cleanup(self) -> None:
         """End the worker group."""
+        self._watch.close()
         self._group.close()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -227,7 +244,7 @@ def _trainer(lane: LaneSpec, mailbox: Any, storage_path: str) -> DataParallelTra
             accelerator_type=lane.accelerator_type,
         ),
         run_config=RunConfig(
-            name=f"lane-{uuid.uuid4().hex[:8]}",
+            name=train_run_name(lane.study, lane.number),
             storage_path=storage_path,
             # A worker that dies is replaced as often as needed; a group that can't be placed gives up.
             failure_config=FailureConfig(max_failures=-1, controller_failure_limit=3),

@@ -12,6 +12,7 @@ from typing import Any
 
 from cluster import auth
 from cluster.gpus import Gpu, gpus
+from cluster.names import STUDY_KEY
 from cluster.room import accelerator_type_of
 from train_fn.spec import Fault, InputError
 
@@ -47,11 +48,12 @@ def lanes_that_fit(nodes: list[Node], device: str, num_workers: int) -> int:
 
 
 @contextlib.contextmanager
-def connected(address: str | None) -> Iterator[list[Node]]:
+def connected(address: str | None, study: str | None = None) -> Iterator[list[Node]]:
     """Connect to Ray for the length of the block and list its nodes.
 
     Args:
         address: Of a running Ray; None starts a local one, which ends with the block.
+        study: For the metadata of this driver, which the dashboard's page of jobs shows.
 
     Raises:
         InputError: There is no Ray at `address`, or it does not take our token.
@@ -60,6 +62,8 @@ def connected(address: str | None) -> Iterator[list[Node]]:
 
     _quiet()
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if study is not None:
+        options["job_config"] = ray.job_config.JobConfig(metadata={STUDY_KEY: study})
     if address is None:
         ray.init(
             address="local",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -75,7 +76,8 @@ class SourceSearcher(Searcher):
         super().__init__(metric=["samples_per_second", "validation_loss"], mode=["max", "min"])
         self._source, self._room = source, room
         self._running: dict[str, TrialSpec] = {}
-        self._lanes: dict[str, int] = {}
+        self._lanes: set[int] = set()
+        self._offered: dict[str, int] = {}
         self._losses: dict[str, str] = {}
         self._limit, self._looked_at, self._no_room_since = 0, -_ROOM_CHECK_SECONDS, time.monotonic()
 
@@ -87,7 +89,10 @@ class SourceSearcher(Searcher):
         if spec is None:
             return None if self._running and self._source.has_work() else Searcher.FINISHED
         self._running[trial_id] = spec
-        return {"trial": dataclasses.asdict(spec)}
+        # Tune decides whether a lane that is there takes the trial or a new one, which then has this number.
+        taken = self._lanes.union(self._offered.values())
+        self._offered[trial_id] = next(n for n in itertools.count() if n not in taken)
+        return {"trial": dataclasses.asdict(spec), "lane": self._offered[trial_id]}
 
     def _lanes_now(self) -> int:
         now = time.monotonic()
@@ -120,14 +125,16 @@ class SourceSearcher(Searcher):
     ) -> None:
         """Hand the result on; a trial whose lane broke under it is told as interrupted."""
         spec, why = self._running.pop(trial_id, None), self._losses.pop(trial_id, "the lane's actor died")
+        self._offered.pop(trial_id, None)
         if spec is None:
             return
         if error or not result or "trial_result" not in result:
             lost = TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED, detail=why)
             self._source.tell(spec, lost)
             return
-        lane = self._lanes.setdefault(result["lane_name"], len(self._lanes))
-        self._source.tell(spec, TrialResult.from_dict({**json.loads(result["trial_result"]), "lane": lane}))
+        self._lanes.add(result["lane"])
+        values = {**json.loads(result["trial_result"]), "lane": result["lane"]}
+        self._source.tell(spec, TrialResult.from_dict(values))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save."""

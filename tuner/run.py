@@ -202,19 +202,26 @@ def _search(
 def _sweep(config: Config, device: str, source: Any, address: str | None) -> None:
     """Start Ray where it does not run yet, and run trials until there is nothing left to do."""
     from cluster.lane import LaneSpec
+    from cluster.names import name_submitted_job
     from cluster.room import lanes_now
     from cluster.runtime import connected, dashboard_url
     from cluster.sweep import run_sweep
     from train_fn.environment import worker_environment
+    from tuner.watch import Watch
 
     if not source.has_work():
         unchanged = "model, data, settings, GPU, driver and versions are as they were"
         source.progress.note(f"Nothing to do: study {source.study.name} is finished, {unchanged}.")
         return
+    name = str(config.study.name)
     with contextlib.ExitStack() as stack:
         if address is None:
             source.progress.phase("starting Ray")
-            stack.enter_context(connected(None))
+            stack.enter_context(connected(None, name))
+        name_submitted_job(name)
+        source.record = stack.enter_context(Watch(name, source.record)).record
+        if source.study.measured():
+            source.record()  # what earlier runs have measured is shown from the start
         source.progress.phase("starting workers")
         source.progress.note(f"dashboard: {dashboard_url() or 'off'}")
         lane = LaneSpec(
@@ -223,6 +230,7 @@ def _sweep(config: Config, device: str, source: Any, address: str | None) -> Non
             worker_environment=worker_environment(device),
             accelerator_type=config.cluster.accelerator_type,
             sharing=config.cluster.sharing(),
+            study=name,
         )
         reuse = config.cluster.reuse_workers
 
@@ -235,7 +243,7 @@ def _sweep(config: Config, device: str, source: Any, address: str | None) -> Non
             # Once, as a rule: a trial that was lost with its lane is open again when Tune is done.
             measured = len(source.study.measured())
             try:
-                run_sweep(source, lane, room=room, reuse_workers=reuse, name=str(config.study.name))
+                run_sweep(source, lane, room=room, reuse_workers=reuse, name=name)
             except Exception as error:  # the cluster went away, mostly; what is measured is in the study
                 log.exception("the sweep failed")
                 source.give_up(_in_a_line(error))
