@@ -103,12 +103,14 @@ def _search(config: Config, device: str, study: Any, address: str | None, nodes:
     from cluster.runtime import lanes_that_fit
     from tuner.console import Progress, print_table
     from tuner.driver import StudySource
+    from tuner.report.write import LiveReport
     from tuner.results import write_results
 
     started = time.monotonic()
+    report = LiveReport(Path(str(config.output_dir)))
 
     def record() -> dict[str, Any]:
-        return write_results(
+        result = write_results(
             str(config.output_dir),
             study,
             global_batch_size=config.global_batch_size,
@@ -118,7 +120,10 @@ def _search(config: Config, device: str, study: Any, address: str | None, nodes:
             wall_seconds=time.monotonic() - started,
             predictions=study.beliefs(),
             headroom=config.search.memory_headroom,
+            gpus=[gpu for node in nodes for gpu in node.gpus] if device == "cuda" else [],
         )
+        report.update(result)
+        return result
 
     budget = config.study.time_budget
     lanes = config.cluster.lanes or lanes_that_fit(nodes, device, config.num_workers)
@@ -127,6 +132,7 @@ def _search(config: Config, device: str, study: Any, address: str | None, nodes:
     with contextlib.suppress(KeyboardInterrupt), progress:
         _sweep(config, device, source, lanes, address)
     result = record()
+    report.finish(result)
     print_table(
         study.measured(),
         result["pareto_front"],
@@ -178,7 +184,7 @@ def _exit_code(config: Config, broken: str | None, interrupted: bool, result: di
     if result["recommended"] is None:
         print(result["why"], file=sys.stderr)
         return EXIT_INFEASIBLE
-    print(f"Results: {config.output_dir}")
+    print(f"Results: {config.output_dir} (to look at: report.html)")
     return EXIT_OK
 
 
