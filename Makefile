@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test format lint types imports unit bench bench-train-fn bench-search surfaces clean
+.PHONY: demo test format lint types imports unit bench bench-train-fn bench-search report-picture surfaces clean
 
 demo: .venv/installed
 	$(BIN)/python -m tuner.run
@@ -39,6 +39,10 @@ bench-train-fn: .venv/installed-dev
 # The search against its rivals, replayed on the recorded surfaces; some minutes.
 bench-search: .venv/installed-dev
 	$(BIN)/python tests/benchmarks/bench_search.py $(ARGS)
+
+# The README's picture of a report, of a run of the demo unless ARGS=RUN; needs Debian's chromium-driver.
+report-picture: .venv/installed-dev
+	$(BIN)/python tests/integration/report_picture.py $(ARGS)
 
 # Record the planned surfaces that are not there yet; about ten minutes each.
 surfaces: .venv/installed-dev
