@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 BUDGET = 1000 << 20
@@ -131,6 +132,4 @@ def hostile() -> tuple[dict[str, Any], str]:
         found["params"]["knobs"] = {"attn": "sdpa"}
     result["explanation"]["settings"][0]["why"] = HOSTILE
     result["gpus"] = [{"name": HOSTILE, "uuid": HOSTILE, "memory_total_bytes": 1 << 30}]
-    import json
-
     return result, f"model: {json.dumps(HOSTILE)}\ndata: {{train: {json.dumps(HOSTILE)}}}\n"

@@ -74,7 +74,7 @@ def short_plotly(monkeypatch):
 
 
 def test_the_recommendation_is_compared_with_the_default_and_with_the_largest_that_fit():
-    default, same_setting, largest = one().comparisons()
+    default, same_setting, largest = one().comparisons
 
     assert (default.params, default.number) == (point(1, 8), 0)
     assert default.ratio.value == pytest.approx(2.0)
@@ -91,7 +91,7 @@ def test_the_recommendation_is_compared_with_the_default_and_with_the_largest_th
 def test_a_default_that_runs_out_of_memory_has_no_ratio():
     result = sample()
     result["trials"][0] = trial(0, params(1, 8))
-    default, *_ = make_run(result, CONFIG).comparisons()
+    default, *_ = make_run(result, CONFIG).comparisons
     assert (default.ratio, default.problem) == (None, "runs out of memory")
     assert "is 1\u00d78 fp32: runs out of memory." in Page(render([make_run(result)])).text
 
@@ -100,7 +100,7 @@ def test_a_default_that_is_recommended_is_not_compared_with_itself():
     result = sample(recommended=0, pareto_front=[0])
     run = make_run(result)
     assert run.is_default
-    assert point(1, 8) not in {c.params for c in run.comparisons()}
+    assert point(1, 8) not in {c.params for c in run.comparisons}
     assert "It is the default that people start from." in Page(render([run])).text
 
 
@@ -109,7 +109,7 @@ def test_without_candidates_of_per_device_one_there_is_no_default():
     for key in ("trials", "candidates"):
         result[key] = [t for t in result[key] if t["params"]["per_device_train_batch_size"] > 1]
     run = make_run(result)
-    assert "the default that people start from" not in {c.what for c in run.comparisons()}
+    assert "the default that people start from" not in {c.what for c in run.comparisons}
 
 
 def test_speeds_that_noise_cannot_tell_apart_are_a_tie_everywhere():
@@ -118,10 +118,10 @@ def test_speeds_that_noise_cannot_tell_apart_are_a_tie_everywhere():
     result["trials"][0] |= {"step_seconds": noisy, "samples_per_second": 100.0}
     run = make_run(result)
     assert run.ties == [0]
-    assert run.comparisons()[0].is_tie
+    assert run.comparisons[0].is_tie
     page = Page(render([run])).text
     assert "1\u00d78 fp32, 100 samples/s, a tie" in page
-    assert "As good within the noise: 1\u00d78 fp32 (#0)." in page
+    assert "Noise can't tell it from 1\u00d78 fp32 (#0)." in page
     assert [t["x"] for t in pareto(run)["data"] if t.get("name") == "tie"] == [[100.0]]
 
 

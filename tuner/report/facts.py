@@ -180,6 +180,7 @@ class Run:
                 found[params] = budget * (1 + over) if known and budget and over else None
         return found
 
+    @cached_property
     def comparisons(self) -> list[Comparison]:
         """The recommended trial against the usual choices; those that it is itself are left out."""
         best = self.best
@@ -230,15 +231,19 @@ class Run:
         return probed.peak_bytes is not None and probed.peak_bytes <= (self.budget_bytes or math.inf)
 
     def trial_of(self, point: TrialParams) -> Measured | None:
-        """The trial of a point; of several the complete one."""
-        trials = [t for t in self.trials if t.params == point]
-        return max(trials, key=lambda t: (t.result.status == Status.COMPLETE, t.number), default=None)
+        """The trial of a point; of several the complete one that came last."""
+        return self._trial_of.get(point)
+
+    @cached_property
+    def _trial_of(self) -> dict[TrialParams, Measured]:
+        in_order = sorted(self.trials, key=lambda t: (t.result.status == Status.COMPLETE, t.number))
+        return {trial.params: trial for trial in in_order}
 
     def speed_of(self, point: TrialParams) -> Prediction | None:
         """As measured, else as predicted."""
         trial = self.trial_of(point)
         if trial is not None and trial.result.samples_per_second:
-            return _interval(trial.result)
+            return interval_of(trial.result)
         return self.candidates[point].speed if point in self.candidates else None
 
     def _compared(self, what: str, point: TrialParams) -> Comparison:
@@ -330,7 +335,8 @@ def _prediction(values: Mapping[str, float] | None) -> Prediction | None:
     return Prediction(values["value"], values["low"], values["high"])
 
 
-def _interval(result: TrialResult) -> Prediction:
+def interval_of(result: TrialResult) -> Prediction:
+    """Measured samples per second."""
     speed = result.samples_per_second or 0.0
     low, high = result.samples_per_second_ci95 or (speed, speed)
     return Prediction(speed, min(low, speed), max(high, speed))

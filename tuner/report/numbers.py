@@ -16,13 +16,8 @@ def times_text(value: float) -> str:
     """A factor, e.g. `1.28x`."""
     if not math.isfinite(value):
         return "?"
-    return (
-        f"{value:.0f}\u00d7"
-        if value >= 19.5
-        else f"{value:.1f}\u00d7"
-        if value >= 9.95
-        else f"{value:.2f}\u00d7"
-    )
+    digits = 0 if value >= 19.5 else 1 if value >= 9.95 else 2
+    return f"{value:.{digits}f}\u00d7"
 
 
 def range_text(rate: Prediction) -> str:

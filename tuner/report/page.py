@@ -22,7 +22,7 @@ from tuner.report.numbers import minute_text, range_text, rate_text, times_text
 from tuner.report.pareto import pareto
 from tuner.report.parts import Figure, setting_key, styles
 from tuner.report.plots import PHASE_COLOURS, across, lanes
-from tuner.report.rows import table_row
+from tuner.report.rows import table_columns, table_row
 from tuner.report.runs import differences, gpu_names, is_same_work
 from tuner.report.swatch import phase_swatch, run_swatch, setting_swatch
 from tuner.report.timeline import Timeline, timeline
@@ -120,7 +120,7 @@ def _run(run: Run, figures: dict[str, Figure]) -> dict[str, Any]:
         "num_feasible": len(run.feasible),
         "phases": _phases(found),
         "is_exact": found.is_exact,
-        "columns": ["precision", "ckpt", *run.searched_knobs],
+        "columns": table_columns(run),
         "trials": [table_row(run, trial) for trial in run.trials],
         "config": run.config_text,
         "versions": run.result.get("versions") or {},
@@ -146,7 +146,7 @@ def _best(run: Run) -> dict[str, Any] | None:
     best = run.best
     if best is None:
         return None
-    params, comparisons = best.params, run.comparisons()
+    params, comparisons = best.params, run.comparisons
     rate = Prediction(best.speed, best.slowest, best.fastest)
     scale = 100 / max([best.speed, *(c.speed.value for c in comparisons if c.speed is not None)])
     return {

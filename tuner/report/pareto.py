@@ -77,7 +77,7 @@ def _pareto_points(run: Run, setting: Setting, known: Sequence[Feasible]) -> Tra
 
 
 def _worth_a_name(run: Run) -> set[int]:
-    compared = {c.number for c in run.comparisons() if c.number is not None}
+    compared = {c.number for c in run.comparisons if c.number is not None}
     return compared | ({run.best.number} if run.best is not None else set())
 
 

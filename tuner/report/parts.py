@@ -16,7 +16,7 @@ from typing import Any
 
 from train_fn.spec import Status, TrialParams
 from tuner.explain import Prediction
-from tuner.report.facts import Run
+from tuner.report.facts import Run, interval_of
 from tuner.space import Measured, Setting, setting_of
 from tuner.units import human_bytes
 
@@ -172,8 +172,8 @@ def hover_text(run: Run, trial: Measured) -> str:
     lines = [f"<b>#{trial.number}</b> {plain(run.point_name(trial.params))}"]
     if result.status != Status.COMPLETE:
         lines.append(plain(f"{result.status}: {result.reason}" if result.reason else str(result.status)))
-    if (known := run.speed_of(trial.params)) is not None and result.samples_per_second:
-        lines.append(speed_text(known))
+    if result.samples_per_second:
+        lines.append(speed_text(interval_of(result)))
     if result.validation_loss is not None:
         lines.append(f"validation loss {result.validation_loss:.4f}")
     if result.peak_memory_bytes:

@@ -13,49 +13,58 @@ from tuner.space import Measured
 from tuner.units import human_bytes, human_seconds
 
 
+def table_columns(run: Run) -> list[dict[str, str]]:
+    """Names, and whether a column holds words or numbers."""
+    words = ["precision", "ckpt", *run.searched_knobs]
+    names = ["#", "B\u00d7A", *words, "samples/s", "of best", "val. loss", "peak", "took", "status"]
+    return [{"name": name, "kind": "word" if name in (*words, "status") else ""} for name in names]
+
+
 def table_row(run: Run, trial: Measured) -> dict[str, Any]:
-    """A trial in the table: what it is sorted by, and what is shown."""
+    """A trial in the table: by column what it is sorted by, and what is shown."""
     number, params, result = trial
-    best = run.best
     rate, peak = result.samples_per_second, max(result.peak_memory_bytes, default=None)
-    seconds = result.seconds.get("total")
-    status = str(result.status) if not result.reason else f"{result.status}: {result.reason}"
-    is_best = best is not None and number == best.number
-    if result.status == Status.COMPLETE:
-        on_front = "on the front" if number in run.front else "complete"
-        status = "recommended" if is_best else "tie" if number in run.ties else on_front
-    cells: list[tuple[object, str, str]] = [
-        (number, str(number), ""),
-        (params.per_device_train_batch_size, split_of(params), ""),
-        (params.precision, params.precision, "word"),
-        (int(params.gradient_checkpointing), "yes" if params.gradient_checkpointing else "no", "word"),
-        *((v, str(v), "word") for v in (params.knobs.get(n) for n in run.searched_knobs)),
-        (rate, _with_spread(run, trial), ""),
-        (
-            rate,
-            "" if best is None or not rate else "1" if is_best else f"{rate / best.speed:.2f}",
-            "",
-        ),
-        (result.validation_loss, _loss(trial), ""),
-        (peak, human_bytes(peak) if peak else "", ""),
-        (seconds, human_seconds(seconds) if seconds else "", ""),
-        (status, status, "word"),
+    seconds, status = result.seconds.get("total"), _status(run, trial)
+    cells: list[tuple[object, str]] = [
+        (number, str(number)),
+        (params.per_device_train_batch_size, split_of(params)),
+        (params.precision, params.precision),
+        (int(params.gradient_checkpointing), "yes" if params.gradient_checkpointing else "no"),
+        *((v, str(v)) for v in (params.knobs.get(n) for n in run.searched_knobs)),
+        (rate, _with_interval(trial)),
+        (rate, f"{rate / run.best.speed:.2f}" if run.best is not None and rate else ""),
+        (result.validation_loss, _loss(trial)),
+        (peak, human_bytes(peak) if peak else ""),
+        (seconds, human_seconds(seconds) if seconds else ""),
+        (status, status),
     ]
     return {
-        "cells": [{"sort": sort, "text": text, "kind": kind} for sort, text, kind in cells],
+        "cells": [{"sort": sort, "text": text} for sort, text in cells],
         "detail": "; ".join([*([result.detail] if result.detail else []), *result.notes]),
-        "is_best": is_best,
+        "is_best": run.best is not None and number == run.best.number,
         "is_complete": result.status == Status.COMPLETE,
     }
 
 
-def _with_spread(run: Run, trial: Measured) -> str:
+def _status(run: Run, trial: Measured) -> str:
+    number, _, result = trial
+    if result.status != Status.COMPLETE:
+        return f"{result.status}: {result.reason}" if result.reason else str(result.status)
+    if run.best is not None and number == run.best.number:
+        return "recommended"
+    if number in run.ties:
+        return "tie"
+    return "on the front" if number in run.front else "complete"
+
+
+def _with_interval(trial: Measured) -> str:
     rate, interval = trial.result.samples_per_second, trial.result.samples_per_second_ci95
     if not rate:
         return ""
-    if not interval or not math.isfinite(interval[1]):
+    if not interval:
         return rate_text(rate)
-    return f"{rate_text(rate)} \u00b1 {rate_text((interval[1] - interval[0]) / 2)}"
+    high = rate_text(interval[1]) if math.isfinite(interval[1]) else "?"
+    return f"{rate_text(rate)} ({rate_text(interval[0])}\u2013{high})"
 
 
 def _loss(trial: Measured) -> str:
