@@ -12,6 +12,8 @@ import dataclasses
 import io
 import json
 import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ def write_results(
     wall_seconds: float,
     headroom: float = 0.0,
     predictions: Predictions | None = None,
+    gpus: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Write both files and return what `result.json` holds.
 
@@ -56,8 +59,9 @@ def write_results(
         wall_seconds: How long the search took.
         headroom: `search.memory_headroom`.
         predictions: What the search believes about points that it has not measured.
+        gpus: Those that lanes can run on, as records.
     """
-    trials = study.measured()
+    trials, times = study.measured(), study.times()
     recommendation = recommend(trials, loss_tolerance)
     number = recommendation.number
     explanation = (
@@ -71,16 +75,19 @@ def write_results(
             "global_batch_size": global_batch_size,
             "num_workers": num_workers,
             "device": device,
-            "trials": [_trial(t) for t in trials],
+            "trials": [_trial(t, times) for t in trials],
             "skipped": [{"params": p, "why": why} for p, why in study.skipped()],
             "pareto_front": pareto_front(trials, loss_tolerance),
             "recommended": number,
             "why": recommendation.why,
             "explanation": explanation,
+            "candidates": [_candidate(p, predictions) for p in study.candidates],
             "stopped": study.stopped,
             "finished": study.is_finished,
             "compared_with": study.compared_with,
             "wall_seconds": wall_seconds,
+            "written_at": _utc(datetime.now()),
+            "gpus": gpus,
             "versions": versions(),
         }
     )
@@ -129,12 +136,29 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _trial(trial: Measured) -> dict[str, Any]:
+def _trial(trial: Measured, times: dict[int, tuple[datetime | None, datetime | None]]) -> dict[str, Any]:
+    started, ended = times.get(trial.number, (None, None))
     return {
         "number": trial.number,
         "params": trial.params,
         **dataclasses.asdict(trial.result),
         "status": trial.result.status.value,
+        "started_at": _utc(started),
+        "ended_at": _utc(ended),
+    }
+
+
+def _utc(local: datetime | None) -> str | None:
+    """ISO 8601; the study's own times are local ones without a zone."""
+    return None if local is None else local.astimezone(UTC).isoformat(timespec="milliseconds")
+
+
+def _candidate(point: TrialParams, predictions: Predictions | None) -> dict[str, Any]:
+    """A point of the search with what is believed of it, whether it was measured or not."""
+    return {
+        "params": point,
+        "predicted_samples_per_second": predictions.samples_per_second(point) if predictions else None,
+        "predicted_memory_bytes": predictions.memory(point) if predictions else None,
     }
 
 

@@ -145,13 +145,15 @@ def _search(
     from tuner.console import Progress, print_table
     from tuner.driver import StudySource, overrun_seconds
     from tuner.plan import lost_with_the_job
+    from tuner.report.write import LiveReport
     from tuner.results import set_aside, write_results
     from tuner.units import human_seconds
 
     started = time.monotonic()
+    report = LiveReport(output)
 
     def record() -> dict[str, Any]:
-        return write_results(
+        result = write_results(
             output,
             study,
             global_batch_size=config.global_batch_size,
@@ -161,7 +163,10 @@ def _search(
             wall_seconds=time.monotonic() - started,
             predictions=study.beliefs(),
             headroom=config.search.memory_headroom,
+            gpus=[gpu for node in nodes for gpu in node.gpus] if device == "cuda" else [],
         )
+        report.update(result)
+        return result
 
     budget = config.study.time_budget
     lanes = config.cluster.lanes or lanes_that_fit(nodes, device, config.num_workers)
@@ -181,6 +186,7 @@ def _search(
     with contextlib.suppress(KeyboardInterrupt), progress, interrupt.time_limit(limit):
         _sweep(config, device, source, address)
     result = record()
+    report.finish(result)
     print_table(
         study.measured(),
         result["pareto_front"],
@@ -274,7 +280,7 @@ def _exit_code(config: Config, broken: str | None, interrupted: bool, result: di
     if result["recommended"] is None:
         print(result["why"], file=sys.stderr)
         return EXIT_INFEASIBLE
-    print(f"Results: {config.output_dir}")
+    print(f"Results: {config.output_dir} (to look at: report.html)")
     return EXIT_OK
 
 

@@ -14,6 +14,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any
 
 import optuna
@@ -200,6 +201,11 @@ class TuningStudy:
     def measured(self) -> list[Measured]:
         """Every finished trial as (number, params, result), by number; interrupted ones are left out."""
         return self._state().measured
+
+    def times(self) -> dict[int, tuple[datetime | None, datetime | None]]:
+        """When every trial was asked for and told, by number."""
+        trials = self._study.get_trials(deepcopy=False)
+        return {t.number: (t.datetime_start, t.datetime_complete) for t in trials}
 
     def open_points(self) -> list[TrialParams]:
         """Candidates that are neither measured, nor running, nor proven infeasible."""
