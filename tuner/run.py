@@ -2,6 +2,7 @@
 
     python -m tuner.run                        # the built-in demo
     python -m tuner.run --config tune.yaml     # your model and data
+    python -m tuner.run --from-swift 'NPROC_PER_NODE=2 swift sft ...' --dry-run
     python -m tuner.run --help
 
 Exit codes: 0 a configuration is recommended; 2 the input is wrong, nothing was started; 3 nothing is
@@ -16,12 +17,15 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from train_fn.spec import InputError
 from tuner import interrupt
 from tuner.cli import Options, load
 from tuner.config import Config
+
+if TYPE_CHECKING:
+    from tuner.imports.present import Present
 
 log = logging.getLogger("tuner")
 
@@ -78,7 +82,7 @@ def tune(config: Config, options: Options) -> int:
             config.search.knobs,
         )
         if options.dry_run:
-            print_dry_run(to_yaml(config), points)
+            print_dry_run(to_yaml(config), points, options.present.lines() if options.present else [])
             return EXIT_OK
         study = open_study(
             str(config.study.name),
@@ -96,7 +100,20 @@ def tune(config: Config, options: Options) -> int:
         output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         _log_to(output_dir / "tuner.log")
-        return _search(config, device, study, address, nodes)
+        if options.present:
+            print("\n".join(options.present.lines()), flush=True)
+        code = _search(config, device, study, address, nodes)
+        if options.present and code == EXIT_OK:
+            _print_advice(options.present, output_dir)
+        return code
+
+
+def _print_advice(present: Present, output_dir: Path) -> None:
+    """What to change in the settings that the run started from."""
+    from tuner.results import load_result
+
+    result = load_result(output_dir)
+    print("\n" + "\n".join(present.advice(result["trials"], result["recommended"])))
 
 
 def _search(config: Config, device: str, study: Any, address: str | None, nodes: list[Any]) -> int:
