@@ -82,7 +82,7 @@ def tune(config: Config, options: Options) -> int:
             config.search.knobs,
         )
         if options.dry_run:
-            print_dry_run(to_yaml(config), points, options.present.lines() if options.present else [])
+            print_dry_run(to_yaml(config), points, options.present.details() if options.present else [])
             return EXIT_OK
         study = open_study(
             str(config.study.name),

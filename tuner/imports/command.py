@@ -18,6 +18,7 @@ EXPECTED = "expected a command such as 'NPROC_PER_NODE=2 swift sft --model ...',
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 _ENDS = ("&&", "||", ";", "|", "&", ">", ">>", "<")
+_LITERAL_DOLLAR = "\0"
 _LAUNCHER = {"nproc_per_node": "NPROC_PER_NODE", "nnodes": "NNODES"}
 
 
@@ -58,9 +59,38 @@ def _words(command: str) -> list[str]:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(Fault(FLAG, f"{command} can't be read: {error}")) from None
     try:
-        return shlex.split(text.replace("\\\n", " "), comments=True)
+        return shlex.split(_prepared(text))
     except ValueError as error:
         raise InputError(Fault(FLAG, f"no command that a shell would read: {error}; {EXPECTED}")) from None
+
+
+def _prepared(text: str) -> str:
+    """The text as `shlex` has to see it: without comments, a `;` where a line ends, literal dollars marked.
+
+    shlex takes a `#` within a word for a comment, and forgets what stood in single quotes.
+    """
+    made: list[str] = []
+    quote, position = "", 0
+    while position < len(text):
+        char, following = text[position], text[position + 1 : position + 2]
+        position += 1
+        if char == "\\" and quote != "'" and following:
+            position += 1
+            escaped = _LITERAL_DOLLAR if following == "$" else char + following
+            made.append(" " if following == "\n" else escaped)
+        elif char == quote:
+            quote = ""
+            made.append(char)
+        elif not quote and char in "'\"":
+            quote = char
+            made.append(char)
+        elif not quote and char == "#" and (not made or made[-1][-1].isspace()):
+            position = text.find("\n", position) % (len(text) + 1)
+        elif not quote and char == "\n":
+            made.append(" ; ")
+        else:
+            made.append(_LITERAL_DOLLAR if char == "$" and quote == "'" else char)
+    return "".join(made)
 
 
 def _program_at(words: list[str]) -> int:
@@ -130,4 +160,4 @@ def _expanded(word: str, variables: Mapping[str, str]) -> str:
             raise InputError(Fault(FLAG, f"the command's variable {name} is not set"))
         return variables[name]
 
-    return _VARIABLE.sub(value, word)
+    return _VARIABLE.sub(value, word).replace(_LITERAL_DOLLAR, "$")

@@ -37,12 +37,15 @@ class Present:
         p, workers = self.params, self.num_workers
         size = workers * p.per_device_train_batch_size * p.gradient_accumulation_steps
         split = f"{workers} x {p.per_device_train_batch_size} x {p.gradient_accumulation_steps}"
-        named = f"Read from {self.trainer}: global batch {size} = {split}, at present {p}"
-        understood = f"; {', '.join(self.read)}" if self.read else ""
-        lines = [f"{named}{understood}.", *self.notes]
+        lines = [f"Read from {self.trainer}: global batch {size} = {split}, at present {p}.", *self.notes]
         if self.not_understood:
             lines.append(f"Not understood, left out: {', '.join(self.not_understood)}.")
         return lines
+
+    def details(self) -> list[str]:
+        """The same with every setting that was understood."""
+        first, *rest = self.lines()
+        return [first, f"Understood: {', '.join(self.read)}.", *rest]
 
     def changes(self, recommended: TrialParams) -> list[str]:
         """What to change for the recommended point: `--key old -> new`, in the trainer's own words."""
