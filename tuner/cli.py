@@ -89,6 +89,7 @@ def load(argv: list[str]) -> tuple[Config, Options]:
     if present is not None:
         values = _merged(present.values, values)
         options = replace(options, present=present)
+        faults += _unnamed(values)
     apply_demo_defaults(values, device=None)
     config, wrong = _validate(values)
     faults += wrong
@@ -112,6 +113,16 @@ def _read_present(options: Options, num_workers: object) -> Present | None:
         workers = str(num_workers)
         return read_arguments(options.from_hf, int(workers) if workers.isdecimal() else None)
     return None
+
+
+def _unnamed(values: Mapping[str, Any]) -> list[Fault]:
+    """What a trainer's settings don't say, and nothing else does: the demo is not what is meant then."""
+    if values.get("train_fn") is not None:
+        return []
+    said = {"model": values.get("model"), "data.train": (values.get("data") or {}).get("train")}
+    return [
+        Fault(key, f"the settings name none; give --{key}") for key, value in said.items() if value is None
+    ]
 
 
 def _validate(values: dict[str, Any]) -> tuple[Config, list[Fault]]:

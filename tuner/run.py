@@ -196,6 +196,7 @@ def _exit_code(config: Config, broken: str | None, interrupted: bool, result: di
         print(result["why"], file=sys.stderr)
         return EXIT_INFEASIBLE
     print(f"Results: {config.output_dir}")
+    print(f"For your trainer: python -m tuner.export {config.output_dir} --format ms-swift|axolotl|...")
     return EXIT_OK
 
 

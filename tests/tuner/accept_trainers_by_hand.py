@@ -68,6 +68,9 @@ PACKAGES = {
     ],
 }
 WITHOUT_DEPENDENCIES = {"llamafactory": "llamafactory==0.9.5", "axolotl": "axolotl==0.19.0"}
+KEYS = Path(__file__).parent / "trainer_keys.json"
+QUIET = {"DISABLE_VERSION_CHECK": "1", "AXOLOTL_DO_NOT_TRACK": "1"}
+"""Not all that the packages pin is there, see above; nobody is told of the run."""
 POINTS = [
     {"per_device_train_batch_size": 2, "precision": "fp32", "gradient_checkpointing": True},
     {"per_device_train_batch_size": 4, "precision": "bf16", "gradient_checkpointing": False},
@@ -85,14 +88,22 @@ def main() -> None:
     parser.add_argument(
         "--venv", type=Path, required=True, help="folder of the trainer's virtual environment"
     )
-    parser.add_argument("--points", type=int, default=len(POINTS), help="only the first ones")
+    parser.add_argument("--points", type=int, nargs="*", default=range(len(POINTS)), help="their numbers")
+    parser.add_argument(
+        "--write-keys",
+        action="store_true",
+        help="write what the trainer knows of our keys to trainer_keys.json",
+    )
     args = parser.parse_args()
     install(args.trainer, args.venv)
+    if args.write_keys:
+        write_keys(args.trainer, args.venv.absolute())
+        return
     accept = {"ms-swift": accept_swift, "llamafactory": accept_llamafactory, "axolotl": accept_axolotl}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_inputs(folder)
-        for number in range(args.points):
+        for number in args.points:
             found = accept[args.trainer](args.venv.absolute(), folder, number)
             print(f"point {number}: {POINTS[number]}: {found}", flush=True)
 
@@ -186,6 +197,47 @@ def must(found: dict[str, Any], expected: dict[str, Any]) -> None:
         raise SystemExit(f"expected {expected}, found {wrong}")
 
 
+KNOWN = {
+    "ms-swift": """
+from dataclasses import fields
+from swift.arguments import SftArguments
+names, package = [f.name for f in fields(SftArguments)], "ms_swift"
+""",
+    "llamafactory": """
+from dataclasses import fields
+from llamafactory.hparams.parser import _TRAIN_ARGS
+names, package = [f.name for kind in _TRAIN_ARGS for f in fields(kind)], "llamafactory"
+""",
+    "axolotl": """
+from axolotl.utils.schemas.config import AxolotlInputConfig
+names, package = list(AxolotlInputConfig.model_fields), "axolotl"
+""",
+}
+"""What prints the names that a trainer's own classes have."""
+
+
+def write_keys(trainer: str, python: Path) -> None:
+    """Note which of our keys the trainer knows; test_export holds every setting against them."""
+    sys.path.insert(0, str(ROOT))
+    from export_cases import every_setting
+
+    from tuner.exports import axolotl, llamafactory, ms_swift
+
+    modules = {"ms-swift": ms_swift, "llamafactory": llamafactory, "axolotl": axolotl}
+    used = {key for setting in every_setting() for key in modules[trainer].settings(setting)}
+    tail = "import json; from importlib.metadata import version; print(json.dumps([names, version(package)]))"
+    with tempfile.TemporaryDirectory() as folder:
+        printed = run(["python", "-c", KNOWN[trainer] + tail], Path(folder), python, **QUIET)
+    names, version = json.loads(printed.splitlines()[-1])
+    if unknown := sorted(used - set(names)):
+        raise SystemExit(f"{trainer} {version} does not know {unknown}")
+    recorded = json.loads(KEYS.read_text()) if KEYS.exists() else {}
+    recorded = {name: keys for name, keys in recorded.items() if name.split()[0] != trainer}
+    recorded[f"{trainer} {version}"] = sorted(used)
+    KEYS.write_text(json.dumps(dict(sorted(recorded.items())), indent=1) + "\n")
+    print(f"{trainer} {version} knows all {len(used)} keys")
+
+
 # --- ms-swift ---
 
 
@@ -258,8 +310,8 @@ def accept_llamafactory(python: Path, folder: Path, number: int) -> str:
         python,
         FORCE_TORCHRUN="1",
         NPROC_PER_NODE=str(WORLD_SIZE),
-        DISABLE_VERSION_CHECK="1",
         MASTER_PORT="29613",
+        **QUIET,
     )
     logs = [json.loads(line) for line in (out / "trainer_log.jsonl").read_text().splitlines()]
     steps = [(log["current_steps"], log["total_steps"]) for log in logs if "loss" in log]
@@ -308,7 +360,7 @@ print(json.dumps({"unknown": unknown, "cfg": {k: cfg[k] for k in given if k in c
 def accept_axolotl(python: Path, folder: Path, number: int) -> str:
     """Have its own classes read and check the exported file."""
     file = export(folder, number, "axolotl", "axolotl.yaml")
-    printed = run(["python", "-c", CHECK_AXOLOTL, file], folder, python, AXOLOTL_DO_NOT_TRACK="1")
+    printed = run(["python", "-c", CHECK_AXOLOTL, file], folder, python, **QUIET)
     answer = json.loads(printed.splitlines()[-1])
     cfg, point = answer["cfg"], params_of(number)
     must(

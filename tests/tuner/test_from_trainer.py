@@ -463,7 +463,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_command(command: str, tmp
 
 
 def test_the_number_of_workers_may_come_by_flag_or_file(tmp_path: Path) -> None:
-    path = written(tmp_path, {"per_device_train_batch_size": 2})
+    path = written(tmp_path, {"per_device_train_batch_size": 2, "model": "org/m", "train_file": "d.jsonl"})
     assert load(["--from-hf", path, "--num-workers", "4"])[0].global_batch_size == 8
     (tmp_path / "tune.yaml").write_text("num_workers: 3\n")
     assert load([f"--from-hf={path}", "--config", f"{tmp_path}/tune.yaml"])[0].global_batch_size == 6
@@ -475,14 +475,19 @@ def test_the_number_of_workers_may_come_by_flag_or_file(tmp_path: Path) -> None:
         (["--from-swift", "swift rlhf"], ["--from-swift: swift rlhf can't be read"]),
         (["--from-swift", "--dry-run"], ["--from-swift: expected a command such as"]),
         (["--from-hf", "none.json"], ["--from-hf: none.json can't be read: No such file"]),
+        (["--from-hf", "{folder}/args.json", "--num-workers", "2"],
+         ["model: the settings name none; give --model", "data.train: the settings name none; give"]),
         (["--from-hf", "a", "--from-swift", "b"], ["--from-hf: give either --from-swift or --from-hf"]),
         (["--from-swift", BASIC + " --lora_dropout 2", "--oops", "1"],
          ["lora.dropout: must be less than 1, got 2", "oops: unknown key"]),
         (["--from-swift", "swift sft", "--lora.r", "0"], ["names no --model", "lora.r: must be at least 1"]),
     ],
 )  # fmt: skip
-def test_faults_of_the_command_line(capsys: pytest.CaptureFixture[str], argv, words: list[str]) -> None:
-    assert run.main(argv) == 2
+def test_faults_of_the_command_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, argv, words: list[str]
+) -> None:
+    written(tmp_path, {"bf16": True})
+    assert run.main([arg.replace("{folder}", str(tmp_path)) for arg in argv]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert len(err.splitlines()) == len(words)
