@@ -26,39 +26,17 @@ NO_LIMIT = 1_000_000
 """Longer than any model: without max_length, ms-swift leaves the limit to the model."""
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 _IGNORED = (
-    *(
-        "output_dir",
-        "add_version",
-        "create_checkpoint_symlink",
-        "run_name",
-        "logging_*",
-        "report_to",
-        "log_*",
-    ),
-    *(
-        "save_*",
-        "eval_*",
-        "evaluation_*",
-        "metric_for_best_model",
-        "greater_is_better",
-        "load_best_model_at_end",
-    ),
-    *("num_train_epochs", "max_steps", "max_epochs", "lr_scheduler_*", "warmup_*", "seed", "data_seed"),
-    *("dataset_num_proc", "load_from_cache_file", "dataset_shuffle", "train_dataloader_shuffle", "strict"),
-    *(
-        "model_name",
-        "model_author",
-        "model_type",
-        "check_model",
-        "hub_*",
-        "push_to_hub",
-        "use_hf",
-        "swanlab_*",
-    ),
-    *("per_device_eval_batch_size", "val_dataset_shuffle", "ddp_backend", "ddp_timeout", "download_mode"),
-    *("dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor", "use_cpu"),
-    *("disable_tqdm", "ignore_args_error", "acc_strategy", "max_shard_size", "safe_serialization"),
-)
+    "output_dir", "add_version", "create_checkpoint_symlink", "run_name", "logging_*", "report_to", "log_*",
+    "save_*", "eval_*", "evaluation_*", "metric_for_best_model", "greater_is_better",
+    "load_best_model_at_end", "num_train_epochs", "max_steps", "max_epochs", "lr_scheduler_*", "warmup_*",
+    "seed", "data_seed", "dataset_num_proc", "load_from_cache_file", "dataset_shuffle",
+    "train_dataloader_shuffle", "strict", "model_name", "model_author", "model_type", "check_model",
+    "hub_*", "push_to_hub", "use_hf", "swanlab_*", "per_device_eval_batch_size", "val_dataset_shuffle",
+    "ddp_backend", "ddp_timeout", "download_mode", "dataloader_pin_memory", "dataloader_persistent_workers",
+    "dataloader_prefetch_factor", "use_cpu", "disable_tqdm", "ignore_args_error", "acc_strategy",
+    "max_shard_size", "safe_serialization",
+)  # fmt: skip
+"""Settings without influence on what is measured."""
 _EXPECTED: dict[str, Any] = {
     "adam_beta1": 0.9,
     "adam_beta2": 0.999,
