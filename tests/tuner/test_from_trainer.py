@@ -197,7 +197,7 @@ def test_a_script_and_a_file_of_flags(tmp_path: Path, monkeypatch: pytest.Monkey
          ["per_device_train_batch_size must be a number, got two"]),
         (f"{BASIC} --gradient_accumulation_steps 0", ["must be a whole number of at least 1, got 0"]),
         (f"{BASIC} --gradient_checkpointing maybe", ["must be true or false, got maybe"]),
-        (f"{BASIC} --columns [1]", ["columns must be a mapping, got [1]"]),
+        (f"{BASIC} --columns [1]", ["columns must be a mapping, got 1"]),
         (f"{BASIC} --columns {{", ["columns must be JSON, got {"]),
         (f"{BASIC} --quant_method hqq --quant_bits 2", ["quant_method hqq with 2 bits can't be tuned"]),
         (f"{BASIC} --lora_rank $RANK_OF_MINE", ["variable RANK_OF_MINE is not set"]),

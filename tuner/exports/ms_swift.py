@@ -128,5 +128,4 @@ def _data(data: DataSpec) -> dict[str, Any]:
         flags["template"] = RAW_TEMPLATE
     if data.image is not None:
         columns[data.image] = "images"
-    renamed = {column: name for column, name in columns.items() if column != name}
-    return flags | ({"columns": renamed} if renamed else {})
+    return {**flags, "columns": columns}

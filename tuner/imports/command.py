@@ -17,7 +17,8 @@ FLAG = "--from-swift"
 EXPECTED = "expected a command such as 'NPROC_PER_NODE=2 swift sft --model ...', or a script that holds one"
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
-_ENDS = ("&&", "||", ";", "|", "&", ">", ">>", "<")
+_ENDS = ";&|<>\n"
+_END = "\1"
 _LITERAL_DOLLAR = "\0"
 _LAUNCHER = {"nproc_per_node": "NPROC_PER_NODE", "nnodes": "NNODES"}
 
@@ -65,9 +66,9 @@ def _words(command: str) -> list[str]:
 
 
 def _prepared(text: str) -> str:
-    """The text as `shlex` has to see it: without comments, a `;` where a line ends, literal dollars marked.
+    """The text as `shlex` has to see it: without comments, literal dollars and ends of commands marked.
 
-    shlex takes a `#` within a word for a comment, and forgets what stood in single quotes.
+    shlex takes a `#` within a word for a comment, and forgets what stood in quotes.
     """
     made: list[str] = []
     quote, position = "", 0
@@ -86,8 +87,10 @@ def _prepared(text: str) -> str:
             made.append(char)
         elif not quote and char == "#" and (not made or made[-1][-1].isspace()):
             position = text.find("\n", position) % (len(text) + 1)
-        elif not quote and char == "\n":
-            made.append(" ; ")
+        elif not quote and char in _ENDS:
+            if char in "<>" and "".join(made[-2:]).strip() in ("1", "2"):  # 2>&1
+                made.pop()
+            made.append(f" {_END} ")
         else:
             made.append(_LITERAL_DOLLAR if char == "$" and quote == "'" else char)
     return "".join(made)
@@ -95,7 +98,7 @@ def _prepared(text: str) -> str:
 
 def _program_at(words: list[str]) -> int:
     """The position of `sft` or `pt`."""
-    for index, (word, following) in enumerate(zip(words, [*words[1:], ""], strict=True)):
+    for index, (word, following) in enumerate(zip(words, [*words[1:], ""], strict=False)):
         if word.endswith(("swift/cli/sft.py", "swift/cli/pt.py")):
             return index
         if PurePath(word).name == "swift" and following in ("sft", "pt"):
@@ -109,12 +112,10 @@ def _program_at(words: list[str]) -> int:
 def _of_command(words: list[str]) -> Iterator[str]:
     """The words up to where a shell's command ends, without what a script passes on."""
     for word in words:
-        if word in _ENDS or re.match(r"\d?>", word):
+        if word == _END:
             return
         if word not in ("$@", "$*"):
-            yield word.removesuffix(";")
-        if word.endswith(";"):
-            return
+            yield word
 
 
 def _flags(words: list[str]) -> Iterator[tuple[str, list[str]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def layout_of(source: str, plain_text: bool = False) -> dict[str, str]:
         source: A file; a hub id gives nothing.
         plain_text: Only text is looked for, as pre-training does.
     """
-    columns = _columns(Path(source).expanduser())
+    columns = _columns(Path(os.path.expanduser(source)))
     if plain_text:
         named = {"text": _first(columns, (*TEXTS, *RESPONSES))}
     elif (messages := _first(columns, MESSAGES)) is not None:

@@ -37,14 +37,14 @@ class Reader:
             return default
         value = self._left.pop(name)
         self.read.append(f"{name} {_shown(value)}")
-        return default if value is None or value == "None" else value
+        return default if value is None else value
 
     def text(self, *names: str) -> str | None:
         """The first of these settings that is given."""
         for name in names:
             value = self.take(name)
-            if isinstance(value, list) and value:
-                value = value[0]
+            if isinstance(value, list):
+                value = value[0] if value else None
             if value is not None:
                 return str(value)
         return None

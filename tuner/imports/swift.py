@@ -110,7 +110,7 @@ def _read_model(reader: Reader) -> None:
     if model is None:
         raise reader.fault("the command names no --model")
     reader.put("model", model)
-    if not reader.switch("use_hf", False) and not Path(model).expanduser().is_dir():
+    if not reader.switch("use_hf", False) and not os.path.isdir(os.path.expanduser(model)):
         reader.notes.append(f"{model} is taken from the Hugging Face hub, not from ModelScope.")
 
 
@@ -218,7 +218,7 @@ def _read_precision(reader: Reader) -> str:
 def _dtype_of_model(model: str) -> str:
     """What a local model's config.json says."""
     try:
-        config = json.loads((Path(model).expanduser() / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(Path(os.path.expanduser(model), "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ""
     return str(config.get("dtype") or config.get("torch_dtype") or "")
