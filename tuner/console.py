@@ -368,14 +368,20 @@ def print_faults(error: InputError, *, stream: TextIO | None = None) -> None:
 
 
 def print_dry_run(
-    config_yaml: str, candidates: Sequence[TrialParams], *, stream: TextIO | None = None
+    config_yaml: str,
+    candidates: Sequence[TrialParams],
+    about: Sequence[str] = (),
+    *,
+    stream: TextIO | None = None,
 ) -> None:
-    """Print the resolved configuration, then the points that a run would consider."""
+    """Print the resolved configuration, the points that a run would consider, then further lines."""
     out = stream or sys.stdout
     print(config_yaml.rstrip(), file=out)
     print(f"\n# {len(candidates)} candidates (per-device batch x accumulation, precision, ...)", file=out)
     for params in candidates:
         print(f"# {params}", file=out)
+    for line in about:
+        print(f"# {line}", file=out)
     out.flush()
 
 

@@ -2,6 +2,7 @@
 
     python -m tuner.run                        # the built-in demo
     python -m tuner.run --config tune.yaml     # your model and data
+    python -m tuner.run --from-swift 'NPROC_PER_NODE=2 swift sft ...' --dry-run
     python -m tuner.run --help
 
 Exit codes: 0 a configuration is recommended; 2 the input is wrong, nothing was started; 3 nothing is
@@ -18,13 +19,16 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from train_fn.redaction import know_url, redact_url, redacted_output
 from train_fn.spec import InputError
 from tuner import interrupt
 from tuner.cli import Options, load
 from tuner.config import Config
+
+if TYPE_CHECKING:
+    from tuner.imports.present import Present
 
 log = logging.getLogger("tuner")
 
@@ -106,7 +110,7 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
             config.search.knobs,
         )
         if options.dry_run:
-            print_dry_run(to_yaml(config), points)
+            print_dry_run(to_yaml(config), points, options.present.details() if options.present else [])
             return EXIT_OK
         lease = stack.enter_context(held(storage, name))
         study = open_study(
@@ -128,7 +132,20 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
         output = Output(str(config.output_dir))
         output.write("config.yaml", to_yaml(config))
         logs.enter_context(logged_to(output, "tuner.log"))
-        return _search(config, device, study, address, nodes, output, lease)
+        if options.present:
+            print("\n".join(options.present.lines()), flush=True)
+        code = _search(config, device, study, address, nodes, output, lease)
+        if options.present and code == EXIT_OK:
+            _print_advice(options.present, str(config.output_dir))
+        return code
+
+
+def _print_advice(present: Present, output_dir: str) -> None:
+    """What to change in the settings that the run started from."""
+    from tuner.results import load_result
+
+    result = load_result(output_dir)
+    print("\n" + "\n".join(present.advice(result["trials"], result["recommended"])))
 
 
 def _search(
@@ -281,6 +298,7 @@ def _exit_code(config: Config, broken: str | None, interrupted: bool, result: di
         print(result["why"], file=sys.stderr)
         return EXIT_INFEASIBLE
     print(f"Results: {config.output_dir} (to look at: report.html)")
+    print(f"For your trainer: python -m tuner.export {config.output_dir} --format ms-swift|axolotl|...")
     return EXIT_OK
 
 
