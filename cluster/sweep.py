@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from ray import tune
@@ -84,7 +85,15 @@ class SourceSearcher(Searcher):
         return {**self.__dict__, "_source": None}
 
 
-def run_sweep(source: TrialSource, lane: LaneSpec, *, num_lanes: int, reuse_workers: bool, name: str) -> None:
+def run_sweep(
+    source: TrialSource,
+    lane: LaneSpec,
+    *,
+    num_lanes: int,
+    reuse_workers: bool,
+    name: str,
+    callbacks: Sequence[tune.Callback] = (),
+) -> None:
     """Run trials until the source has none left. Ray must be connected.
 
     Args:
@@ -93,6 +102,7 @@ def run_sweep(source: TrialSource, lane: LaneSpec, *, num_lanes: int, reuse_work
         num_lanes: Trials at the same time.
         reuse_workers: Keep worker groups from trial to trial; otherwise each trial starts its own.
         name: Of the experiment, as the Ray dashboard shows it.
+        callbacks: Tune's, see `cluster.loggers`.
     """
     os.environ.update(_TUNE_ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
@@ -105,6 +115,6 @@ def run_sweep(source: TrialSource, lane: LaneSpec, *, num_lanes: int, reuse_work
                 max_concurrent_trials=num_lanes,
                 reuse_actors=reuse_workers,
             ),
-            run_config=tune.RunConfig(name=name, storage_path=scratch, verbose=0),
+            run_config=tune.RunConfig(name=name, storage_path=scratch, verbose=0, callbacks=list(callbacks)),
         )
         tuner.fit()

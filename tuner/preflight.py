@@ -10,6 +10,7 @@ from cluster.runtime import Node, lanes_that_fit
 from train_fn.spec import Fault
 from tuner.config import Config
 from tuner.space import precisions_of, searched_by_default
+from tuner.trackers import check_loggers
 
 
 def choose_device(config: Config, nodes: list[Node]) -> str:
@@ -33,7 +34,7 @@ def check(config: Config, nodes: list[Node], device: str) -> list[Fault]:
     """All faults of a resolved configuration on this cluster, its model and data included."""
     from train_fn.check import check as check_job
 
-    faults = [*_check_devices(config, nodes, device), *_check_output_dir(config)]
+    faults = [*_check_devices(config, nodes, device), *_check_output_dir(config), *check_loggers(config)]
     return faults + check_job(config.job(device))
 
 

@@ -14,17 +14,18 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from train_fn.spec import TrialParams
 from tuner.explain import Predictions, explain
+from tuner.notebook import RESULT_FILE, read_json
 from tuner.recommend import pareto_front, recommend
 from tuner.space import Measured
 from tuner.study import TuningStudy
 
-RESULT_FILE = "result.json"
 TRIALS_FILE = "trials.csv"
 PACKAGES = ("ray", "torch", "transformers", "peft", "accelerate", "datasets", "optuna")
 """Whose versions are noted: a measurement is only as repeatable as they are."""
@@ -88,10 +89,8 @@ def write_results(
 
 
 def load_result(path: Path | str) -> dict[str, Any]:
-    """Read a `result.json`, given as the file or as the output folder that holds it."""
-    file = Path(path) / RESULT_FILE if Path(path).is_dir() else Path(path)
-    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return result
+    """Read a `result.json`, given as the file or as the output folder; `tuner.load_result` has it typed."""
+    return read_json(path)
 
 
 def _versions() -> dict[str, str]:
@@ -127,8 +126,13 @@ def _jsonable(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _row(trial: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
-    """One trial as a flat line: lists are reduced to what a table is sorted by."""
+def trial_row(trial: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """One trial as a flat line: lists are reduced to what a table is sorted by.
+
+    Args:
+        trial: One of `result["trials"]`.
+        result: What `result.json` holds.
+    """
     low, high = trial["samples_per_second_ci95"] or (None, None)
     return {
         "number": trial["number"],
@@ -157,7 +161,7 @@ def _row(trial: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _csv(result: dict[str, Any]) -> str:
-    rows = [_row(trial, result) for trial in result["trials"]]
+    rows = [trial_row(trial, result) for trial in result["trials"]]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["number"], lineterminator="\n")
     writer.writeheader()

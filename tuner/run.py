@@ -20,8 +20,10 @@ from typing import Any
 
 from train_fn.spec import InputError
 from tuner import interrupt
+from tuner.advice import next_step
 from tuner.cli import Options, load
 from tuner.config import Config
+from tuner.output import outlived, say, this_command
 
 log = logging.getLogger("tuner")
 
@@ -37,14 +39,16 @@ def main(argv: list[str] | None = None) -> int:
         config, options = load(sys.argv[1:] if argv is None else argv)
         return tune(config, options)
     except InputError as error:
-        print_faults(error)
+        with outlived():
+            print_faults(error)
         return EXIT_INPUT
     except KeyboardInterrupt:
-        print("Interrupted before anything was measured.", file=sys.stderr)
+        say("Interrupted before anything was measured.")
         return EXIT_INTERRUPTED
     except Exception as error:
         log.exception("the run failed")
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        say(f"{type(error).__name__}: {error}")
+        say(_what_is_kept())
         return EXIT_ERROR
 
 
@@ -126,21 +130,24 @@ def _search(config: Config, device: str, study: Any, address: str | None, nodes:
     source = StudySource(study, progress, record, None if budget is None else started + budget)
     with contextlib.suppress(KeyboardInterrupt), progress:
         _sweep(config, device, source, lanes, address)
+    interrupt.finish()
     result = record()
-    print_table(
-        study.measured(),
-        result["pareto_front"],
-        result["recommended"],
-        result["why"],
-        explanation=result["explanation"],
-        stopped=result["stopped"],
-    )
+    with outlived():
+        print_table(
+            study.measured(),
+            result["pareto_front"],
+            result["recommended"],
+            result["why"],
+            explanation=result["explanation"],
+            stopped=result["stopped"],
+        )
     return _exit_code(config, source.broken, interrupt.INTERRUPTED.is_set(), result)
 
 
 def _sweep(config: Config, device: str, source: Any, lanes: int, address: str | None) -> None:
     """Start Ray where it does not run yet, and run trials until there is nothing left to do."""
     from cluster.lane import LaneSpec
+    from cluster.loggers import make_loggers
     from cluster.runtime import connected, dashboard_url
     from cluster.sweep import run_sweep
     from train_fn.environment import worker_environment
@@ -158,28 +165,37 @@ def _sweep(config: Config, device: str, source: Any, lanes: int, address: str | 
             cpus_per_worker=1.0,
             worker_environment=worker_environment(device),
         )
-        reuse = config.cluster.reuse_workers
+        reuse, name = config.cluster.reuse_workers, str(config.study.name)
+        loggers = make_loggers(config.loggers, name, str(config.output_dir), source.progress.note)
         measured = -1
         while source.has_work() and len(source.study.measured()) > measured:
             # Once, as a rule: a trial that was lost with its lane is open again when Tune is done.
             measured = len(source.study.measured())
-            run_sweep(source, lane, num_lanes=lanes, reuse_workers=reuse, name=str(config.study.name))
+            run_sweep(source, lane, num_lanes=lanes, reuse_workers=reuse, name=name, callbacks=loggers)
 
 
 def _exit_code(config: Config, broken: str | None, interrupted: bool, result: dict[str, Any]) -> int:
-    again = "The same command goes on from here."
+    again = f"The same command goes on from here:\n  {this_command()}"
     if interrupted:
-        kept = f"{len(result['trials'])} finished trials are kept in {config.output_dir}."
-        print(f"Interrupted. {kept} {again}", file=sys.stderr)
+        log.info("interrupted")
+        say(f"Interrupted. {len(result['trials'])} finished trials are kept in {config.output_dir}. {again}")
         return EXIT_INTERRUPTED
     if broken:
-        print(f"The search ended early: {broken}. {again}", file=sys.stderr)
+        say(f"The search ended early: {broken}. {again}")
         return EXIT_ERROR
     if result["recommended"] is None:
-        print(result["why"], file=sys.stderr)
+        say(f"{result['why']}\n{next_step(result['trials'])}")
         return EXIT_INFEASIBLE
-    print(f"Results: {config.output_dir}")
+    say(f"Results: {config.output_dir}", sys.stdout)
     return EXIT_OK
+
+
+def _what_is_kept() -> str:
+    """The next step after an error that nobody foresaw."""
+    files = [h.baseFilename for h in log.handlers if isinstance(h, logging.FileHandler)]
+    if not files:
+        return "Nothing was started."
+    return f"More about it in {files[-1]}. What was measured is kept; to go on:\n  {this_command()}"
 
 
 def _log_to(path: Path) -> None:
