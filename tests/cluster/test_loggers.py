@@ -1,4 +1,4 @@
-"""Ray's loggers as Tune calls them, with real files read back; a run in `test_console_terminal` has them, too."""
+"""Ray's loggers as Tune calls them, with real files read back; `test_console_terminal` has a whole run."""
 
 from __future__ import annotations
 
