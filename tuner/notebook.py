@@ -11,7 +11,6 @@ It reads `result.json` alone, which is up to date after every trial of a run tha
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,8 +24,6 @@ from tuner.units import human_seconds
 
 if TYPE_CHECKING:
     import pandas as pd
-
-RESULT_FILE = "result.json"
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -84,7 +81,7 @@ class Result:
     stopped: str | None = None
     wall_seconds: float = 0.0
     versions: Mapping[str, str] = field(default_factory=dict)
-    raw: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    raw: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -146,19 +143,13 @@ def load_result(path: Path | str) -> Result:
     Raises:
         FileNotFoundError: There is none.
     """
-    return Result.from_dict(read_json(path))
+    from tuner.results import RESULT_FILE
+    from tuner.results import load_result as read
 
-
-def read_json(path: Path | str) -> dict[str, Any]:
-    """The same as plain dictionaries and lists.
-
-    Raises:
-        FileNotFoundError: There is none.
-    """
-    file = Path(path) / RESULT_FILE if Path(path).is_dir() else Path(path)
-    if not file.exists():
+    try:
+        return Result.from_dict(read(path))
+    except (FileNotFoundError, IsADirectoryError):
         near = sorted(found.parent.name for found in Path(path).glob(f"*/{RESULT_FILE}"))
         hint = f"; below it there are {', '.join(near)}" if near else ""
-        raise FileNotFoundError(f"{file} does not exist; name the output folder of a run{hint}")
-    values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return values
+        problem = f"{path} holds no {RESULT_FILE}; name the output folder of a run{hint}"
+        raise FileNotFoundError(problem) from None

@@ -14,18 +14,17 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from train_fn.spec import TrialParams
 from tuner.explain import Predictions, explain
-from tuner.notebook import RESULT_FILE, read_json
 from tuner.recommend import pareto_front, recommend
 from tuner.space import Measured
 from tuner.study import TuningStudy
 
+RESULT_FILE = "result.json"
 TRIALS_FILE = "trials.csv"
 PACKAGES = ("ray", "torch", "transformers", "peft", "accelerate", "datasets", "optuna")
 """Whose versions are noted: a measurement is only as repeatable as they are."""
@@ -90,7 +89,9 @@ def write_results(
 
 def load_result(path: Path | str) -> dict[str, Any]:
     """Read a `result.json`, given as the file or as the output folder; `tuner.load_result` has it typed."""
-    return read_json(path)
+    file = Path(path) / RESULT_FILE if Path(path).is_dir() else Path(path)
+    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return result
 
 
 def _versions() -> dict[str, str]:
@@ -126,13 +127,8 @@ def _jsonable(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def trial_row(trial: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
-    """One trial as a flat line: lists are reduced to what a table is sorted by.
-
-    Args:
-        trial: One of `result["trials"]`.
-        result: What `result.json` holds.
-    """
+def trial_row(trial: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    """One trial of a result as a flat line: lists are reduced to what a table is sorted by."""
     low, high = trial["samples_per_second_ci95"] or (None, None)
     return {
         "number": trial["number"],

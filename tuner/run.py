@@ -23,7 +23,7 @@ from tuner import interrupt
 from tuner.advice import next_step
 from tuner.cli import Options, load
 from tuner.config import Config
-from tuner.output import outlived, say, this_command
+from tuner.closing import outlived, say, this_command
 
 log = logging.getLogger("tuner")
 

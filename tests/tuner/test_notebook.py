@@ -133,11 +133,8 @@ def test_a_folder_without_a_result_names_those_near_it(run):
         tuner.load_result(run.parent)
 
 
-def test_reading_a_result_imports_nothing_heavy(run):
-    code = (
-        f"import sys, tuner; r = tuner.load_result({str(run)!r}); repr(r)\n"
-        "print({m.split('.')[0] for m in sys.modules} & {'torch', 'ray', 'optuna', 'pandas', 'rich'})"
-    )
+def test_the_package_itself_imports_nothing():
+    code = "import sys, tuner; print({m.split('.')[0] for m in sys.modules} & {'train_fn', 'optuna', 'rich'})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 

@@ -10,12 +10,12 @@ import pytest
 
 from train_fn.spec import Reason
 from tuner.advice import next_step
-from tuner.output import this_command
+from tuner.closing import this_command
 
 PRINTS = """
 import sys
 from tuner.console import print_table
-from tuner.output import outlived, say
+from tuner.closing import outlived, say
 with outlived():
     print_table([], [], None, "nothing " * 30000)  # more than a pipe holds
 say("to standard output", sys.stdout)
@@ -63,9 +63,9 @@ def test_the_command_that_goes_on_can_be_pasted_and_has_no_password(argv, shown)
 
 
 def test_the_command_is_the_one_of_this_process() -> None:
-    code = "from tuner.output import this_command; print(this_command())"
+    code = "from tuner.closing import this_command; print(this_command())"
     done = subprocess.run([sys.executable, "-X", "utf8", "-c", code], capture_output=True, text=True)
-    assert done.stdout.startswith(f"{sys.executable} -X utf8 -c 'from tuner.output import")
+    assert done.stdout.startswith(f"{sys.executable} -X utf8 -c 'from tuner.closing import")
 
 
 @pytest.mark.parametrize(
