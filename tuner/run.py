@@ -22,8 +22,8 @@ from train_fn.spec import InputError
 from tuner import interrupt
 from tuner.advice import next_step
 from tuner.cli import Options, load
-from tuner.config import Config
 from tuner.closing import outlived, say, this_command
+from tuner.config import Config
 
 log = logging.getLogger("tuner")
 
