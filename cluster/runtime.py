@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -65,16 +66,17 @@ def connected(address: str | None, study: str | None = None) -> Iterator[list[No
     if study is not None:
         options["job_config"] = ray.job_config.JobConfig(metadata={STUDY_KEY: study})
     if address is None:
-        ray.init(
-            address="local",
-            # Ray Train frees what a stopped run held through the dashboard's state API.
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            object_store_memory=OBJECT_STORE_BYTES,
-            num_cpus=len(os.sched_getaffinity(0)),
-            **_instances(),
-            **options,
-        )
+        with _hangups_held_back():
+            ray.init(
+                address="local",
+                # Ray Train frees what a stopped run held through the dashboard's state API.
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                object_store_memory=OBJECT_STORE_BYTES,
+                num_cpus=len(os.sched_getaffinity(0)),
+                **_instances(),
+                **options,
+            )
         auth.protect_token()
     else:
         _join(address, options)
@@ -99,6 +101,19 @@ def dashboard_url() -> str | None:
 
     url = ray._private.worker.get_dashboard_url()
     return f"http://{url}" if url else None
+
+
+@contextlib.contextmanager
+def _hangups_held_back() -> Iterator[None]:
+    """Processes started in this block never see SIGHUP; Ray does the same for Ctrl-C by itself.
+
+    A terminal that closes sends it to all of them at once, and the driver needs Ray to end in order.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _join(address: str, options: dict[str, Any]) -> None:

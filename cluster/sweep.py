@@ -10,7 +10,7 @@ import os
 import pickle
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import ray
@@ -182,6 +182,7 @@ def run_sweep(
     reuse_workers: bool,
     name: str,
     trainable: type[tune.Trainable] = Lane,
+    callbacks: Sequence[tune.Callback] = (),
 ) -> None:
     """Run trials until the source has none left. Ray must be connected.
 
@@ -192,6 +193,7 @@ def run_sweep(
         reuse_workers: Keep worker groups from trial to trial; otherwise each trial starts its own.
         name: Of the experiment, as the Ray dashboard shows it.
         trainable: The class of a lane.
+        callbacks: Tune's, see `cluster.loggers`.
     """
     os.environ.update(_TUNE_ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
@@ -208,6 +210,6 @@ def run_sweep(
                 num_samples=-1,
                 reuse_actors=reuse_workers,
             ),
-            run_config=tune.RunConfig(name=name, storage_path=scratch, verbose=0),
+            run_config=tune.RunConfig(name=name, storage_path=scratch, verbose=0, callbacks=list(callbacks)),
         )
         tuner.fit()

@@ -55,6 +55,10 @@ def _as_list(value: object) -> object:
     return value if value is None or isinstance(value, list) else [value]
 
 
+def _none_is_empty(value: object) -> object:
+    return [] if value is None else value
+
+
 def _distinct(values: list[Any] | None) -> list[Any] | None:
     if values == []:
         raise ValueError("expected at least one value, got an empty list")
@@ -158,6 +162,7 @@ PositiveFloat = Annotated[float, BeforeValidator(_not_bool), Field(gt=0, allow_i
 NonNegativeFloat = Annotated[float, BeforeValidator(_not_bool), Field(ge=0, allow_inf_nan=False)]
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 Size = Annotated[int | float, BeforeValidator(parse_size)]
+Logger = Literal["tensorboard", "mlflow", "wandb"]
 _List = (NoDecode, BeforeValidator(_as_list), AfterValidator(_distinct))
 
 
@@ -333,6 +338,10 @@ class Config(_Section):
     """What is kept; a run with the same study continues it."""
     output_dir: Text | None = None
     """Folder for results; null: runs/<study name>."""
+    loggers: Annotated[
+        list[Logger], NoDecode, BeforeValidator(_as_list), BeforeValidator(_none_is_empty)
+    ] = []
+    """Ray Tune's loggers that get every trial, out of tensorboard, mlflow and wandb."""
 
     def for_device(self, device: str) -> Self:
         """The configuration with `cluster.device` and the demo defaults that hold on it."""

@@ -389,7 +389,13 @@ def _console(stream: TextIO) -> Console:
     """Rich's console; it finds out about NO_COLOR, the terminal and its width (80 where there is none)."""
     from rich.console import Console
 
-    return Console(file=stream, highlight=False, soft_wrap=False)
+    class PipeAware(Console):
+        """Rich would leave the program with exit code 1 when `| head` has seen enough."""
+
+        def on_broken_pipe(self) -> None:
+            raise
+
+    return PipeAware(file=stream, highlight=False, soft_wrap=False)
 
 
 def _plain_text(text: object) -> RenderableType:

@@ -9,6 +9,7 @@ from train_fn.spec import Fault
 from tuner.config import Config
 from tuner.output import Output
 from tuner.space import precisions_of, searched_by_default
+from tuner.trackers import check_loggers
 
 
 def choose_device(config: Config, nodes: list[Node]) -> str:
@@ -35,7 +36,7 @@ def check(config: Config, nodes: list[Node], device: str) -> list[Fault]:
     faults = _check_accelerator_type(config, nodes, device)
     if not faults:
         faults = _check_devices(config, of_type(nodes, config.cluster.accelerator_type), device)
-    faults += _check_output_dir(config)
+    faults += [*_check_output_dir(config), *check_loggers(config)]
     return faults + check_job(config.job(device))
 
 

@@ -115,7 +115,10 @@ def set_aside(output_dir: Path | str, study_name: str) -> None:
 
 
 def load_result(path: Path | str) -> dict[str, Any]:
-    """Read a `result.json`, given as the file or as the place that holds it, a folder or a URL."""
+    """Read a `result.json`, given as the file or as the place that holds it, a folder or a URL.
+
+    `tuner.load_result` has it typed.
+    """
     place = str(path)
     if is_url(place):
         folder, name = place.rsplit("/", 1) if place.endswith(".json") else (place, RESULT_FILE)
@@ -178,8 +181,8 @@ def _jsonable(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _row(trial: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
-    """One trial as a flat line: lists are reduced to what a table is sorted by."""
+def trial_row(trial: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    """One trial of a result as a flat line: lists are reduced to what a table is sorted by."""
     low, high = trial["samples_per_second_ci95"] or (None, None)
     return {
         "number": trial["number"],
@@ -209,7 +212,7 @@ def _row(trial: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _csv(result: dict[str, Any]) -> str:
-    rows = [_row(trial, result) for trial in result["trials"]]
+    rows = [trial_row(trial, result) for trial in result["trials"]]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["number"], lineterminator="\n")
     writer.writeheader()

@@ -16,8 +16,6 @@ import contextlib
 import logging
 import os
 import sys
-import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +23,12 @@ from train_fn.redaction import know_url, redact_url, redacted_output
 from train_fn.spec import InputError
 from tuner import interrupt
 from tuner.cli import Options, load
+from tuner.closing import outlived, say, this_command
 from tuner.config import Config
 
 if TYPE_CHECKING:
     from tuner.imports.present import Present
+    from tuner.output import Output
 
 log = logging.getLogger("tuner")
 
@@ -50,24 +50,26 @@ def _main(argv: list[str] | None, logs: contextlib.ExitStack) -> int:
         know_url(config.study.storage or "")
         return tune(config, options, logs)
     except InputError as error:
-        print_faults(error)
+        with outlived():
+            print_faults(error)
         return EXIT_INPUT
     except KeyboardInterrupt:
-        print("Interrupted before anything was measured.", file=sys.stderr)
+        say("Interrupted before anything was measured.")
         return EXIT_INTERRUPTED
     except Exception as error:
         from tuner.lock import StudyHeldError
 
         if isinstance(error, StudyHeldError):
-            print(error, file=sys.stderr)
+            say(str(error))
             return EXIT_ERROR
         log.exception("the run failed")
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        say(f"{type(error).__name__}: {error}")
+        say(_what_is_kept())
         return EXIT_ERROR
 
 
 def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
-    """Check, search, report. Reads top to bottom as the life of a run.
+    """Check, open the study, search. Reads top to bottom as the life of a run.
 
     Args:
         config: What to tune.
@@ -76,15 +78,17 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
 
     Raises:
         InputError: Something is wrong with the input; nothing was started.
+        StudyHeldError: Another run works on the study.
     """
     from cluster.runtime import connected, this_node
     from tuner import preflight
     from tuner.console import print_dry_run
     from tuner.identity import identity
     from tuner.lock import held, refuse_if_held
-    from tuner.output import Output, logged_to
+    from tuner.output import Output, local_folder, logged_to
     from tuner.resolve import fingerprint, model_settings, resolve, to_yaml
     from tuner.results import versions
+    from tuner.search import Search
     from tuner.space import candidates
     from tuner.storage import drop_kept, kept
     from tuner.study import open_study
@@ -113,6 +117,8 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
             print_dry_run(to_yaml(config), points, options.present.details() if options.present else [])
             return EXIT_OK
         lease = stack.enter_context(held(storage, name))
+        # Where results go that the storage does not take.
+        rescue_dir = local_folder(str(config.output_dir)) or Path("runs") / name
         study = open_study(
             name,
             storage,
@@ -123,183 +129,62 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
             fingerprint(config, device),
             model_settings(config, device),
             config.search.skip_proven,
-            kept(_rescue_folder(config)),
+            kept(rescue_dir),
             identity(config, device, nodes, versions()),
             config.cluster.disturbance_check,
         )
-        drop_kept(_rescue_folder(config))
+        drop_kept(rescue_dir)
         stack.callback(study.close)
         output = Output(str(config.output_dir))
         output.write("config.yaml", to_yaml(config))
         logs.enter_context(logged_to(output, "tuner.log"))
         if options.present:
-            print("\n".join(options.present.lines()), flush=True)
-        code = _search(config, device, study, address, nodes, output, lease)
-        if options.present and code == EXIT_OK:
-            _print_advice(options.present, str(config.output_dir))
-        return code
+            say("\n".join(options.present.lines()), sys.stdout)
+        search = Search(config, device, nodes, address, study, output, rescue_dir)
+        return _outcome(config, search.run(lease), search.broken, output, options.present)
 
 
-def _print_advice(present: Present, output_dir: str) -> None:
-    """What to change in the settings that the run started from."""
-    from tuner.results import load_result
-
-    result = load_result(output_dir)
-    print("\n" + "\n".join(present.advice(result["trials"], result["recommended"])))
-
-
-def _search(
+def _outcome(
     config: Config,
-    device: str,
-    study: Any,
-    address: str | None,
-    nodes: list[Any],
-    output: Any,
-    lease: Any,
+    result: dict[str, Any],
+    broken: str | None,
+    output: Output,
+    present: Present | None,
 ) -> int:
-    from cluster.jobs import working_dir_is_copy
-    from cluster.runtime import lanes_that_fit
-    from tuner.console import Progress, print_table
-    from tuner.driver import StudySource, overrun_seconds
-    from tuner.plan import lost_with_the_job
-    from tuner.report.write import LiveReport
-    from tuner.results import set_aside, write_results
-    from tuner.units import human_seconds
+    """Say how the run ended, and what to do next; returns the exit code."""
+    from tuner.advice import next_step
 
-    started = time.monotonic()
-    report = LiveReport(output)
-
-    def record() -> dict[str, Any]:
-        result = write_results(
-            output,
-            study,
-            global_batch_size=config.global_batch_size,
-            num_workers=config.num_workers,
-            device=device,
-            loss_tolerance=config.search.loss_tolerance,
-            wall_seconds=time.monotonic() - started,
-            predictions=study.beliefs(),
-            headroom=config.search.memory_headroom,
-            gpus=[gpu for node in nodes for gpu in node.gpus] if device == "cuda" else [],
-        )
-        report.update(result)
-        return result
-
-    budget = config.study.time_budget
-    lanes = config.cluster.lanes or lanes_that_fit(nodes, device, config.num_workers)
-    progress = Progress(len(study.candidates), config.search.max_trials, budget, lanes=lanes)
-    source = StudySource(study, progress, record, rescue_dir=_rescue_folder(config))
-    for fault in lost_with_the_job(config) if working_dir_is_copy() else ():
-        progress.note(f"Will be lost: {fault}")
-    study.be_patient(config.study.storage_timeout, progress.note)
-    lease.on_lost = partial(source.give_up, "another run has taken over the study")
-    limit = None
-    if budget is not None:
-        source.deadline, source.overrun_seconds = started + budget, overrun_seconds(budget)
-        limit = source.deadline + source.overrun_seconds - time.monotonic()
-    set_aside(str(config.output_dir), study.name)
-    if study.news:
-        progress.note(study.news)
-    with contextlib.suppress(KeyboardInterrupt), progress, interrupt.time_limit(limit):
-        _sweep(config, device, source, address)
-    result = record()
-    report.finish(result)
-    print_table(
-        study.measured(),
-        result["pareto_front"],
-        result["recommended"],
-        result["why"],
-        explanation=result["explanation"],
-        stopped=result["stopped"],
-    )
-    if budget is not None and source.is_time_up() and not result["finished"]:
-        print(f"The time budget of {human_seconds(budget)} is spent. The same command goes on from here.")
-    code = _exit_code(config, source.broken, interrupt.INTERRUPTED.is_set(), result)
+    code = EXIT_OK
+    again = f"The same command goes on from here:\n  {this_command()}"
+    if interrupt.INTERRUPTED.is_set():
+        code = EXIT_INTERRUPTED
+        log.info("interrupted")
+        say(f"Interrupted. {len(result['trials'])} finished trials are kept in {output}. {again}")
+    elif broken:
+        code = EXIT_ERROR
+        say(f"The search ended early: {broken}. {again}")
+    elif result["recommended"] is None:
+        code = EXIT_INFEASIBLE
+        say(f"{result['why']}\n{next_step(result['trials'])}")
+    else:
+        say(f"Results: {output} (to look at: report.html)", sys.stdout)
+        say(f"For your trainer: python -m tuner.export {output} --format ms-swift|axolotl|...", sys.stdout)
+        if present:
+            advice = present.advice(result["trials"], result["recommended"])
+            say("\n" + "\n".join(advice), sys.stdout)
     if output.failure:
         study_at = redact_url(str(config.study.storage))
-        print(f"{output} can't be written: {output.failure}; all is kept in {study_at}.", file=sys.stderr)
+        say(f"{output} can't be written: {output.failure}; all is kept in {study_at}.")
         return code or EXIT_ERROR
     return code
 
 
-def _sweep(config: Config, device: str, source: Any, address: str | None) -> None:
-    """Start Ray where it does not run yet, and run trials until there is nothing left to do."""
-    from cluster.lane import LaneSpec
-    from cluster.names import name_submitted_job
-    from cluster.room import lanes_now
-    from cluster.runtime import connected, dashboard_url
-    from cluster.sweep import run_sweep
-    from train_fn.environment import worker_environment
-    from tuner.watch import Watch
-
-    if not source.has_work():
-        unchanged = "model, data, settings, GPU, driver and versions are as they were"
-        source.progress.note(f"Nothing to do: study {source.study.name} is finished, {unchanged}.")
-        return
-    name = str(config.study.name)
-    with contextlib.ExitStack() as stack:
-        if address is None:
-            source.progress.phase("starting Ray")
-            stack.enter_context(connected(None, name))
-        name_submitted_job(name)
-        source.record = stack.enter_context(Watch(name, source.record)).record
-        if source.study.measured():
-            source.record()  # what earlier runs have measured is shown from the start
-        source.progress.phase("starting workers")
-        source.progress.note(f"dashboard: {dashboard_url() or 'off'}")
-        lane = LaneSpec(
-            job=config.job(device),
-            cpus_per_worker=1.0,
-            worker_environment=worker_environment(device),
-            accelerator_type=config.cluster.accelerator_type,
-            sharing=config.cluster.sharing(),
-            study=name,
-        )
-        reuse = config.cluster.reuse_workers
-
-        def room() -> int:
-            there = lanes_now(device, config.num_workers, config.cluster.accelerator_type)
-            return there if config.cluster.lanes is None else min(there, config.cluster.lanes)
-
-        measured = -1
-        while source.has_work() and len(source.study.measured()) > measured:
-            # Once, as a rule: a trial that was lost with its lane is open again when Tune is done.
-            measured = len(source.study.measured())
-            try:
-                run_sweep(source, lane, room=room, reuse_workers=reuse, name=name)
-            except Exception as error:  # the cluster went away, mostly; what is measured is in the study
-                log.exception("the sweep failed")
-                source.give_up(_in_a_line(error))
-
-
-def _rescue_folder(config: Config) -> Path:
-    """Where results go that the storage does not take: the output folder, or one here."""
-    from tuner.output import local_folder
-
-    return local_folder(str(config.output_dir)) or Path("runs") / str(config.study.name)
-
-
-def _in_a_line(error: Exception) -> str:
-    """The first line; of a traceback's text, as Tune wraps what it catches, the last one."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[-1 if lines[0].startswith("Traceback") else 0]
-
-
-def _exit_code(config: Config, broken: str | None, interrupted: bool, result: dict[str, Any]) -> int:
-    again = "The same command goes on from here."
-    if interrupted:
-        kept = f"{len(result['trials'])} finished trials are kept in {config.output_dir}."
-        print(f"Interrupted. {kept} {again}", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    if broken:
-        print(f"The search ended early: {broken}. {again}", file=sys.stderr)
-        return EXIT_ERROR
-    if result["recommended"] is None:
-        print(result["why"], file=sys.stderr)
-        return EXIT_INFEASIBLE
-    print(f"Results: {config.output_dir} (to look at: report.html)")
-    print(f"For your trainer: python -m tuner.export {config.output_dir} --format ms-swift|axolotl|...")
-    return EXIT_OK
+def _what_is_kept() -> str:
+    """The next step after an error that nobody foresaw."""
+    files = [h.baseFilename for h in log.handlers if isinstance(h, logging.FileHandler)]
+    if not files:
+        return "Nothing was started."
+    return f"More about it in {files[-1]}. What was measured is kept; to go on:\n  {this_command()}"
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from train_fn.spec import Fault, InputError, Knob, Reason, Status, TrialParams, TrialResult, TrialSpec
+from tuner.attributes import describe_point, describe_study, in_words, list_constraints
 from tuner.beliefs import Beliefs
 from tuner.generations import Generation, generation_for
 from tuner.identity import Identity
@@ -174,6 +175,7 @@ class TuningStudy:
         assert params is not None
         trial.set_user_attr("gradient_accumulation_steps", params.gradient_accumulation_steps)
         trial.set_user_attr("global_batch_size", self._global_batch_size)
+        describe_point(trial, params)
         self._asked[trial.number] = trial
         self._ledger.start(trial.number, params)
         return trial.number, params
@@ -193,6 +195,7 @@ class TuningStudy:
             raise ValueError(f"trial {spec.number} was not asked for in this run")
         result = _with_finite_objectives(result)
         _set_constraints(trial, result)
+        list_constraints(self._storage, trial._trial_id, trial.constraints)
         self._store(spec.number, result)
         self._finish(spec.number, result)
         del self._asked[spec.number]
@@ -255,6 +258,7 @@ class TuningStudy:
         """Write a result to the trial's user attributes; `status` comes last and says that all are there."""
         trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
         values = dataclasses.asdict(result)
+        values |= in_words(result)
         values["status"] = str(values.pop("status"))
         for key, value in values.items():
             if value not in (None, [], {}):
@@ -373,6 +377,7 @@ def _check_fingerprint(study: optuna.Study, fingerprint: dict[str, Any]) -> None
             problem = f"{study.study_name!r} in this storage was made by another program"
             raise InputError(Fault("study.name", f"{problem}; choose another name"))
         study.set_user_attr(_FINGERPRINT, json.dumps(new, sort_keys=True))
+        describe_study(study, new)
         return
     old = json.loads(stored)
     differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
