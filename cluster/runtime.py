@@ -123,8 +123,8 @@ def _join(address: str, options: dict[str, Any]) -> None:
         problem = f"{address} is a dashboard's address, good for `ray job submit`"
         raise InputError(Fault("cluster.address", f"{problem}; here it is auto or HOST:PORT of the head"))
     auth.use_token()
-    if problem := auth.problem():
-        raise InputError(Fault("cluster.address", problem))
+    if unusable := auth.problem():
+        raise InputError(Fault("cluster.address", unusable))
     if is_silent(address):
         raise InputError(
             Fault("cluster.address", f"no Ray answers at {address}; start one there, or name none")

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import uuid
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any
 
 import ray
@@ -27,7 +27,7 @@ from cluster import gpus
 from cluster.admission import Sharing
 from cluster.gpus import Gpu, GpuState
 from cluster.mailbox import CLOSED, IDLE
-from cluster.sampling import QUIET_READINGS, OwnProcesses, Watch, wait_until_quiet
+from cluster.sampling import QUIET_READINGS, OwnProcesses, Reading, Watch, wait_until_quiet
 from train_fn.spec import GROUP_ENDS, JobSpec, Reason, Status, TrialResult
 
 POLL_SECONDS = 5.0
@@ -190,7 +190,8 @@ class _Guard:
     def measured(self, process: RankProcess, trial: dict[str, Any]) -> dict[str, Any]:
         """Let the process run a trial, and add what disturbed it to its result."""
         watch = self._watch if self._sharing.disturbance_check else None
-        with watch.readings() if watch else nullcontext([]) as readings:
+        watched: AbstractContextManager[list[Reading]] = watch.readings() if watch else nullcontext([])
+        with watched as readings:
             began = time.monotonic()
             process.send(trial)
             result = process.receive()

@@ -220,9 +220,8 @@ def next_step(
     `outlook` is that of the state, if it is there.
     """
     left = max_trials - state.turn
-    stopped = None
-    if left > 0:
-        outlook = outlook or Outlook(state, settings)
+    outlook, stopped = (outlook or Outlook(state, settings)) if left > 0 else None, None
+    if outlook is not None:
         if state.running and not outlook.can_predict:
             return Step(waits=True)  # the first trial says more about all points than another one blind would
         stopped = outlook.stopped()
@@ -235,7 +234,7 @@ def next_step(
         return Step(disturbed.params, in_full=in_full)
     if state.running:
         return Step(waits=True)
-    if left <= 0:
+    if outlook is None:
         return Step()
     confirmed = _to_confirm(state, settings)
     if confirmed is not None:

@@ -152,7 +152,7 @@ class Search:
                 self._progress.phase("starting Ray")
                 stack.enter_context(connected(None, name))
             name_submitted_job(name)
-            source.record = stack.enter_context(Watch(name, source.record)).record
+            source.record = stack.enter_context(Watch(name, self._record)).record
             if self._study.measured():
                 source.record()  # what earlier runs have measured is shown from the start
             self._progress.phase("starting workers")

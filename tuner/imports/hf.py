@@ -118,7 +118,7 @@ def _flattened(values: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(inner, dict):
             raise InputError(Fault(FLAG, f"{group} must hold keys"))
         is_adapter = group in ("lora_config", "peft_config")
-        flat |= {(_LORA_NAMES.get(k, k) if is_adapter else k): v for k, v in inner.items()}
+        flat |= {str(_LORA_NAMES.get(k, k) if is_adapter else k): v for k, v in inner.items()}
     if isinstance(quantization := flat.pop("quantization_config", None), dict):
         flat |= quantization
     return {_renamed(key): value for key, value in flat.items()}

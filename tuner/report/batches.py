@@ -143,8 +143,8 @@ def _memory_traces(run: Run, setting: Setting, unit: int) -> list[Trace]:
     style = styles(run)[setting]
     points = points_of(run, setting)
     predicted = [(p, m) for p in points if (m := run.candidates[p].memory) is not None]
-    measured = [(p, peak, text) for p in points if (found := _peak(run, p)) for peak, text in [found]]
-    found = []
+    measured = [(p, *peak) for p in points if (peak := _peak(run, p))]
+    found: list[Trace] = []
     if predicted:
         found.append(
             {

@@ -18,7 +18,7 @@ from train_fn.spec import Fault, InputError, MemoryPoint, Status, TrialParams, T
 from train_fn.timing import time_ratio
 from tuner.explain import Prediction
 from tuner.recommend import Feasible, feasible_trials, within_tolerance
-from tuner.space import Measured, Setting, is_out_of_memory, knobs_of, same_setting, setting_of
+from tuner.space import Measured, Setting, is_out_of_memory, knobs_of, probed_point, same_setting, setting_of
 
 RESULT_FILE, CONFIG_FILE = "result.json", "config.yaml"
 
@@ -157,14 +157,8 @@ class Run:
     @cached_property
     def memory_points(self) -> dict[TrialParams, MemoryPoint]:
         """Peaks that trials have probed beside their own, by point."""
-        by_size = {(setting_of(p), p.per_device_train_batch_size): p for p in self.candidates}
-        found = {}
-        for _, params, result in self.trials:
-            for probed in result.memory_points:
-                point = by_size.get((setting_of(params), probed.per_device_train_batch_size))
-                if point is not None:
-                    found[point] = probed
-        return found
+        probed = {probed_point(t.params, p): p for t in self.trials for p in t.result.memory_points}
+        return {point: found for point, found in probed.items() if point in self.candidates}
 
     @cached_property
     def out_of_memory(self) -> dict[TrialParams, float | None]:
