@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.gpus import Gpu, gpus
-from cluster.room import accelerator_type_of
+from cluster.room import accelerator_type_of, is_head_silent
 from train_fn.spec import Fault, InputError
 
 OBJECT_STORE_BYTES = 256 << 20
@@ -76,7 +77,12 @@ def connected(address: str | None) -> Iterator[list[Node]]:
     try:
         yield _nodes(is_local=address is None)
     finally:
-        ray.shutdown()
+        if is_head_silent():
+            atexit.unregister(
+                ray.shutdown
+            )  # it would wait for a minute, and then end the process its own way
+        else:
+            ray.shutdown()
 
 
 def dashboard_url() -> str | None:

@@ -151,13 +151,19 @@ class StudySource:
             self.study.tell(spec, result)
         except StorageLostError as error:
             self.give_up(str(error))
-            if self.rescue_dir is None:
-                return
-            try:
-                storage.keep(self.rescue_dir, spec, result)
-            except OSError as problem:
-                log.error("trial %d is lost: %s: %s", spec.number, problem, result)
-                self.progress.note(f"trial {spec.number} could not be kept anywhere: {problem.strerror}")
+            self._rescue(spec, result)
+        except BaseException:  # a signal, in the middle of it or while waiting for the storage
+            self._rescue(spec, result)
+            raise
+
+    def _rescue(self, spec: TrialSpec, result: TrialResult) -> None:
+        if self.rescue_dir is None:
+            return
+        try:
+            storage.keep(self.rescue_dir, spec, result)
+        except OSError as problem:
+            log.error("trial %d is lost: %s: %s", spec.number, problem, result)
+            self.progress.note(f"trial {spec.number} could not be kept anywhere: {problem.strerror}")
 
     def _write(self) -> None:
         """Write the files; what is wrong with them ends no search."""

@@ -174,7 +174,7 @@ def _search(
 def _sweep(config: Config, device: str, source: Any, address: str | None) -> None:
     """Start Ray where it does not run yet, and run trials until there is nothing left to do."""
     from cluster.lane import LaneSpec
-    from cluster.room import lanes_now
+    from cluster.room import HeadLostError, Room
     from cluster.runtime import connected, dashboard_url
     from cluster.sweep import run_sweep
     from train_fn.environment import worker_environment
@@ -196,23 +196,20 @@ def _sweep(config: Config, device: str, source: Any, address: str | None) -> Non
             accelerator_type=config.cluster.accelerator_type,
         )
         reuse = config.cluster.reuse_workers
-
-        def room() -> int:
-            there = lanes_now(device, config.num_workers, config.cluster.accelerator_type)
-            return there if config.cluster.lanes is None else min(there, config.cluster.lanes)
-
+        kind, most = config.cluster.accelerator_type, config.cluster.lanes
+        room = Room(device, config.num_workers, kind, most)
         measured = -1
         while source.has_work() and len(source.study.measured()) > measured:
             # Once, as a rule: a trial that was lost with its lane is open again when Tune is done.
             measured = len(source.study.measured())
             try:
                 run_sweep(source, lane, room=room, reuse_workers=reuse, name=str(config.study.name))
-            except Exception as error:  # the cluster went away, mostly; what is measured is in the study
+            except (Exception, HeadLostError) as error:  # what is measured is in the study
                 log.exception("the sweep failed")
                 source.give_up(_in_a_line(error))
 
 
-def _in_a_line(error: Exception) -> str:
+def _in_a_line(error: BaseException) -> str:
     """The first line; of a traceback's text, as Tune wraps what it catches, the last one."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return lines[-1 if lines[0].startswith("Traceback") else 0]

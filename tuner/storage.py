@@ -18,11 +18,11 @@ from typing import Any
 import optuna
 import sqlalchemy
 from sqlalchemy import URL, make_url
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from train_fn.spec import Fault, InputError, TrialResult, TrialSpec
 from tuner import interrupt
-from tuner.units import human_seconds
+from tuner.units import exact_duration
 
 RESCUE_FILE = "unstored.jsonl"
 
@@ -36,6 +36,9 @@ _PAUSES_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
 
 Rescued = Mapping[tuple[int, str], TrialResult]
 """Results by number and point of their trials."""
+
+
+_NO_PATIENCE_SECONDS = 1e-9
 
 
 class StorageLostError(Exception):
@@ -123,9 +126,10 @@ class PatientStorage(optuna.storages.RDBStorage):
                 if not self._patience_seconds or not _may_pass(error):
                     raise
                 if waited > self._patience_seconds or interrupt.INTERRUPTED.is_set():
+                    self._patience_seconds = _NO_PATIENCE_SECONDS  # nobody waits for it again
                     raise StorageLostError(f"study.storage gave no answer: {_reason(error)}") from error
                 if not tries:
-                    limit = human_seconds(self._patience_seconds)
+                    limit = exact_duration(self._patience_seconds)
                     self._say(f"study.storage: {_reason(error)}; trying again for up to {limit}")
                 time.sleep(_PAUSES_SECONDS[min(tries, len(_PAUSES_SECONDS) - 1)])
                 tries += 1
@@ -175,7 +179,7 @@ for _name in (
 def _may_pass(error: BaseException) -> bool:
     """Whether the database, not the statement, is at fault."""
     cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
-    return isinstance(cause, DBAPIError) and type(cause).__name__ in ("OperationalError", "InterfaceError")
+    return isinstance(cause, OperationalError | InterfaceError)
 
 
 def _reason(error: BaseException) -> str:

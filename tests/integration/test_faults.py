@@ -131,12 +131,12 @@ class Search:
 
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory):
-    """A file system of two megabytes where mounting is possible, else a folder."""
+    """A file system of 16 MiB where mounting is possible, else a folder."""
     folder = Path(tempfile.mkdtemp(prefix="disk", dir="/tmp"))
     mounted = (
         os.geteuid() == 0
         and not subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, check=False
+            ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True, check=False
         ).returncode
     )
     yield folder

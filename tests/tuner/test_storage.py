@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sqlite3
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 
 from train_fn.spec import Status, TrialResult
 from tuner import interrupt
+from tuner.console import Progress
+from tuner.driver import StudySource
 from tuner.space import candidates
 from tuner.storage import RESCUE_FILE, StorageLostError, drop_kept, keep, kept
 from tuner.study import open_study
@@ -62,7 +65,7 @@ def test_a_locked_file_is_waited_for_and_a_person_is_told(tmp_path):
     spec, other = study.ask(), locked(tmp_path)
     threading.Timer(1.5, other.close).start()
     study.tell(spec, COMPLETE)
-    assert said[0] == "study.storage: database is locked; trying again for up to 30 s"
+    assert said[0] == "study.storage: database is locked; trying again for up to 30s"
     assert said[1].startswith("study.storage answers again after ")
     assert len(said) == 2
     assert [m.result for m in opened(tmp_path).measured()] == [COMPLETE]
@@ -78,6 +81,21 @@ def test_patience_has_an_end_and_the_result_can_be_told_again(tmp_path):
     other.close()
     study.tell(spec, COMPLETE)
     assert [m.result for m in opened(tmp_path).measured()] == [COMPLETE]
+
+
+def test_a_result_told_when_a_signal_comes_is_kept(tmp_path, monkeypatch):
+    study = opened(tmp_path)
+    source = StudySource(study, Progress(4, 4, stream=io.StringIO()), lambda: None, rescue_dir=tmp_path)
+    spec, other = source.ask(), locked(tmp_path)
+
+    def signal(_):
+        raise KeyboardInterrupt
+
+    study.be_patient(60, signal)
+    with pytest.raises(KeyboardInterrupt):
+        source.tell(spec, COMPLETE)
+    other.close()
+    assert [m.result for m in opened(tmp_path, rescued=kept(tmp_path)).measured()] == [COMPLETE]
 
 
 def test_an_interrupt_ends_the_wait(tmp_path, monkeypatch):
@@ -97,7 +115,7 @@ def test_a_file_that_can_grow_no_more_is_waited_for(tmp_path):
         [sys.executable, "-c", FILLS_UP, url(tmp_path)], capture_output=True, text=True, timeout=60
     )
     lines = done.stdout.splitlines()
-    assert "; trying again for up to 30 s" in lines[0], done.stderr
+    assert "; trying again for up to 30s" in lines[0], done.stderr
     assert lines[0].startswith(("study.storage: disk I/O error", "study.storage: database or disk is full"))
     assert lines[-1] == "told"
     assert [m.result.samples_per_second for m in opened(tmp_path).measured()] == [1.0]
