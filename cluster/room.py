@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+HEAD_SECONDS = 10.0
+"""How long a head may take to start again (one that keeps its state elsewhere can)."""
 
 _CONNECT_SECONDS = 0.5
 _TYPE_PREFIX = "accelerator_type:"
@@ -36,12 +40,61 @@ def lanes_on(
     return found
 
 
-def lanes_now(device: str, num_workers: int, accelerator_type: str | None = None) -> int:
-    """The same on the nodes of the connected cluster that are there now."""
+class HeadLostError(BaseException):
+    """The cluster's head is gone. No `Exception`, or Ray Tune would clean up first, and wait for the head."""
+
+
+class Room:
+    """For how many lanes the connected cluster has room now, each time it is called.
+
+    Args:
+        device: See `lanes_on`.
+        num_workers: See `lanes_on`.
+        accelerator_type: See `lanes_on`.
+        most: More lanes are not wanted; None: as many as fit.
+    """
+
+    def __init__(
+        self, device: str, num_workers: int, accelerator_type: str | None = None, most: int | None = None
+    ) -> None:
+        self._needs = device, num_workers, accelerator_type
+        self._most = most
+        self._last = 0
+        self._refused_since: float | None = None
+
+    def __call__(self) -> int:
+        """Count; while the head restarts, as before.
+
+        Raises:
+            HeadLostError: It has refused connections for too long.
+        """
+        import ray
+
+        if is_head_silent():
+            self._refused_since = self._refused_since or time.monotonic()
+            if time.monotonic() - self._refused_since > HEAD_SECONDS:
+                raise HeadLostError(f"the head of the Ray cluster is gone ({_head()})")
+            return self._last
+        self._refused_since = None
+        fit = lanes_on([n["Resources"] for n in ray.nodes() if not _is_gone(n)], *self._needs)
+        self._last = fit if self._most is None else min(fit, self._most)
+        return self._last
+
+
+def is_head_silent() -> bool:
+    """Whether nobody listens where the connected cluster's head was; asking Ray would take a minute."""
     import ray
 
-    there = [node["Resources"] for node in ray.nodes() if not _is_gone(node)]
-    return lanes_on(there, device, num_workers, accelerator_type)
+    if not ray.is_initialized():
+        return False
+    host, _, port = _head().rpartition(":")
+    return _refuses(host, int(port))
+
+
+def _head() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
 
 
 def gone(node_ids: Collection[str]) -> set[str]:
@@ -55,11 +108,15 @@ def _is_gone(node: Mapping[str, Any]) -> bool:
     """Ray finds out after some 15 seconds; a node that refuses connections is gone at once."""
     if not node["Alive"]:
         return True
+    return _refuses(node["NodeManagerAddress"], node["NodeManagerPort"])
+
+
+def _refuses(host: str, port: int) -> bool:
+    """Whether the host is there and nobody listens; one that is slow or cut off may come back."""
     try:
-        address = node["NodeManagerAddress"], node["NodeManagerPort"]
-        with socket.create_connection(address, timeout=_CONNECT_SECONDS):
+        with socket.create_connection((host, port), timeout=_CONNECT_SECONDS):
             return False
     except ConnectionRefusedError:
         return True
     except OSError:
-        return False  # slow, or cut off for a moment: Ray decides
+        return False

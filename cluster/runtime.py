@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -14,7 +15,7 @@ from typing import Any
 from cluster import auth
 from cluster.gpus import Gpu, gpus
 from cluster.names import STUDY_KEY
-from cluster.room import accelerator_type_of
+from cluster.room import accelerator_type_of, is_head_silent
 from train_fn.spec import Fault, InputError
 
 OBJECT_STORE_BYTES = 256 << 20
@@ -83,7 +84,11 @@ def connected(address: str | None, study: str | None = None) -> Iterator[list[No
     try:
         yield _nodes(is_local=address is None)
     finally:
-        ray.shutdown()
+        if is_head_silent():
+            # It would wait for a minute, and then end the process its own way.
+            atexit.unregister(ray.shutdown)
+        else:
+            ray.shutdown()
 
 
 def _instances() -> dict[str, int]:

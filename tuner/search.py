@@ -166,7 +166,7 @@ class Search:
 
     def _run_lanes(self, name: str, loggers: list[Any]) -> None:
         from cluster.lane import LaneSpec
-        from cluster.room import lanes_now
+        from cluster.room import HeadLostError, Room
         from cluster.sweep import run_sweep
         from train_fn.environment import worker_environment
 
@@ -180,19 +180,16 @@ class Search:
             study=name,
         )
 
-        def room() -> int:
-            there = lanes_now(device, config.num_workers, config.cluster.accelerator_type)
-            return there if config.cluster.lanes is None else min(there, config.cluster.lanes)
-
-        reuse = config.cluster.reuse_workers
+        kind, most = config.cluster.accelerator_type, config.cluster.lanes
+        room, reuse = Room(device, config.num_workers, kind, most), config.cluster.reuse_workers
         try:
             run_sweep(self._source, lane, room=room, reuse_workers=reuse, name=name, callbacks=loggers)
-        except Exception as error:  # the cluster went away, mostly; what is measured is in the study
+        except (Exception, HeadLostError) as error:  # what is measured is in the study
             log.exception("the sweep failed")
             self._source.give_up(_in_a_line(error))
 
 
-def _in_a_line(error: Exception) -> str:
+def _in_a_line(error: BaseException) -> str:
     """The first line; of a traceback's text, as Tune wraps what it catches, the last one."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return lines[-1 if lines[0].startswith("Traceback") else 0]

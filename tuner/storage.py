@@ -22,7 +22,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from train_fn.spec import Fault, InputError, TrialResult, TrialSpec
 from tuner import interrupt
-from tuner.units import human_seconds
+from tuner.units import exact_duration
 
 RESCUE_FILE = "unstored.jsonl"
 
@@ -130,7 +130,7 @@ class PatientStorage(optuna.storages.RDBStorage):
                     self._patience_seconds = _NO_PATIENCE_SECONDS  # nobody waits for it again
                     raise StorageLostError(f"study.storage gave no answer: {_reason(error)}") from error
                 if not tries:
-                    limit = human_seconds(self._patience_seconds)
+                    limit = exact_duration(self._patience_seconds)
                     self._say(f"study.storage: {_reason(error)}; trying again for up to {limit}")
                 time.sleep(_PAUSES_SECONDS[min(tries, len(_PAUSES_SECONDS) - 1)])
                 tries += 1

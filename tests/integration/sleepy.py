@@ -19,7 +19,7 @@ def train(context):
 def few_trials(points: int = 8, pace: int = 1) -> list[str]:
     """Flags for so many points, an even number, and one after the other in the same order.
 
-    A trial takes about 0.4 s times `pace`.
+    A trial takes about 0.2 s times `pace`.
     """
     knobs = ",".join(f"{pace + 0.01 * n:.2f}" for n in range(points // 2))
     return [

@@ -21,7 +21,7 @@ from sleepy import SLEEPY, few_trials
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-POINTS = 40
+POINTS = 26
 COMPLETE = re.compile(r"^trial (\d+): .* samples/s", re.MULTILINE)
 
 
@@ -123,7 +123,7 @@ def recorded(output_dir: Path) -> list[optuna.trial.FrozenTrial]:
 
 def test_lanes_follow_the_nodes_and_a_killed_node_loses_no_point(start, nodes, folder, faults):
     first = [nodes.add("A100") for _ in range(3)]
-    flags = few_trials(points=POINTS, pace=8)
+    flags = few_trials(points=POINTS, pace=24)
     run = start(*flags, output_dir=folder / "four", address=nodes.address, folder=folder)
     both = [0, 1]
     run.wait_for(lambda: nodes.ranks() == {host: both for _, host in first})

@@ -65,7 +65,7 @@ def test_a_locked_file_is_waited_for_and_a_person_is_told(tmp_path):
     spec, other = study.ask(), locked(tmp_path)
     threading.Timer(1.5, other.close).start()
     study.tell(spec, COMPLETE)
-    assert said[0] == "study.storage: database is locked; trying again for up to 30 s"
+    assert said[0] == "study.storage: database is locked; trying again for up to 30s"
     assert said[1].startswith("study.storage answers again after ")
     assert len(said) == 2
     assert [m.result for m in opened(tmp_path).measured()] == [COMPLETE]
@@ -115,7 +115,7 @@ def test_a_file_that_can_grow_no_more_is_waited_for(tmp_path):
         [sys.executable, "-c", FILLS_UP, url(tmp_path)], capture_output=True, text=True, timeout=60
     )
     lines = done.stdout.splitlines()
-    assert "; trying again for up to 30 s" in lines[0], done.stderr
+    assert "; trying again for up to 30s" in lines[0], done.stderr
     assert lines[0].startswith(("study.storage: disk I/O error", "study.storage: database or disk is full"))
     assert lines[-1] == "told"
     assert [m.result.samples_per_second for m in opened(tmp_path).measured()] == [1.0]
