@@ -94,7 +94,7 @@ def disturbances(
     taken = cores_taken([r.cpu for r in readings], span, num_ranks, num_cpus)
     if taken > sharing.max_foreign_cpu * num_ranks:
         whom = f"{num_ranks} workers" if num_ranks > 1 else "the worker"
-        found.append(f"other processes took {taken:.1f} CPU cores from {whom}")
+        found.append(f"others' work took {taken:.1f} CPU cores from {whom}")
     within = [r for r in readings if span[0] <= r.cpu.at_seconds <= span[1]] or readings[-1:]
     by_gpu = list(zip(*(r.gpus for r in within), strict=False))
     for states in by_gpu:

@@ -70,6 +70,7 @@ def connected(address: str | None, study: str | None = None) -> Iterator[list[No
             dashboard_host="127.0.0.1",
             object_store_memory=OBJECT_STORE_BYTES,
             num_cpus=len(os.sched_getaffinity(0)),
+            **_instances(),
             **options,
         )
         _protect_token()
@@ -79,6 +80,15 @@ def connected(address: str | None, study: str | None = None) -> Iterator[list[No
         yield _nodes(is_local=address is None)
     finally:
         ray.shutdown()
+
+
+def _instances() -> dict[str, int]:
+    """What a local Ray has to be told of MIG instances: it counts whole GPUs, and repeats names it finds."""
+    found = gpus()
+    if not any(gpu.parent for gpu in found):
+        return {}
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.uuid for gpu in found)
+    return {"num_gpus": len(found)}
 
 
 def dashboard_url() -> str | None:

@@ -143,6 +143,7 @@ class _Guard:
         self._mailbox, self._job, self._sharing = mailbox, job, sharing
         self._uuids = [gpu.uuid for gpu in _group_gpus()] if job.device == "cuda" else []
         self._before: list[GpuState] = []
+        self._waited_seconds = 0.0
         self._watch: Watch | None = None
 
     def admits(self) -> bool:
@@ -173,13 +174,14 @@ class _Guard:
         """Wait until a trial may start: None, or its result where it can't."""
         started = time.monotonic()
         refused = self._wait(1)
+        self._waited_seconds = time.monotonic() - started
         if refused is None:
             return None
         result = TrialResult(
             status=Status.FAILED,
             reason=Reason.INTERRUPTED,
             detail=self._in_vain(refused),
-            seconds={"wait": time.monotonic() - started},
+            seconds={"wait": self._waited_seconds},
         )
         return dataclasses.asdict(result)
 
@@ -190,6 +192,8 @@ class _Guard:
             began = time.monotonic()
             process.send(trial)
             result = process.receive()
+        if self._waited_seconds > 1:
+            result["seconds"]["wait"] = self._waited_seconds
         if watch is None:
             return {**result, "disturbed": []}
         found = watch.disturbances(readings, result["seconds"], began) if result["step_seconds"] else []

@@ -299,7 +299,7 @@ class TrialResult(_Record):
         seconds: Wall time by phase: `setup`, `probe`, `warmup` (optimizer steps before timing), `train` (all
             optimizer steps, warm-up included), `reduce` (within train: summing gradients over ranks, which
             waits for the slowest), `validate`, `release` (giving memory back), and `total`; `wait` where it
-            waited for quiet GPUs in vain.
+            had to wait for quiet GPUs.
         notes: Lines for people about how far the measurement can be trusted.
         disturbed: What others did to the node while steps were timed, one line for people each; such a trial
             is measured again.

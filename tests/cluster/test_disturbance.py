@@ -85,7 +85,7 @@ def judged(
 
 
 def test_load_beyond_the_limit_is_a_disturbance() -> None:
-    for foreign, found in ((0.3, []), (0.5, ["other processes took 0.5 CPU cores from 2 workers"])):
+    for foreign, found in ((0.3, []), (0.5, ["others' work took 0.5 CPU cores from 2 workers"])):
         loads = cpu(*[(0.5, 2.0, 2.0 - foreign, 2.0 - foreign)] * 12)
         assert judged([Reading(c) for c in loads]) == found
     assert judged([Reading(c) for c in loads], sharing=Sharing(max_foreign_cpu=0.3)) == []

@@ -43,6 +43,7 @@ class ListSource:
 
     trials: list[TrialSpec] = field(default_factory=lambda: [spec(n) for n in range(4)])
     told: list[tuple[TrialSpec, TrialResult]] = field(default_factory=list)
+    waited: list[tuple[TrialSpec, str | None]] = field(default_factory=list)
     more_may_come: bool = False
 
     def ask(self) -> TrialSpec | None:
@@ -53,6 +54,9 @@ class ListSource:
 
     def tell(self, spec: TrialSpec, result: TrialResult) -> None:
         self.told.append((spec, result))
+
+    def waits(self, spec: TrialSpec, text: str | None) -> None:
+        self.waited.append((spec, text))
 
 
 def reported(result: TrialResult, lane: int = 0) -> dict[str, Any]:
@@ -140,6 +144,17 @@ def test_a_trial_is_told_once_and_a_strange_one_never() -> None:
     searcher.on_trial_complete("a", error=True)
     searcher.on_trial_complete("never asked", reported(COMPLETE))
     assert len(source.told) == 1
+
+
+def test_what_a_trial_waits_for_is_told_and_ends_nothing() -> None:
+    source = ListSource()
+    searcher = SourceSearcher(source)
+    searcher.suggest("a")
+    for text in ("waits for a quiet GPU", None):
+        searcher.on_trial_result("a", {"waiting": text, "done": False, "training_iteration": 1})
+    searcher.on_trial_result("a", reported(COMPLETE, "x"))
+    assert source.waited == [(spec(0), "waits for a quiet GPU"), (spec(0), None)]
+    assert not source.told
 
 
 def test_both_objectives_are_tunes_too() -> None:

@@ -24,8 +24,10 @@ from ray import tune
 from cluster.admission import Sharing
 from cluster.lane import Lane, LaneSpec, WorkerGroup
 from cluster.runtime import connected
+from cluster.sweep import run_sweep
+from cluster.workers import _device
 from train_fn.environment import worker_environment
-from train_fn.spec import JobSpec, TrialParams, TrialSpec
+from train_fn.spec import JobSpec, TrialParams, TrialResult, TrialSpec
 
 BUSY = "process {} 1 3221225472 80"
 TRIAL = TrialSpec(
@@ -106,16 +108,51 @@ def moves(storage: str) -> dict[str, Any]:
     return {"steps": steps, "free GPUs": free, **process}
 
 
+class OneTrial:
+    """Gives one trial, and remembers what it heard of it."""
+
+    def __init__(self) -> None:
+        self.trials, self.waited, self.results = [TRIAL], list[str | None](), list[TrialResult]()
+
+    def ask(self) -> TrialSpec | None:
+        return self.trials.pop() if self.trials else None
+
+    def has_work(self) -> bool:
+        return bool(self.trials)
+
+    def waits(self, spec: TrialSpec, text: str | None) -> None:
+        self.waited.append(text)
+
+    def tell(self, spec: TrialSpec, result: TrialResult) -> None:
+        self.results.append(result)
+
+
 def in_vain(storage: str) -> dict[str, Any]:
+    """A whole sweep."""
     say(*(BUSY.format(n) for n in range(4)))
-    group = WorkerGroup(lane_spec(1.0), storage)
-    ray.get(group.mailbox.put.remote({"number": 0}))
-    result = until(lambda: ray.get(group.mailbox.wait.remote(1.0)))
-    group.close(10.0)
-    return {k: result[k] for k in ("status", "reason", "detail")}
+    source = OneTrial()
+    run_sweep(source, lane_spec(6.0), num_lanes=1, reuse_workers=True, name="in-vain")
+    (result,) = source.results
+    return {"waited": source.waited, **dataclasses.asdict(result)}
+
+
+def instances() -> dict[str, Any]:
+    """On a local Ray: the ids that it gives a worker, and what that would start its process with."""
+
+    @ray.remote(num_cpus=0, num_gpus=5)
+    def device() -> tuple[list[str], tuple[str, str | None]]:
+        return ray.get_gpu_ids(), _device(JobSpec(device="cuda"))
+
+    say("gpu 0 mig=2")
+    with connected(None):
+        ids, shown = ray.get(device.remote())
+        return {"ids": ids, "shown": shown}
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "instances":
+        print(json.dumps(instances()), flush=True)
+        sys.exit()
     scenario = {"waits": waits, "moves": moves, "in vain": in_vain}[sys.argv[1]]
     with connected(sys.argv[2]):
         print(json.dumps(scenario(sys.argv[3])), flush=True)

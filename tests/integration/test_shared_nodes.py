@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, Cluster
 
 sys.path.append(str(Path(__file__).parents[1] / "cluster"))
-from fake_driver import H100, RTX4090, FakeDriver
+from fake_driver import H100, MIG, RTX4090, SECOND_RTX4090, T4, FakeDriver
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -109,7 +109,7 @@ def test_a_disturbance_makes_the_wrong_point_win_unless_its_trial_is_measured_ag
     run, result, recommended = disturbed_run(start, cluster, tmp_path, check=True)
     assert recommended == 4, run.output
     fastest = [t for t in result["trials"] if t["params"]["per_device_train_batch_size"] == 4]
-    assert "other processes took" in fastest[0]["disturbed"][0]
+    assert "others' work took" in fastest[0]["disturbed"][0]
     assert len(fastest) in (2, 3)
     assert {t["params"]["per_device_train_batch_size"] for t in result["trials"]} == {1, 2, 4}
     assert [t["params"]["per_device_train_batch_size"] for t in result["trials"][:3]] == [1, 2, 4]
@@ -203,8 +203,16 @@ def test_a_lane_moves_to_gpus_that_are_quiet(gpu_node):
     assert found["free GPUs"] == 3.0, "the busy one was given back"
 
 
+def test_a_local_ray_hands_out_mig_instances(gpu_node):
+    found = play(gpu_node, "instances")
+    assert sorted(found["ids"]) == sorted([f"{MIG}1", f"{MIG}2", RTX4090, T4, SECOND_RTX4090])
+    assert found["ids"][0] == f"{MIG}1"
+    assert found["shown"] == ["cuda:0", f"{MIG}1"], "one instance is all that a process sees"
+
+
 def test_a_wait_in_vain_ends_with_what_it_waited_for(gpu_node):
     found = play(gpu_node, "in vain")
     assert (found["status"], found["reason"]) == ("failed", "interrupted")
+    assert found["waited"][0].startswith("waits for a quiet GPU: NVIDIA H100")
     assert "process 1 of root (3.0 GiB, 80% busy)" in found["detail"]
-    assert found["detail"].endswith("gave up after 1 s (cluster.gpu_wait)")
+    assert found["detail"].endswith("gave up after 6 s (cluster.gpu_wait)")
