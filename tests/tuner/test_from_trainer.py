@@ -280,6 +280,7 @@ def test_keys_of_trl_and_peft_and_newer_names(tmp_path: Path) -> None:
         ("{", 2, "--from-hf: {} is neither JSON nor YAML"),
         ({"load_in_8bit": True}, 2, "--from-hf: load_in_8bit can't be tuned"),
         ({"bf16": "yes please"}, 2, "--from-hf: bf16 must be true or false, got yes please"),
+        ({"accelerator_config": {"split_batches": True}}, 2, "--from-hf: accelerator_config.split_batches"),
         ({"lora_config": 3}, 2, "--from-hf: lora_config must hold keys"),
     ],
 )

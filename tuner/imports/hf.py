@@ -36,6 +36,8 @@ _IGNORED = (
     "launcher", "global_batch_size", "params", "batching", "device", "train_fn", "bnb_4bit_compute_dtype",
     "bnb_4bit_quant_storage", "llm_int8_*", "quant_method", "torch_dtype", "base_model_name_or_path",
     "use_peft", "inference_mode", "peft_type", "revision", "peft_version", "auto_mapping", "fan_in_fan_out",
+    "length_column_name", "batch_eval_metrics", "enable_jit_checkpoint", "ignore_data_skip", "fsdp_config",
+    "restore_callback_states_from_checkpoint", "dataloader_in_order", "torch_empty_cache_steps",
 )  # fmt: skip
 """Settings without influence on what is measured."""
 _EXPECTED: dict[str, Any] = {
@@ -57,7 +59,11 @@ _EXPECTED: dict[str, Any] = {
     "full_determinism": False,
     "average_tokens_across_devices": True,
     "dataloader_drop_last": False,
-    "neftune_noise_alpha": None,
+    "label_smoothing_factor": 0.0,
+    "use_cache": False,
+    "train_sampling_strategy": "random",
+    "debug": [],
+    "fsdp": [],
     "init_lora_weights": True,
     "bnb_4bit_use_double_quant": True,
 }
@@ -77,6 +83,7 @@ def read(path: str, num_workers: int | None = None) -> Present:
     given = _flattened(_load(path))
     reader = Reader(FLAG, {name: value for name, value in given.items() if value is not None})
     workers = _read_workers(reader, num_workers)
+    _refuse_split_batches(reader)
     _read_model_and_data(reader)
     _read_adapter(reader)
     _read_optimizer(reader)
@@ -127,6 +134,12 @@ def _flattened(values: dict[str, Any]) -> dict[str, Any]:
 def _renamed(key: str) -> str:
     """Newer names by those that all versions know."""
     return key.replace("activation_checkpointing", "gradient_checkpointing")
+
+
+def _refuse_split_batches(reader: Reader) -> None:
+    options = reader.mapping("accelerator_config")
+    if options.get("split_batches"):
+        raise reader.fault("accelerator_config.split_batches makes a device's batch depend on their number")
 
 
 def _read_workers(reader: Reader, num_workers: int | None) -> int:

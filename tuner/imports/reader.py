@@ -159,6 +159,8 @@ class Reader:
 def _same(given: Any, expected: Any) -> bool:
     if isinstance(expected, bool):
         return str(given).lower() in (TRUE if expected else FALSE)
+    if expected == []:
+        return given in ([], "", {})
     if isinstance(expected, int | float):
         try:
             return float(given) == expected
