@@ -128,8 +128,8 @@ def _join(address: str, options: dict[str, Any]) -> None:
         problem = f"{address} is a dashboard's address, good for `ray job submit`"
         raise InputError(Fault("cluster.address", f"{problem}; here it is auto or HOST:PORT of the head"))
     auth.use_token()
-    if unusable := auth.problem():
-        raise InputError(Fault("cluster.address", unusable))
+    if no_token := auth.problem():
+        raise InputError(Fault("cluster.address", no_token))
     if is_silent(address):
         raise InputError(
             Fault("cluster.address", f"no Ray answers at {address}; start one there, or name none")
