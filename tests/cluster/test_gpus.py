@@ -86,6 +86,11 @@ def test_gpus_are_read_from_the_driver(driver: Path) -> None:
     assert errors == "nvml is shut down\n"
 
 
+def test_the_drivers_version_is_known_where_it_tells(driver: Path) -> None:
+    found, _ = asked(driver, FAKE_NVML_DRIVER="550.54.15", FAKE_NVML_COUNT="2")
+    assert [gpu["driver_version"] for gpu in found] == ["550.54.15", "550.54.15"]
+
+
 def test_cuda_visible_devices_narrows_them_down(driver: Path) -> None:
     assert asked(driver, CUDA_VISIBLE_DEVICES="2,GPU-aaaa")[0] == as_json(T4, H100)
     assert asked(driver, CUDA_VISIBLE_DEVICES="")[0] == []
