@@ -19,7 +19,6 @@ class Gpu:
     name: str
     memory_total_bytes: int
     compute_capability: tuple[int, int]
-    driver_version: str = ""
 
 
 def gpus() -> list[Gpu]:
@@ -34,6 +33,20 @@ def gpus() -> list[Gpu]:
     try:
         handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
         return visible([_read(handle) for handle in handles], os.environ.get("CUDA_VISIBLE_DEVICES"))
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def driver() -> tuple[str | None, str | None]:
+    """The driver's version, or why there is none, in one line."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return None, str(error)
+    try:
+        return _text(pynvml.nvmlSystemGetDriverVersion()), None
+    except pynvml.NVMLError as error:
+        return None, str(error)
     finally:
         pynvml.nvmlShutdown()
 
@@ -64,16 +77,7 @@ def _read(handle: pynvml.c_nvmlDevice_t) -> Gpu:
         name=_text(pynvml.nvmlDeviceGetName(handle)),
         memory_total_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
         compute_capability=(major, minor),
-        driver_version=_driver_version(),
     )
-
-
-def _driver_version() -> str:
-    """Empty where it can't be known."""
-    try:
-        return _text(pynvml.nvmlSystemGetDriverVersion())
-    except pynvml.NVMLError:
-        return ""
 
 
 def _text(value: str | bytes) -> str:

@@ -62,11 +62,11 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def asked(library_path: Path, **environment: str) -> tuple[list[dict[str, Any]], str]:
+def asked(library_path: Path, code: str = ASK, **environment: str) -> tuple[Any, str]:
     """What a new process lists, and its standard error."""
     inherited = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
     done = subprocess.run(
-        [sys.executable, "-c", ASK],
+        [sys.executable, "-c", code],
         env={**inherited, "LD_LIBRARY_PATH": str(library_path), **environment},
         capture_output=True,
         text=True,
@@ -86,9 +86,14 @@ def test_gpus_are_read_from_the_driver(driver: Path) -> None:
     assert errors == "nvml is shut down\n"
 
 
-def test_the_drivers_version_is_known_where_it_tells(driver: Path) -> None:
-    found, _ = asked(driver, FAKE_NVML_DRIVER="550.54.15", FAKE_NVML_COUNT="2")
-    assert [gpu["driver_version"] for gpu in found] == ["550.54.15", "550.54.15"]
+def test_the_drivers_version_or_why_there_is_none(driver: Path, tmp_path: Path) -> None:
+    ask = "import json; from cluster.gpus import driver; print(json.dumps(driver()))"
+    assert asked(driver, ask)[0] == ["580.65.06", None]
+    (tmp_path / "libnvidia-ml.so.1").write_bytes(b"")
+    version, why = asked(tmp_path, ask)[0]
+    assert version is None
+    assert why
+    assert "\n" not in why
 
 
 def test_cuda_visible_devices_narrows_them_down(driver: Path) -> None:
