@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster import auth
-from cluster.gpus import Gpu, gpus
+from cluster.gpus import Gpu, driver, gpus
 from cluster.names import STUDY_KEY
 from cluster.room import accelerator_type_of, is_head_silent
 from train_fn.spec import Fault, InputError
@@ -24,11 +24,12 @@ OBJECT_STORE_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Node:
-    """A node that lanes can run on, as scheduling sees it."""
+    """A node that lanes can run on, as scheduling sees it; `driver` is the version of its GPUs' driver."""
 
     num_cpus: int
     gpus: list[Gpu] = field(default_factory=list)
     accelerator_type: str | None = None
+    driver: str | None = None
 
     def num_devices(self, device: str) -> int:
         """How many workers of a kind it can hold."""
@@ -37,7 +38,7 @@ class Node:
 
 def this_node() -> Node:
     """This machine, without starting anything."""
-    return Node(num_cpus=len(os.sched_getaffinity(0)), gpus=gpus())
+    return Node(num_cpus=len(os.sched_getaffinity(0)), gpus=gpus(), driver=driver()[0])
 
 
 def lanes_that_fit(nodes: list[Node], device: str, num_workers: int) -> int:
@@ -173,21 +174,25 @@ def _nodes(is_local: bool) -> list[Node]:
         if node["Alive"]:
             resources = node["Resources"]
             num_gpus = int(resources.get("GPU", 0))
-            there = _gpus_of(node["NodeID"])[:num_gpus] if num_gpus else []
+            there, version = _gpus_of(node["NodeID"]) if num_gpus else ([], None)
             num_cpus, kind = int(resources.get("CPU", 0)), accelerator_type_of(resources)
-            found.append(Node(num_cpus=num_cpus, gpus=there, accelerator_type=kind))
+            found.append(Node(num_cpus, there[:num_gpus], accelerator_type=kind, driver=version))
     return found
 
 
-def _gpus_of(node_id: str) -> list[Gpu]:
-    """Ask NVML on another node, in a task that needs nothing."""
+def _gpus_of(node_id: str) -> tuple[list[Gpu], str | None]:
+    """Ask NVML on another node, in a task that needs nothing: its GPUs, and their driver's version."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     there = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    ask = ray.remote(num_cpus=0)(gpus).options(scheduling_strategy=there)
-    result: list[Gpu] = ray.get(ask.remote())
+    ask = ray.remote(num_cpus=0)(_gpus_here).options(scheduling_strategy=there)
+    result: tuple[list[Gpu], str | None] = ray.get(ask.remote())
     return result
+
+
+def _gpus_here() -> tuple[list[Gpu], str | None]:
+    return gpus(), driver()[0]
 
 
 def _quiet() -> None:
