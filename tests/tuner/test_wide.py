@@ -73,14 +73,14 @@ def test_it_stops_near_the_best_point_after_a_few_trials():
 
 def test_beliefs_are_kept_until_the_record_has_grown_by_an_eighth():
     wide, fitted = WideSearch(SETTINGS), []
-    measured = [Measured(n, p, measure(replace(SPEC, params=p))) for n, p in enumerate(POINTS[::7][:60])]
+    measured = [Measured(n, p, measure(replace(SPEC, params=p))) for n, p in enumerate(POINTS[::11][:36])]
     for count in range(1, len(measured) + 1):
         beliefs = wide.beliefs(SearchState(POINTS, measured[:count], [], POINTS))
         if not fitted or beliefs is not fitted[-1][1]:
             fitted.append((count, beliefs))
     counts = [count for count, _ in fitted]
     assert counts[:9] == [1, 2, 3, 4, 5, 6, 7, 8, 9]
-    assert len(counts) < 30
+    assert len(counts) < 24
     assert all(b - a <= max(1, a // 8) for a, b in itertools.pairwise(counts))
 
 
