@@ -18,6 +18,8 @@ from typing import Any
 import optuna
 import sqlalchemy
 from optuna.storages._cached_storage import _CachedStorage
+from optuna.storages._rdb import models
+from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
@@ -118,6 +120,17 @@ class PatientStorage(optuna.storages.RDBStorage):
         self._patience_seconds, self._say = seconds, say
         if self.engine.name == "sqlite":
             sqlalchemy.event.listen(self.engine, "checkout", _answer_soon)
+
+    def set_trial_user_attrs(self, trial_id: int, values: Mapping[str, Any]) -> None:
+        """As `set_trial_user_attr`, in one transaction."""
+
+        def write() -> None:
+            with _create_scoped_session(self.scoped_session) as session:
+                for key, value in values.items():
+                    table = models.TrialUserAttributeModel
+                    self._set_trial_attr_without_commit(session, table, trial_id, key, value)
+
+        self._insist(write)
 
     def _insist(self, call: Callable[[], Any]) -> Any:
         """Call until it works, or patience is spent, or the person interrupts.
