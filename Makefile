@@ -4,7 +4,8 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test format lint types imports unit bench bench-train-fn bench-search bench-control-plane surfaces faults fault-table clean
+.PHONY: demo test format lint types imports unit bench bench-train-fn bench-search bench-control-plane \
+	report-picture surfaces faults fault-table clean
 
 demo: .venv/installed
 	$(BIN)/python -m tuner.run
@@ -54,6 +55,10 @@ fault-table: .venv/installed-dev
 	rm -f .fault-rows.jsonl
 	FAULT_ROWS=.fault-rows.jsonl $(BIN)/pytest -m 'faults or not faults' $(FAULTS)
 	$(BIN)/python tests/integration/fault_table.py .fault-rows.jsonl
+
+# The README's picture of a report, of a run of the demo unless ARGS=RUN; needs Debian's chromium-driver.
+report-picture: .venv/installed-dev
+	$(BIN)/python tests/integration/report_picture.py $(ARGS)
 
 # Record the planned surfaces that are not there yet; about ten minutes each.
 surfaces: .venv/installed-dev

@@ -33,6 +33,8 @@ class MailboxState:
         self._taken_at: float | None = None
         self._result: dict[str, Any] | None = None
         self._broken: str | None = None
+        self._waiting: tuple[str | None, bool] = (None, False)
+        self._admitted = False
         self._closed = False
 
     # The lane's side.
@@ -55,6 +57,14 @@ class MailboxState:
         """End the trial in flight from outside; what the group may still post is ignored."""
         self._end(_failed(reason, detail))
         await self._notify()
+
+    async def waiting(self) -> tuple[str | None, bool]:
+        """What the group waits for before it begins, and whether it could have that elsewhere on its node."""
+        return self._waiting
+
+    async def is_admitted(self) -> bool:
+        """Whether the group has got quiet GPUs, so that its processes start."""
+        return self._admitted
 
     async def seconds_in_flight(self) -> float:
         """For how long the group has been at the trial; 0 while it has not begun."""
@@ -102,6 +112,14 @@ class MailboxState:
         self._nodes = self._present_nodes()
         return self._trial
 
+    async def set_waiting(self, text: str | None, elsewhere: bool) -> None:
+        """Say what the group waits for; None: for nothing any more."""
+        self._waiting = text, elsewhere
+
+    async def set_admitted(self) -> None:
+        """The group's processes start."""
+        self._admitted = True
+
     async def begin(self, group: str) -> None:
         """The group really starts on the trial that it took; until then, a new group may still have it."""
         if group == self._taken_by:
@@ -115,7 +133,7 @@ class MailboxState:
 
     async def report_broken(self, detail: str) -> None:
         """The group can't start at all; trying again would not help."""
-        self._broken, self._closed = detail, True
+        self._broken, self._closed, self._waiting = detail, True, (None, False)
         await self._notify()
 
     async def is_closed(self) -> bool:
@@ -126,7 +144,7 @@ class MailboxState:
         return {worker["node"] for worker in self._ranks.values() if "node" in worker}
 
     def _end(self, result: dict[str, Any]) -> None:
-        self._result, self._trial = result, None
+        self._result, self._trial, self._waiting = result, None, (None, False)
         self._taken_by = self._taken_at = None
 
     async def _notify(self) -> None:

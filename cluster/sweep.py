@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 import os
 import pickle
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import ray
@@ -59,6 +60,9 @@ class TrialSource(Protocol):
     def give_up(self, why: str) -> None:
         """End the search early."""
 
+    def waits(self, spec: TrialSpec, text: str | None) -> None:
+        """A trial has to wait before it can begin, and for what; None: no longer."""
+
 
 class SourceSearcher(Searcher):
     """Tune's side of a `TrialSource`. It keeps no state worth saving: the source's study is the record.
@@ -72,7 +76,8 @@ class SourceSearcher(Searcher):
         super().__init__(metric=["samples_per_second", "validation_loss"], mode=["max", "min"])
         self._source, self._room = source, room
         self._running: dict[str, TrialSpec] = {}
-        self._lanes: dict[str, int] = {}
+        self._lanes: set[int] = set()
+        self._offered: dict[str, int] = {}
         self._losses: dict[str, str] = {}
         self._limit, self._looked_at, self._no_room_since = 0, -_ROOM_CHECK_SECONDS, time.monotonic()
 
@@ -84,7 +89,10 @@ class SourceSearcher(Searcher):
         if spec is None:
             return None if self._running and self._source.has_work() else Searcher.FINISHED
         self._running[trial_id] = spec
-        return {"trial": dataclasses.asdict(spec)}
+        # Tune decides whether a lane that is there takes the trial or a new one, which then has this number.
+        taken = self._lanes.union(self._offered.values())
+        self._offered[trial_id] = next(n for n in itertools.count() if n not in taken)
+        return {"trial": dataclasses.asdict(spec), "lane": self._offered[trial_id]}
 
     def _lanes_now(self) -> int:
         now = time.monotonic()
@@ -107,19 +115,26 @@ class SourceSearcher(Searcher):
         """Hear why a lane broke; Tune itself says only that it did."""
         self._losses[trial_id] = why
 
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Hand on what a trial waits for."""
+        if "waiting" in result and trial_id in self._running:
+            self._source.waits(self._running[trial_id], result["waiting"])
+
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Hand the result on; a trial whose lane broke under it is told as interrupted."""
         spec, why = self._running.pop(trial_id, None), self._losses.pop(trial_id, "the lane's actor died")
+        self._offered.pop(trial_id, None)
         if spec is None:
             return
         if error or not result or "trial_result" not in result:
             lost = TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED, detail=why)
             self._source.tell(spec, lost)
             return
-        lane = self._lanes.setdefault(result["lane_name"], len(self._lanes))
-        self._source.tell(spec, TrialResult.from_dict({**json.loads(result["trial_result"]), "lane": lane}))
+        self._lanes.add(result["lane"])
+        values = {**json.loads(result["trial_result"]), "lane": result["lane"]}
+        self._source.tell(spec, TrialResult.from_dict(values))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save."""
@@ -167,6 +182,7 @@ def run_sweep(
     reuse_workers: bool,
     name: str,
     trainable: type[tune.Trainable] = Lane,
+    callbacks: Sequence[tune.Callback] = (),
 ) -> None:
     """Run trials until the source has none left. Ray must be connected.
 
@@ -177,10 +193,13 @@ def run_sweep(
         reuse_workers: Keep worker groups from trial to trial; otherwise each trial starts its own.
         name: Of the experiment, as the Ray dashboard shows it.
         trainable: The class of a lane.
+        callbacks: Tune's, see `cluster.loggers`.
     """
     os.environ.update(_TUNE_ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     searcher = SourceSearcher(source, room)
+    driver = {"pid": os.getpid(), "node_id": ray.get_runtime_context().get_node_id()}
+    lane = dataclasses.replace(lane, driver=driver)
     with tempfile.TemporaryDirectory(prefix="tune-") as scratch:
         with_lane = tune.with_parameters(trainable, lane=lane, storage_path=scratch)
         tuner = tune.Tuner(
@@ -191,6 +210,6 @@ def run_sweep(
                 num_samples=-1,
                 reuse_actors=reuse_workers,
             ),
-            run_config=tune.RunConfig(name=name, storage_path=scratch, verbose=0),
+            run_config=tune.RunConfig(name=name, storage_path=scratch, verbose=0, callbacks=list(callbacks)),
         )
         tuner.fit()

@@ -15,8 +15,17 @@ import numpy as np
 from train_fn.spec import Reason, Status, TrialParams, TrialResult
 from train_fn.timing import student_t_975
 from tuner.costs import AffineCosts, Effect, Feature, Observation, Point, Priors
+from tuner.disturbed import counting
 from tuner.explain import Prediction
-from tuner.space import Measured, Numerics, Setting, is_out_of_memory, numerics_of, setting_of
+from tuner.space import (
+    Measured,
+    Numerics,
+    Setting,
+    is_out_of_memory,
+    numerics_of,
+    probed_point,
+    setting_of,
+)
 
 _MEMORY = Priors(
     constant={
@@ -221,7 +230,7 @@ class Beliefs:
     @cached_property
     def _speeds(self) -> list[tuple[TrialParams, float, float]]:
         """(point, samples/sec, its relative standard deviation) of every trial that was timed."""
-        timed = [(m.params, m.result) for m in self._measured if m.result.samples_per_second]
+        timed = [(m.params, m.result) for m in counting(self._measured) if m.result.samples_per_second]
         sds = _relative_sds([result for _, result in timed])
         return [(p, r.samples_per_second or 0.0, sd) for (p, r), sd in zip(timed, sds, strict=True)]
 
@@ -351,10 +360,10 @@ def _probed(measured: Sequence[Measured]) -> dict[tuple[Setting, int], float | N
     """Peak by setting and batch, None where memory ran out: of trials, and of what their probes tried."""
     found: dict[tuple[Setting, int], float | None] = {}
     for _, params, result in measured:
-        setting = setting_of(params)
-        for point in result.memory_points:
-            found[setting, point.per_device_train_batch_size] = point.peak_bytes
-        own = (setting, params.per_device_train_batch_size)
+        for probed in result.memory_points:
+            point = probed_point(params, probed)
+            found[setting_of(point), point.per_device_train_batch_size] = probed.peak_bytes
+        own = (setting_of(params), params.per_device_train_batch_size)
         if is_out_of_memory(result):
             found[own] = None
         elif own not in found and result.peak_memory_bytes and result.samples_per_second:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_settings import NoDecode
@@ -17,6 +17,9 @@ from pydantic_settings import NoDecode
 from train_fn.custom import EXPECTED, FUNCTION_NAME
 from train_fn.spec import PRECISIONS, DataSpec, JobSpec, LoraSpec, OptimizerSpec, TrialParams
 from tuner.units import parse_duration, parse_size, shown
+
+if TYPE_CHECKING:
+    from cluster.admission import Sharing
 
 DEMO_DEFAULTS: dict[str, Any] = {
     "trial.steps": 8,
@@ -50,6 +53,10 @@ def _as_list(value: object) -> object:
     if isinstance(value, str):
         return [part.strip() for part in value.split(",")]
     return value if value is None or isinstance(value, list) else [value]
+
+
+def _none_is_empty(value: object) -> object:
+    return [] if value is None else value
 
 
 def _distinct(values: list[Any] | None) -> list[Any] | None:
@@ -155,6 +162,7 @@ PositiveFloat = Annotated[float, BeforeValidator(_not_bool), Field(gt=0, allow_i
 NonNegativeFloat = Annotated[float, BeforeValidator(_not_bool), Field(ge=0, allow_inf_nan=False)]
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 Size = Annotated[int | float, BeforeValidator(parse_size)]
+Logger = Literal["tensorboard", "mlflow", "wandb"]
 _List = (NoDecode, BeforeValidator(_as_list), AfterValidator(_distinct))
 
 
@@ -272,6 +280,22 @@ class Cluster(_Section):
     """Type of the nodes to measure on, as Ray names it (A100, L4, ...); needed where there are several."""
     reuse_workers: bool = True
     """Keep workers and base model between trials; false starts one Ray Train run per trial."""
+    gpu_wait: Duration = 600.0
+    """Longest that a lane waits until its GPUs are quiet, such as 10m."""
+    gpu_max_utilisation: Annotated[NonNegativeFloat, Field(le=1)] = 0.1
+    """A GPU that others keep busy for a larger part of the time is not quiet."""
+    gpu_max_foreign_memory: Size = 1 << 30
+    """What others may hold on a quiet GPU: 1GiB, or a fraction of it."""
+    max_foreign_cpu: NonNegativeFloat = 0.2
+    """CPU cores per worker that others may take from a trial before it counts as disturbed."""
+    disturbance_check: bool = True
+    """Measure a trial again, at most twice, whose timed steps others have disturbed."""
+
+    def sharing(self) -> Sharing:
+        """How lanes share their nodes with others."""
+        from cluster.admission import Sharing
+
+        return Sharing(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Sharing)})
 
 
 class Study(_Section):
@@ -282,7 +306,7 @@ class Study(_Section):
     storage: Text | None = None
     """Optuna storage, sqlite:///FILE or postgresql://USER@HOST/DATABASE; null: study.db in output_dir."""
     time_budget: Duration | None = None
-    """No trial starts after this, such as 30m or 8h; null: no limit."""
+    """No trial starts that would not end in this time (30m, 8h), one in flight is stopped; null: no limit."""
     storage_timeout: Duration = 300.0
     """How long to wait for a storage that is locked, full or away, once trials are measured."""
 
@@ -314,6 +338,10 @@ class Config(_Section):
     """What is kept; a run with the same study continues it."""
     output_dir: Text | None = None
     """Folder for results; null: runs/<study name>."""
+    loggers: Annotated[
+        list[Logger], NoDecode, BeforeValidator(_as_list), BeforeValidator(_none_is_empty)
+    ] = []
+    """Ray Tune's loggers that get every trial, out of tensorboard, mlflow and wandb."""
 
     def for_device(self, device: str) -> Self:
         """The configuration with `cluster.device` and the demo defaults that hold on it."""

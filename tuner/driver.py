@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -29,6 +30,11 @@ _WRITING_SHARE = 0.05
 """Of the driver's time, at most, goes into files: with thousands of trials they are long."""
 
 
+def overrun_seconds(time_budget: float) -> float:
+    """How far a trial in flight may go beyond a time budget before it is stopped: 5% of it, 5 s to 1 min."""
+    return min(max(0.05 * time_budget, 5.0), 60.0)
+
+
 @dataclass
 class StudySource:
     """Gives Ray Tune the study's trials (a `cluster.sweep.TrialSource`).
@@ -39,6 +45,7 @@ class StudySource:
         record: Writes the result files; called after every result, less often when that takes long.
         deadline: No trial starts after this `time.monotonic()`; None is no limit.
         rescue_dir: Where a result goes that the study's storage does not take.
+        overrun_seconds: How far one may go beyond it; no further trial starts that would not end by then.
         broken: Why the search can't go on, once it can't.
     """
 
@@ -48,6 +55,8 @@ class StudySource:
     deadline: float | None = None
     rescue_dir: Path | None = None
     broken: str | None = None
+    overrun_seconds: float = 0.0
+    _has_started: bool = field(default=False, init=False)
     _lost_in_a_row: int = field(default=0, init=False)
     _losses: Counter[TrialParams] = field(default_factory=Counter, init=False)
     _lanes: int | None = field(default=None, init=False)
@@ -69,6 +78,7 @@ class StudySource:
             self.give_up(str(error))
             return None
         if spec is not None:
+            self._has_started = True
             log.info("trial %d starts: %s", spec.number, spec.params)
             self.progress.trial_started(spec.number, spec.params)
         return spec
@@ -85,18 +95,38 @@ class StudySource:
             result.reason,
             result.detail,
         )
+        if result.disturbed:
+            log.warning("trial %d was disturbed: %s", spec.number, "; ".join(result.disturbed))
         self.progress.trial_finished(spec.number, spec.params, result)
         if time.monotonic() >= self._next_record:
             self._write()
         interrupt.check()
+
+    def waits(self, spec: TrialSpec, text: str | None) -> None:
+        """A trial has to wait for quiet GPUs, or no longer."""
+        text = text or "goes on"
+        log.info("trial %d %s", spec.number, text)
+        self.progress.note(f"trial {spec.number}: {spec.params} {text}")
 
     def has_work(self) -> bool:
         """Whether trials may still come, once those in flight have ended."""
         return not self.broken and not self.is_time_up() and self.study.has_work()
 
     def is_time_up(self) -> bool:
-        """Whether the time budget is spent."""
-        return self.deadline is not None and time.monotonic() > self.deadline
+        """Whether the time budget is spent, or so far that another trial would be stopped before its end.
+
+        A run's first trial starts all the same: a budget shorter than any trial is to be seen.
+        """
+        if self.deadline is None:
+            return False
+        left = self.deadline - time.monotonic()
+        return left < 0 or (self._has_started and left + self.overrun_seconds < self._usual_seconds())
+
+    def _usual_seconds(self) -> float:
+        """What a trial of this study takes."""
+        results = [m.result for m in self.study.measured() if m.result.status == Status.COMPLETE]
+        totals = [r.seconds["total"] for r in results if "total" in r.seconds]
+        return statistics.median(totals) if totals else 0.0
 
     def room_for(self, lanes: int) -> None:
         """The cluster has room for so many lanes now."""

@@ -9,6 +9,7 @@ from bisect import insort
 from collections.abc import Sequence
 
 from train_fn.spec import Reason, TrialParams, TrialResult
+from tuner.disturbed import to_repeat
 from tuner.space import Measured, Proofs, SearchState
 
 
@@ -18,10 +19,14 @@ class Ledger:
     Args:
         candidates: The points that this run considers.
         skip_proven: Leave out points that a smaller one's out-of-memory proves infeasible.
+        repeat_disturbed: Points whose trial was disturbed are to be measured again.
     """
 
-    def __init__(self, candidates: Sequence[TrialParams], skip_proven: bool = True) -> None:
+    def __init__(
+        self, candidates: Sequence[TrialParams], skip_proven: bool = True, repeat_disturbed: bool = True
+    ) -> None:
         self._candidates, self._skip_proven = list(candidates), skip_proven
+        self._repeat_disturbed, self._wanted = repeat_disturbed, set(candidates)
         self._measured: list[Measured] = []
         self._running: dict[int, TrialParams] = {}
         self._closed: dict[TrialParams, int] = {}
@@ -47,7 +52,9 @@ class Ledger:
         if self._state is None:
             is_open = [c for c in self._candidates if not self._closed.get(c) and self.proof(c) is None]
             running = list(self._running.values())
-            self._state = SearchState(self._candidates, list(self._measured), running, is_open)
+            again = to_repeat(self._measured, running) if self._repeat_disturbed else []
+            again = [m for m in again if m.params in self._wanted]
+            self._state = SearchState(self._candidates, list(self._measured), running, is_open, again)
         return self._state
 
     def skipped(self) -> list[tuple[TrialParams, str]]:

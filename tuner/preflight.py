@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from importlib.util import find_spec
-from pathlib import Path
 
 from cluster.runtime import Node, lanes_that_fit
 from train_fn.spec import Fault
 from tuner.config import Config
+from tuner.output import Output
 from tuner.space import precisions_of, searched_by_default
+from tuner.trackers import check_loggers
 
 
 def choose_device(config: Config, nodes: list[Node]) -> str:
@@ -36,7 +36,7 @@ def check(config: Config, nodes: list[Node], device: str) -> list[Fault]:
     faults = _check_accelerator_type(config, nodes, device)
     if not faults:
         faults = _check_devices(config, of_type(nodes, config.cluster.accelerator_type), device)
-    faults += _check_output_dir(config)
+    faults += [*_check_output_dir(config), *check_loggers(config)]
     return faults + check_job(config.job(device))
 
 
@@ -88,11 +88,5 @@ def _check_precisions(wanted: list[str], device: str, offered: tuple[str, ...]) 
 
 
 def _check_output_dir(config: Config) -> list[Fault]:
-    """Try the folder, or the nearest one above it that there is: a run that is refused leaves nothing."""
-    folder = Path(str(config.output_dir))
-    try:
-        present = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        with tempfile.TemporaryFile(dir=present):
-            return []
-    except OSError as error:
-        return [Fault("output_dir", f"{folder} can't be written: {error.strerror}; name another folder")]
+    problem = Output(str(config.output_dir)).problem()
+    return [] if problem is None else [Fault("output_dir", problem)]

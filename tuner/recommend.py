@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from train_fn.spec import Status, TrialParams, TrialResult
 from train_fn.timing import time_ratio
+from tuner.disturbed import counting
 from tuner.space import Measured, is_out_of_memory
 from tuner.units import human_bytes
 
@@ -52,6 +53,7 @@ class Feasible:
     budget_bytes: int | None
     alloc_retries: int
     is_loss_borrowed: bool
+    disturbed: Sequence[str] = ()
 
     def is_faster(self, other: Feasible) -> bool:
         """Beyond noise: over the same batches; without step times, where the intervals don't overlap."""
@@ -95,9 +97,10 @@ def recommend(trials: Sequence[Measured], loss_tolerance: float) -> Recommendati
 def feasible_trials(trials: Sequence[Measured]) -> list[Feasible]:
     """The trials that can be compared: complete, nothing violated, both objectives finite.
 
-    One that took its loss from another trial no longer counts when its point was measured in full.
+    One that took its loss from another trial no longer counts when its point was measured in full, nor one
+    that was disturbed when its point was measured again.
     """
-    found = [f for f in (_as_feasible(*trial) for trial in trials) if f is not None]
+    found = [f for f in (_as_feasible(*trial) for trial in counting(trials)) if f is not None]
     in_full = {f.params for f in found if not f.is_loss_borrowed}
     return [f for f in found if not f.is_loss_borrowed or f.params not in in_full]
 
@@ -122,6 +125,7 @@ def _as_feasible(number: int, params: TrialParams, result: TrialResult) -> Feasi
         result.memory_budget_bytes,
         result.alloc_retries,
         result.is_loss_borrowed,
+        result.disturbed,
     )
 
 
@@ -161,6 +165,7 @@ def _why(best: Feasible, feasible: list[Feasible], tolerance: float) -> str:
         _why_calm(best, within_tolerance(feasible, tolerance)),
         _why_loss(best, feasible, tolerance),
         _why_memory(best),
+        _why_disturbed(best),
     ]
     return "; ".join(part for part in parts if part) + "."
 
@@ -214,6 +219,10 @@ def _why_memory(best: Feasible) -> str:
         return f"it needs {human_bytes(best.peak_bytes)} per worker"
     free = 1 - best.peak_bytes / best.budget_bytes
     return f"it leaves {max(free, 0):.0%} of the {human_bytes(best.budget_bytes)} budget free"
+
+
+def _why_disturbed(best: Feasible) -> str:
+    return f"its measurement was disturbed ({'; '.join(best.disturbed)})" if best.disturbed else ""
 
 
 def _why_nothing(trials: Sequence[Measured]) -> str:

@@ -2,10 +2,12 @@
 
     python -m tuner.run                        # the built-in demo
     python -m tuner.run --config tune.yaml     # your model and data
+    python -m tuner.run --from-swift 'NPROC_PER_NODE=2 swift sft ...' --dry-run
     python -m tuner.run --help
 
 Exit codes: 0 a configuration is recommended; 2 the input is wrong, nothing was started; 3 nothing is
-feasible; 130 interrupted, with everything measured kept; 1 anything else.
+feasible; 130 interrupted, with everything measured kept; 1 anything else, also that another run works on the
+study.
 """
 
 from __future__ import annotations
@@ -14,14 +16,19 @@ import contextlib
 import logging
 import os
 import sys
-import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from train_fn.redaction import know_url, redact_url, redacted_output
 from train_fn.spec import InputError
 from tuner import interrupt
 from tuner.cli import Options, load
+from tuner.closing import outlived, say, this_command
 from tuner.config import Config
+
+if TYPE_CHECKING:
+    from tuner.imports.present import Present
+    from tuner.output import Output
 
 log = logging.getLogger("tuner")
 
@@ -30,34 +37,58 @@ EXIT_OK, EXIT_ERROR, EXIT_INPUT, EXIT_INFEASIBLE, EXIT_INTERRUPTED = 0, 1, 2, 3,
 
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line; returns the exit code."""
+    with redacted_output(), contextlib.ExitStack() as logs:
+        return _main(argv, logs)
+
+
+def _main(argv: list[str] | None, logs: contextlib.ExitStack) -> int:
     from tuner.console import print_faults
 
     interrupt.install()
     try:
         config, options = load(sys.argv[1:] if argv is None else argv)
-        return tune(config, options)
+        know_url(config.study.storage or "")
+        return tune(config, options, logs)
     except InputError as error:
-        print_faults(error)
+        with outlived():
+            print_faults(error)
         return EXIT_INPUT
     except KeyboardInterrupt:
-        print("Interrupted before anything was measured.", file=sys.stderr)
+        say("Interrupted before anything was measured.")
         return EXIT_INTERRUPTED
     except Exception as error:
+        from tuner.lock import StudyHeldError
+
+        if isinstance(error, StudyHeldError):
+            say(str(error))
+            return EXIT_ERROR
         log.exception("the run failed")
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        say(f"{type(error).__name__}: {error}")
+        say(_what_is_kept())
         return EXIT_ERROR
 
 
-def tune(config: Config, options: Options) -> int:
-    """Check, search, report. Reads top to bottom as the life of a run.
+def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
+    """Check, open the study, search. Reads top to bottom as the life of a run.
+
+    Args:
+        config: What to tune.
+        options: What to do beside that.
+        logs: Closes the log, after all that may be logged.
 
     Raises:
         InputError: Something is wrong with the input; nothing was started.
+        StudyHeldError: Another run works on the study.
     """
     from cluster.runtime import connected, this_node
     from tuner import preflight
     from tuner.console import print_dry_run
+    from tuner.identity import identity
+    from tuner.lock import held, refuse_if_held
+    from tuner.output import Output, local_folder, logged_to
     from tuner.resolve import fingerprint, model_settings, resolve, to_yaml
+    from tuner.results import versions
+    from tuner.search import Search
     from tuner.space import candidates
     from tuner.storage import drop_kept, kept
     from tuner.study import open_study
@@ -68,6 +99,9 @@ def tune(config: Config, options: Options) -> int:
         nodes = stack.enter_context(connected(address)) if address else [this_node()]
         device = preflight.choose_device(config, nodes)
         config = resolve(config, device)
+        name, storage = str(config.study.name), str(config.study.storage)
+        if not options.dry_run:
+            refuse_if_held(storage, name)
         if faults := preflight.check(config, nodes, device):
             raise InputError(*faults)
         nodes = preflight.of_type(nodes, config.cluster.accelerator_type)
@@ -80,12 +114,14 @@ def tune(config: Config, options: Options) -> int:
             config.search.knobs,
         )
         if options.dry_run:
-            print_dry_run(to_yaml(config), points)
+            print_dry_run(to_yaml(config), points, options.present.details() if options.present else [])
             return EXIT_OK
-        output_dir = Path(str(config.output_dir))
+        lease = stack.enter_context(held(storage, name))
+        # Where results go that the storage does not take.
+        rescue_dir = local_folder(str(config.output_dir)) or Path("runs") / name
         study = open_study(
-            str(config.study.name),
-            str(config.study.storage),
+            name,
+            storage,
             points,
             config.search.sampler,
             config.search.seed,
@@ -93,123 +129,62 @@ def tune(config: Config, options: Options) -> int:
             fingerprint(config, device),
             model_settings(config, device),
             config.search.skip_proven,
-            kept(output_dir),
+            kept(rescue_dir),
+            identity(config, device, nodes, versions()),
+            config.cluster.disturbance_check,
         )
-        drop_kept(output_dir)
+        drop_kept(rescue_dir)
         stack.callback(study.close)
-        output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-        _log_to(output_dir / "tuner.log")
-        return _search(config, device, study, address, nodes)
+        output = Output(str(config.output_dir))
+        output.write("config.yaml", to_yaml(config))
+        logs.enter_context(logged_to(output, "tuner.log"))
+        if options.present:
+            say("\n".join(options.present.lines()), sys.stdout)
+        search = Search(config, device, nodes, address, study, output, rescue_dir)
+        return _outcome(config, search.run(lease), search.broken, output, options.present)
 
 
-def _search(config: Config, device: str, study: Any, address: str | None, nodes: list[Any]) -> int:
-    from cluster.runtime import lanes_that_fit
-    from tuner.console import Progress, print_table
-    from tuner.driver import StudySource
-    from tuner.results import write_results
+def _outcome(
+    config: Config,
+    result: dict[str, Any],
+    broken: str | None,
+    output: Output,
+    present: Present | None,
+) -> int:
+    """Say how the run ended, and what to do next; returns the exit code."""
+    from tuner.advice import next_step
 
-    started = time.monotonic()
-
-    def record() -> dict[str, Any]:
-        return write_results(
-            str(config.output_dir),
-            study,
-            global_batch_size=config.global_batch_size,
-            num_workers=config.num_workers,
-            device=device,
-            loss_tolerance=config.search.loss_tolerance,
-            wall_seconds=time.monotonic() - started,
-            predictions=study.beliefs(),
-            headroom=config.search.memory_headroom,
-        )
-
-    budget = config.study.time_budget
-    lanes = config.cluster.lanes or lanes_that_fit(nodes, device, config.num_workers)
-    progress = Progress(len(study.candidates), config.search.max_trials, budget, lanes=lanes)
-    deadline = None if budget is None else started + budget
-    source = StudySource(study, progress, record, deadline, Path(str(config.output_dir)))
-    study.be_patient(config.study.storage_timeout, progress.note)
-    with contextlib.suppress(KeyboardInterrupt), progress:
-        _sweep(config, device, source, address)
-    result = record()
-    print_table(
-        study.measured(),
-        result["pareto_front"],
-        result["recommended"],
-        result["why"],
-        explanation=result["explanation"],
-        stopped=result["stopped"],
-    )
-    return _exit_code(config, source.broken, interrupt.INTERRUPTED.is_set(), result)
+    code = EXIT_OK
+    again = f"The same command goes on from here:\n  {this_command()}"
+    if interrupt.INTERRUPTED.is_set():
+        code = EXIT_INTERRUPTED
+        log.info("interrupted")
+        say(f"Interrupted. {len(result['trials'])} finished trials are kept in {output}. {again}")
+    elif broken:
+        code = EXIT_ERROR
+        say(f"The search ended early: {broken}. {again}")
+    elif result["recommended"] is None:
+        code = EXIT_INFEASIBLE
+        say(f"{result['why']}\n{next_step(result['trials'])}")
+    else:
+        say(f"Results: {output} (to look at: report.html)", sys.stdout)
+        say(f"For your trainer: python -m tuner.export {output} --format ms-swift|axolotl|...", sys.stdout)
+        if present:
+            advice = present.advice(result["trials"], result["recommended"])
+            say("\n" + "\n".join(advice), sys.stdout)
+    if output.failure:
+        study_at = redact_url(str(config.study.storage))
+        say(f"{output} can't be written: {output.failure}; all is kept in {study_at}.")
+        return code or EXIT_ERROR
+    return code
 
 
-def _sweep(config: Config, device: str, source: Any, address: str | None) -> None:
-    """Start Ray where it does not run yet, and run trials until there is nothing left to do."""
-    from cluster.lane import LaneSpec
-    from cluster.room import HeadLostError, Room
-    from cluster.runtime import connected, dashboard_url
-    from cluster.sweep import run_sweep
-    from train_fn.environment import worker_environment
-
-    if not source.has_work():
-        return
-    with contextlib.ExitStack() as stack:
-        if address is None:
-            source.progress.phase("starting Ray")
-            stack.enter_context(connected(None))
-        source.progress.phase("starting workers")
-        source.progress.note(f"dashboard: {dashboard_url() or 'off'}")
-        lane = LaneSpec(
-            job=config.job(device),
-            cpus_per_worker=1.0,
-            worker_environment=worker_environment(device),
-            accelerator_type=config.cluster.accelerator_type,
-        )
-        reuse = config.cluster.reuse_workers
-        kind, most = config.cluster.accelerator_type, config.cluster.lanes
-        room = Room(device, config.num_workers, kind, most)
-        measured = -1
-        while source.has_work() and len(source.study.measured()) > measured:
-            # Once, as a rule: a trial that was lost with its lane is open again when Tune is done.
-            measured = len(source.study.measured())
-            try:
-                run_sweep(source, lane, room=room, reuse_workers=reuse, name=str(config.study.name))
-            except (Exception, HeadLostError) as error:  # what is measured is in the study
-                log.exception("the sweep failed")
-                source.give_up(_in_a_line(error))
-
-
-def _in_a_line(error: BaseException) -> str:
-    """The first line; of a traceback's text, as Tune wraps what it catches, the last one."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[-1 if lines[0].startswith("Traceback") else 0]
-
-
-def _exit_code(config: Config, broken: str | None, interrupted: bool, result: dict[str, Any]) -> int:
-    again = "The same command goes on from here."
-    if interrupted:
-        kept = f"{len(result['trials'])} finished trials are kept in {config.output_dir}."
-        print(f"Interrupted. {kept} {again}", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    if broken:
-        print(f"The search ended early: {broken}. {again}", file=sys.stderr)
-        return EXIT_ERROR
-    if result["recommended"] is None:
-        print(result["why"], file=sys.stderr)
-        return EXIT_INFEASIBLE
-    print(f"Results: {config.output_dir}")
-    return EXIT_OK
-
-
-def _log_to(path: Path) -> None:
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    for name in ("tuner", "cluster", "ray"):
-        logging.getLogger(name).addHandler(handler)
-    for name in ("tuner", "cluster"):
-        logging.getLogger(name).setLevel(logging.INFO)
-        logging.getLogger(name).propagate = False
+def _what_is_kept() -> str:
+    """The next step after an error that nobody foresaw."""
+    files = [h.baseFilename for h in log.handlers if isinstance(h, logging.FileHandler)]
+    if not files:
+        return "Nothing was started."
+    return f"More about it in {files[-1]}. What was measured is kept; to go on:\n  {this_command()}"
 
 
 if __name__ == "__main__":

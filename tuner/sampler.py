@@ -24,6 +24,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial
 
 from train_fn.spec import PRECISIONS, Knob, Reason, TrialParams, TrialResult
+from tuner.disturbed import to_repeat
 from tuner.model_search import ModelSettings, Outlook
 from tuner.space import Measured, Proofs, SearchState, factorisations, knobs_of
 
@@ -101,9 +102,16 @@ def result_of(trial: FrozenTrial) -> TrialResult | None:
 
 
 def search_state(
-    candidates: Sequence[TrialParams], trials: Iterable[FrozenTrial], skip_proven: bool = True
+    candidates: Sequence[TrialParams],
+    trials: Iterable[FrozenTrial],
+    skip_proven: bool = True,
+    repeat_disturbed: bool = True,
 ) -> SearchState:
-    """Read the study's record; unless `skip_proven`, what is proven infeasible is open all the same."""
+    """Read the study's record.
+
+    Unless `skip_proven`, what is proven infeasible is open all the same; unless `repeat_disturbed`, a
+    disturbed trial is as good as any.
+    """
     samples = samples_per_worker(candidates)
     measured, running = [], []
     for trial in trials:
@@ -118,7 +126,9 @@ def search_state(
     closed = {m.params for m in measured} | set(running)
     proofs = Proofs((m.params, m.result) for m in measured if skip_proven)
     still_open = [c for c in candidates if c not in closed and proofs.against(c) is None]
-    return SearchState(candidates, measured, running, still_open)
+    again = to_repeat(measured, running) if repeat_disturbed else []
+    wanted = set(candidates)
+    return SearchState(candidates, measured, running, still_open, [m for m in again if m.params in wanted])
 
 
 class CandidateSampler(optuna.samplers.BaseSampler):

@@ -112,7 +112,8 @@ class PatientStorage(optuna.storages.RDBStorage):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._patience_seconds, self._say = 0.0, _to_nobody
+        self._patience_seconds = 0.0
+        self._say: Callable[[str], None] = _to_nobody
         super().__init__(*args, **kwargs)
 
     def be_patient(self, seconds: float, say: Callable[[str], None]) -> None:

@@ -14,6 +14,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any
 
 import optuna
@@ -21,7 +22,10 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from train_fn.spec import Fault, InputError, Knob, Reason, Status, TrialParams, TrialResult, TrialSpec
+from tuner.attributes import describe_point, describe_study, in_words, list_constraints
 from tuner.beliefs import Beliefs
+from tuner.generations import Generation, generation_for
+from tuner.identity import Identity
 from tuner.ledger import Ledger
 from tuner.model_search import ModelSettings, Step, beliefs_of, next_step, spec_of
 from tuner.sampler import (
@@ -57,7 +61,12 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class TuningStudy:
-    """Asks for points and records what came of them. Made by `open_study`; for use from one thread."""
+    """Asks for points and records what came of them. Made by `open_study`; for use from one thread.
+
+    Attributes:
+        news: In a line, why this is not the study that the last run worked on; None where it is.
+        compared_with: What is known of the generation before, see `tuner.generations.Generation`.
+    """
 
     def __init__(
         self,
@@ -69,8 +78,12 @@ class TuningStudy:
         settings: ModelSettings | None = None,
         skip_proven: bool = True,
         rescued: Rescued | None = None,
+        generation: Generation | None = None,
+        repeat_disturbed: bool = True,
     ) -> None:
         """See `open_study`; `settings` are those of the `model` strategy, None where another one searches."""
+        self.news = generation.news if generation else None
+        self.compared_with = generation.compared_with if generation else None
         self._study = study
         self._storage = storage
         self._study_id = storage.get_study_id_from_name(study.study_name)
@@ -83,7 +96,7 @@ class TuningStudy:
         self._step: tuple[SearchState, Step] | None = None
         self._asked: dict[int, optuna.Trial] = {}
         self._settle_orphans(rescued or {})
-        self._ledger = self._read(skip_proven)
+        self._ledger = self._read(skip_proven, repeat_disturbed)
 
     @property
     def name(self) -> str:
@@ -104,9 +117,10 @@ class TuningStudy:
         """The next trial; None while there is none, see `has_work`."""
         state = self._state()
         if self._settings is None:
-            if not state.open or state.turn >= self._max_trials:
+            is_open = bool(state.open) and state.turn < self._max_trials
+            if not is_open and not state.to_repeat:
                 return None
-            number, params = self._new_trial(None, state)
+            number, params = self._new_trial(None if is_open else state.to_repeat[0].params, state)
             return TrialSpec(number=number, params=params)
         step = self._next_step(state)
         if step.point is None:
@@ -118,9 +132,15 @@ class TuningStudy:
         """Whether there will be something to measure, now or once the trials in flight have ended."""
         state = self._state()
         if self._settings is None:
-            return bool(state.open) and state.turn < self._max_trials
+            is_open = bool(state.open) and state.turn < self._max_trials
+            return is_open or bool(state.to_repeat or state.running)  # which may turn out to be disturbed
         step = self._next_step(state)
         return step.point is not None or step.waits
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to measure, neither in flight nor to come."""
+        return not self._asked and not self.has_work()
 
     @property
     def stopped(self) -> str | None:
@@ -155,6 +175,7 @@ class TuningStudy:
         assert params is not None
         trial.set_user_attr("gradient_accumulation_steps", params.gradient_accumulation_steps)
         trial.set_user_attr("global_batch_size", self._global_batch_size)
+        describe_point(trial, params)
         self._asked[trial.number] = trial
         self._ledger.start(trial.number, params)
         return trial.number, params
@@ -174,6 +195,7 @@ class TuningStudy:
             raise ValueError(f"trial {spec.number} was not asked for in this run")
         result = _with_finite_objectives(result)
         _set_constraints(trial, result)
+        list_constraints(self._storage, trial._trial_id, trial.constraints)
         self._store(spec.number, result)
         self._finish(spec.number, result)
         del self._asked[spec.number]
@@ -182,6 +204,11 @@ class TuningStudy:
     def measured(self) -> list[Measured]:
         """Every finished trial as (number, params, result), by number; interrupted ones are left out."""
         return self._state().measured
+
+    def times(self) -> dict[int, tuple[datetime | None, datetime | None]]:
+        """When every trial was asked for and told, by number."""
+        trials = self._study.get_trials(deepcopy=False)
+        return {t.number: (t.datetime_start, t.datetime_complete) for t in trials}
 
     def open_points(self) -> list[TrialParams]:
         """Candidates that are neither measured, nor running, nor proven infeasible."""
@@ -208,9 +235,9 @@ class TuningStudy:
     def _state(self) -> SearchState:
         return self._ledger.state()
 
-    def _read(self, skip_proven: bool) -> Ledger:
+    def _read(self, skip_proven: bool, repeat_disturbed: bool) -> Ledger:
         """What the storage holds; every later change is this driver's own."""
-        ledger = Ledger(self._candidates, skip_proven)
+        ledger = Ledger(self._candidates, skip_proven, repeat_disturbed)
         for trial in self._study.get_trials(deepcopy=False):
             params, result = params_of(trial.params, self._samples_per_worker), result_of(trial)
             if params is not None and result is not None and trial.state.is_finished():
@@ -231,6 +258,7 @@ class TuningStudy:
         """Write a result to the trial's user attributes, all or none; `status` says that they are there."""
         trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
         values = dataclasses.asdict(result)
+        values |= in_words(result)
         values["status"] = str(values.pop("status"))
         told = {key: value for key, value in values.items() if value not in (None, [], {})}
         self._backend.set_trial_user_attrs(trial_id, told)
@@ -274,8 +302,10 @@ def open_study(
     settings: ModelSettings | None = None,
     skip_proven: bool = True,
     rescued: Rescued | None = None,
+    identity: Identity | None = None,
+    repeat_disturbed: bool = True,
 ) -> TuningStudy:
-    """Open or create a study.
+    """Open or create a study, or its generation that this run can go on with.
 
     Args:
         name: Its name within the storage.
@@ -289,6 +319,8 @@ def open_study(
         settings: Of the `model` sampler; None: its defaults.
         skip_proven: Leave out points that a smaller one's out-of-memory proves infeasible.
         rescued: Results that the storage did not take from the last driver, see `tuner.storage`.
+        identity: What it is measured with, see `tuner.identity`.
+        repeat_disturbed: Measure points again whose trial was disturbed.
 
     Raises:
         InputError: The storage can't be opened, the study was measured under another fingerprint, or it is
@@ -304,10 +336,13 @@ def open_study(
             load_if_exists=True,
             pruner=optuna.pruners.NopPruner(),
         )
+        settings = settings or ModelSettings(seed=seed)
+        _check_fingerprint(study, fingerprint)
+        generation = generation_for(study, storage, identity or {}, candidates, settings.loss_tolerance)
+        study = generation.study
         _check_fingerprint(study, fingerprint)
         precisions = _precisions_of(study, candidates)
         knobs = _knobs_of(study, candidates)
-        settings = settings or ModelSettings(seed=seed)
         study.sampler = make_sampler(sampler_name, candidates, seed, precisions, knobs, settings, skip_proven)
         if study.metric_names is None:
             with warnings.catch_warnings():
@@ -315,7 +350,18 @@ def open_study(
                 study.set_metric_names(list(DIRECTIONS))
         model = settings if sampler_name == "model" else None
         batch = fingerprint["global_batch_size"]
-        return TuningStudy(study, storage, candidates, max_trials, batch, model, skip_proven, rescued)
+        return TuningStudy(
+            study,
+            storage,
+            candidates,
+            max_trials,
+            batch,
+            model,
+            skip_proven,
+            rescued,
+            generation,
+            repeat_disturbed,
+        )
     except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, OSError, RuntimeError) as error:
         raise InputError(Fault("study.storage", why_not_opened(url, error))) from error
 
@@ -330,6 +376,7 @@ def _check_fingerprint(study: optuna.Study, fingerprint: dict[str, Any]) -> None
             problem = f"{study.study_name!r} in this storage was made by another program"
             raise InputError(Fault("study.name", f"{problem}; choose another name"))
         study.set_user_attr(_FINGERPRINT, json.dumps(new, sort_keys=True))
+        describe_study(study, new)
         return
     old = json.loads(stored)
     differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]

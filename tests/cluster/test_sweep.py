@@ -47,6 +47,7 @@ class ListSource:
 
     trials: list[TrialSpec] = field(default_factory=lambda: [spec(n) for n in range(4)])
     told: list[tuple[TrialSpec, TrialResult]] = field(default_factory=list)
+    waited: list[tuple[TrialSpec, str | None]] = field(default_factory=list)
     more_may_come: bool = False
     rooms: list[int] = field(default_factory=list)
     broken: str | None = None
@@ -63,6 +64,9 @@ class ListSource:
     def room_for(self, lanes: int) -> None:
         self.rooms.append(lanes)
 
+    def waits(self, spec: TrialSpec, text: str | None) -> None:
+        self.waited.append((spec, text))
+
     def give_up(self, why: str) -> None:
         self.broken, self.more_may_come = why, False
 
@@ -71,12 +75,12 @@ def searching(source: ListSource, room: int = 99) -> SourceSearcher:
     return SourceSearcher(source, lambda: room)
 
 
-def reported(result: TrialResult, lane: str) -> dict[str, Any]:
+def reported(result: TrialResult, lane: int = 0) -> dict[str, Any]:
     """A lane's result as Tune hands it to a searcher: flat, with Tune's own values beside it."""
     text = json.dumps(dataclasses.asdict(result))
     return {
         "trial_result": text,
-        "lane_name": lane,
+        "lane": lane,
         "done": True,
         "training_iteration": 1,
         "config/trial/number": 3,
@@ -100,7 +104,7 @@ def test_a_lane_waits_where_trials_in_flight_may_bring_more() -> None:
         searcher.suggest(f"t{n}")
     assert searcher.suggest("t4") is None
     for n in range(4):
-        searcher.on_trial_complete(f"t{n}", reported(COMPLETE, "x"))
+        searcher.on_trial_complete(f"t{n}", reported(COMPLETE))
     assert searcher.suggest("t4") == Searcher.FINISHED, "nothing runs, so nothing can come"
 
 
@@ -109,8 +113,8 @@ def test_results_are_told_with_their_trial_in_any_order() -> None:
     searcher = searching(source)
     for trial_id in ("a", "b"):
         searcher.suggest(trial_id)
-    searcher.on_trial_complete("b", reported(OOM, "x"))
-    searcher.on_trial_complete("a", reported(COMPLETE, "x"))
+    searcher.on_trial_complete("b", reported(OOM))
+    searcher.on_trial_complete("a", reported(COMPLETE))
     assert source.told == [
         (spec(1), dataclasses.replace(OOM, lane=0)),
         (spec(0), dataclasses.replace(COMPLETE, lane=0)),
@@ -118,13 +122,18 @@ def test_results_are_told_with_their_trial_in_any_order() -> None:
     assert isinstance(source.told[0][1].status, Status)
 
 
-def test_lanes_are_numbered_as_they_appear() -> None:
+def test_a_lane_that_is_new_gets_a_number_that_no_other_has() -> None:
     source = ListSource()
     searcher = searching(source)
-    for number, lane in enumerate(("f00", "0ba", "f00", "0ba")):
-        searcher.suggest(str(number))
-        searcher.on_trial_complete(str(number), reported(COMPLETE, lane))
-    assert [result.lane for _, result in source.told] == [0, 1, 0, 1]
+    offered = [searcher.suggest(trial)["lane"] for trial in "ab"]
+    assert offered == [0, 1]
+    searcher.on_trial_complete("b", reported(COMPLETE, lane=1))
+    assert searcher.suggest("c")["lane"] == 2, "0 may still be taken by the trial that runs"
+    searcher.on_trial_complete("c", reported(COMPLETE, lane=1))  # there was no new lane
+    searcher.on_trial_complete("a", reported(COMPLETE, lane=0))
+    assert searcher.suggest("d")["lane"] == 2
+    searcher.on_trial_complete("d", error=True)
+    assert [result.lane for _, result in source.told] == [1, 1, 0, None]
 
 
 def test_a_trial_without_a_result_is_told_as_interrupted() -> None:
@@ -132,7 +141,7 @@ def test_a_trial_without_a_result_is_told_as_interrupted() -> None:
     searcher = searching(source)
     endings: list[dict[str, Any]] = [
         {"error": True},
-        {"error": True, "result": reported(COMPLETE, "x")},
+        {"error": True, "result": reported(COMPLETE)},
         {"result": None},
         {"result": {"training_iteration": 0}},
     ]
@@ -147,10 +156,21 @@ def test_a_trial_is_told_once_and_a_strange_one_never() -> None:
     source = ListSource()
     searcher = searching(source)
     searcher.suggest("a")
-    searcher.on_trial_complete("a", reported(COMPLETE, "x"))
+    searcher.on_trial_complete("a", reported(COMPLETE))
     searcher.on_trial_complete("a", error=True)
-    searcher.on_trial_complete("never asked", reported(COMPLETE, "x"))
+    searcher.on_trial_complete("never asked", reported(COMPLETE))
     assert len(source.told) == 1
+
+
+def test_what_a_trial_waits_for_is_told_and_ends_nothing() -> None:
+    source = ListSource()
+    searcher = searching(source)
+    searcher.suggest("a")
+    for text in ("waits for a quiet GPU", None):
+        searcher.on_trial_result("a", {"waiting": text, "done": False, "training_iteration": 1})
+    searcher.on_trial_result("a", reported(COMPLETE))
+    assert source.waited == [(spec(0), "waits for a quiet GPU"), (spec(0), None)]
+    assert not source.told
 
 
 def test_both_objectives_are_tunes_too() -> None:
@@ -169,7 +189,7 @@ def test_pickling_leaves_the_source_behind() -> None:
         assert copy._source is None
         assert copy._running == {"a": spec(0)}
     source.lock.close()  # type: ignore[attr-defined]
-    searcher.on_trial_complete("a", reported(COMPLETE, "x"))  # the original still has it
+    searcher.on_trial_complete("a", reported(COMPLETE))  # the original still has it
     assert len(source.told) == 1
 
 
@@ -185,7 +205,7 @@ def test_no_more_trials_run_than_there_is_room_for_and_room_may_change(monkeypat
     room[0] = 1  # and is gone
     searcher.on_trial_complete("b", error=True)
     assert searcher.suggest("c") is None
-    searcher.on_trial_complete("a", reported(COMPLETE, "x"))
+    searcher.on_trial_complete("a", reported(COMPLETE))
     assert isinstance(searcher.suggest("c"), dict)
     assert set(source.rooms) == {1, 2}
 

@@ -26,8 +26,9 @@ SMALL = [
     "--trial.warmup-steps=1",
     "--data.max-validation-samples=16",
     "--search.precision=fp32",
+    "--cluster.disturbance-check=false",
 ]
-"""Trials of about a second."""
+"""Trials of about a second; none comes again because this machine is busy with other things, too."""
 
 
 class Run:
@@ -133,7 +134,7 @@ class Cluster:
     """A `ray start --head` of our own."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        self.environment = environment
+        self.environment, self.folder = environment, folder
         self.port, self.dashboard_port = _free_port(), _free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.dashboard = f"http://127.0.0.1:{self.dashboard_port}"

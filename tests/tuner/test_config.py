@@ -52,6 +52,7 @@ cluster:
   reuse_workers: true
 study: {name: null, storage: null, time_budget: null}
 output_dir: null
+loggers: []
 """
 
 

@@ -80,8 +80,8 @@ def test_any_optuna_tool_can_read_the_study(tmp_path):
     assert (complete.state, complete.values) == (TrialState.COMPLETE, [6.5, 2.3])
     assert (oom.state, oom.values) == (TrialState.PRUNED, None)
     assert failed.state == TrialState.FAIL
-    assert complete.constraints == {"memory": -0.38}
-    assert oom.constraints == {"memory": 0.25}
+    assert complete.constraints["memory"] == -0.38
+    assert oom.constraints["memory"] == 0.25
     assert complete.user_attrs["gradient_accumulation_steps"] == 8
     assert complete.user_attrs["global_batch_size"] == 16
     assert set(complete.params) == {"per_device_train_batch_size", "precision", "gradient_checkpointing"}

@@ -1,0 +1,211 @@
+"""Ray Tune's own loggers, shown each trial as people know it: its point as parameters, its result as metrics.
+
+To Tune a trial of ours is one opaque dictionary in and one text out, so Ray's callbacks would log neither. A
+tracker that breaks is switched off and says so once: what is measured stands in the study anyway.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ray.air.constants import TRAINING_ITERATION
+from ray.tune import Callback
+from ray.tune.logger import LoggerCallback, TBXLoggerCallback
+
+from train_fn.spec import Reason, Status, TrialResult, TrialSpec
+
+log = logging.getLogger(__name__)
+
+
+class TrialView:
+    """A Tune trial under our trial's name, with its point as the configuration."""
+
+    def __init__(self, trial: Any, folder: Path) -> None:
+        spec = TrialSpec.from_dict(trial.config["trial"])
+        self._trial = trial
+        self.name = f"{spec.number:03d} {spec.params}"
+        point = {**vars(spec.params), **spec.params.knobs}
+        self.config: dict[str, Any] = {
+            "trial": spec.number,
+            **{k: v for k, v in point.items() if k != "knobs"},
+        }
+        self.local_path = str(folder / re.sub(r"[^\w.=-]+", "-", self.name))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trial, name)
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def evaluated_params(self) -> dict[str, Any]:
+        """What TensorBoard shows as hparams."""
+        return self.config
+
+    def init_local_path(self) -> None:
+        """Make the folder."""
+        os.makedirs(self.local_path, exist_ok=True)
+
+    def ended(self, status: Status, reason: str | None) -> None:
+        """Know how it ended, so that trackers can filter by it."""
+        self.config |= {"status": str(status), "reason": reason or "-"}
+
+
+class _Tracker(LoggerCallback):
+    """Stands before one of Ray's callbacks and translates."""
+
+    label = ""
+    needs_folder = False
+    _folder = Path()
+    _on_problem: Callable[[str], None] | None = None
+    _is_off = False
+
+    def prepare(self, folder: Path, on_problem: Callable[[str], None]) -> None:
+        """Take the folder for files, and whom to tell that the tracker is off."""
+        self._folder, self._on_problem = folder, on_problem
+        self._views: dict[str, TrialView] = {}
+
+    def setup(self, *args: Any, **info: Any) -> None:
+        """Before the first trial."""
+        self._attempt(super().setup, *args, **info)
+
+    def log_trial_start(self, trial: Any) -> None:
+        """A trial has begun."""
+        view = self._view(trial)
+        if self.needs_folder:
+            view.init_local_path()
+        self._attempt(super().log_trial_start, view)
+
+    def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
+        """A trial's only result: its loss curve step by step, and the figures at its last step."""
+        if "trial_result" not in result:
+            return
+        found = TrialResult.from_dict(json.loads(result["trial_result"]))
+        view = self._view(trial)
+        view.ended(found.status, found.reason)
+        for values in _by_step(found):
+            self._attempt(super().log_trial_result, values[TRAINING_ITERATION], view, values)
+
+    def log_trial_end(self, trial: Any, failed: bool = False) -> None:
+        """A trial has ended; without a result its lane broke."""
+        view = self._view(trial)
+        if "status" not in view.config:
+            view.ended(Status.FAILED, Reason.INTERRUPTED)
+        self._attempt(super().log_trial_end, view, failed or view.config["status"] == Status.FAILED)
+        self._views.pop(trial.trial_id, None)
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """Uploads may still be under way."""
+        self._attempt(super().on_experiment_end, trials, **info)
+
+    def _view(self, trial: Any) -> TrialView:
+        """The same object for the same trial: Ray's callbacks keep it as a key."""
+        if trial.trial_id not in self._views:
+            self._views[trial.trial_id] = TrialView(trial, self._folder)
+        return self._views[trial.trial_id]
+
+    def _attempt(self, method: Callable[..., None], *args: Any, **info: Any) -> None:
+        if self._is_off:
+            return
+        try:
+            method(*args, **info)
+        except Exception as error:
+            self._is_off = True
+            log.exception("logger %s is off", self.label)
+            if self._on_problem is not None:
+                why = (str(error).strip() or type(error).__name__).splitlines()[0]
+                self._on_problem(f"loggers: {self.label} is off from here on: {why}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its callbacks; whom to tell is no part of them."""
+        return {key: value for key, value in self.__dict__.items() if key != "_on_problem"}
+
+
+def _by_step(result: TrialResult) -> Iterator[dict[str, Any]]:
+    """What to log, by optimizer step."""
+    for step, loss in enumerate(result.train_loss[:-1], start=1):
+        if loss is not None and math.isfinite(loss):
+            yield {TRAINING_ITERATION: step, "train_loss": loss}
+    status = {"status": str(result.status), "reason": result.reason or "-"}
+    yield {TRAINING_ITERATION: max(len(result.train_loss), 1), **status, **scalars(result)}
+
+
+def scalars(result: TrialResult) -> dict[str, float]:
+    """The figures of a result that are there and finite, by the names of `trials.csv`."""
+    low, high = result.samples_per_second_ci95 or (None, None)
+    values = {
+        "samples_per_second": result.samples_per_second,
+        "samples_per_second_low": low,
+        "samples_per_second_high": high,
+        "validation_loss": result.validation_loss,
+        "train_loss": result.train_loss[-1] if result.train_loss else None,
+        "peak_memory_bytes": max(result.peak_memory_bytes, default=None),
+        "memory_budget_bytes": result.memory_budget_bytes,
+        "memory_violation": result.constraints.get("memory"),
+        "alloc_retries": result.alloc_retries,
+        "tokens_per_step": result.tokens_per_step,
+        **{f"{phase}_seconds": seconds for phase, seconds in result.seconds.items()},
+    }
+    return {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
+
+
+def _tensorboard(study: str, folder: Path) -> tuple[_Tracker, Path, str]:
+    class TensorBoard(_Tracker, TBXLoggerCallback):
+        label = "tensorboard"
+
+    files = folder / "tensorboard"
+    return TensorBoard(), files, f"tensorboard --logdir {files}"
+
+
+def _mlflow(study: str, folder: Path) -> tuple[_Tracker, Path, str]:
+    from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+    class MLflow(_Tracker, MLflowLoggerCallback):
+        label = "mlflow"
+
+    store = os.environ.get("MLFLOW_TRACKING_URI") or (folder / "mlruns").as_uri()
+    # With the parameters comes how a trial ended, and that is known at its end.
+    tracker = MLflow(tracking_uri=store, experiment_name=study, log_params_on_trial_end=True)
+    return tracker, folder, f"mlflow ui --backend-store-uri {store}"
+
+
+def _wandb(study: str, folder: Path) -> tuple[_Tracker, Path, str]:
+    from ray.air.integrations.wandb import WandbLoggerCallback
+
+    class WandB(_Tracker, WandbLoggerCallback):
+        label = "wandb"
+        needs_folder = True  # its process goes there
+        AUTO_CONFIG_KEYS = ["status", "reason"]  # noqa: RUF012 - Ray's own type
+
+    project = os.environ.get("WANDB_PROJECT") or "lora-batch-tuner"
+    return WandB(project=project, group=study), folder / "wandb", f"wandb project {project}, group {study}"
+
+
+_MAKERS = {"tensorboard": _tensorboard, "mlflow": _mlflow, "wandb": _wandb}
+
+
+def make_loggers(
+    names: Sequence[str], study: str, folder: Path | str, tell: Callable[[str], None]
+) -> list[Callback]:
+    """Callbacks for a sweep; each says through `tell` where to look, and when it breaks.
+
+    Args:
+        names: Out of `tensorboard`, `mlflow` and `wandb`; their packages are installed.
+        study: The study's name; MLflow's experiment, W&B's group.
+        folder: Where those that write files put them: the run's output folder.
+        tell: Shows a person a line.
+    """
+    made = []
+    for name in names:
+        tracker, files, where = _MAKERS[name](study, Path(folder).absolute())
+        tracker.prepare(files, tell)
+        tell(f"loggers: {where}")
+        made.append(tracker)
+    return made

@@ -1,0 +1,151 @@
+"""What README.md and CONTRIBUTING.md tell people to type and to look at is really there."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tuner.cli import load
+from tuner.config import Config
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "CONTRIBUTING.md", "tuner/README.md", "train_fn/README.md"]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def prose(page: str) -> str:
+    return re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
+
+
+CONFIGS = blocks("README.md", "yaml")
+COMMANDS = [
+    line.removeprefix("$ ").partition("  #")[0].strip()
+    for page in PAGES
+    for block in blocks(page, "console")
+    for line in block.splitlines()
+    if line.startswith("$ ")
+]
+OURS = [command for command in COMMANDS if "python -m " in command]
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(CONFIGS) >= 4
+    assert len(OURS) >= 10
+
+
+@pytest.mark.parametrize("text", CONFIGS, ids=[text.splitlines()[0] for text in CONFIGS])
+def test_a_configuration_is_one_that_the_tuner_takes(text: str, tmp_path: Path) -> None:
+    (tmp_path / "tune.yaml").write_text(text)
+    config, _ = load([f"--config={tmp_path}/tune.yaml"])
+    assert config.model
+    assert config.job("cuda").num_workers == 2
+
+
+def module_and_arguments(command: str) -> tuple[str, list[str]]:
+    words = shlex.split(command)
+    place = words.index("-m")
+    return words[place + 1], words[place + 2 :]
+
+
+@functools.cache
+def help_of(module: str, *command: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", module, *command, "--help"],
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("command", OURS)
+def test_a_command_of_ours_has_these_flags(command: str, tmp_path: Path, monkeypatch) -> None:
+    module, arguments = module_and_arguments(command)
+    if importlib.util.find_spec(module) is None and module in SOON:
+        pytest.skip(f"{module} is not here yet")
+    if module == "tuner.run" and not any(flag.startswith("--from-") for flag in arguments):
+        for number, text in enumerate(CONFIGS):
+            name = text.splitlines()[0].removeprefix("# ").split()[0]
+            (tmp_path / name).write_text(text)
+            assert number or name == "tune.yaml"
+        monkeypatch.chdir(tmp_path)
+        load(arguments)
+        return
+    own, _, for_the_job = (" ".join(arguments)).partition("-- ")
+    words = own.split()
+    subcommand = words[:1] if module == "cluster.jobs" else []
+    for flag in [word.partition("=")[0] for word in words if word.startswith("--")]:
+        assert flag in help_of(module, *subcommand)
+    if for_the_job:
+        (tmp_path / "tune.yaml").write_text(CONFIGS[0])
+        monkeypatch.chdir(tmp_path)
+        load(for_the_job.split())
+
+
+SOON = {"cluster.jobs", "tuner.report", "tuner.export"}
+"""Written side by side with this page; to be emptied once they are all in."""
+
+
+def test_targets_of_make_and_extras_of_pip_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    text = "\n".join((ROOT / page).read_text() for page in PAGES)
+    targets = {
+        word
+        for line in re.findall(r"(?:^\$ |`)make ([a-z][a-z -]*)", text, re.MULTILINE)
+        for word in line.split()
+    }
+    assert {"demo", "test", "bench"} <= targets
+    assert [target for target in targets if not re.search(rf"^{target}:", makefile, re.MULTILINE)] == []
+    extras = set(re.findall(r"(?:'\.|lora-batch-tuner)\[([a-z0-9]+)\]", text))
+    assert extras
+    assert extras <= project["optional-dependencies"].keys()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_files_that_are_named_exist(page: str) -> None:
+    text = prose(page)
+    links = list(re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text))
+    missing = [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
+    named = re.findall(r"`((?:train_fn|cluster|tuner|tests|deploy)/[\w/.]+)`", text)
+    missing += [name for name in named if not (ROOT / name).exists()]
+    assert [name for name in missing if not name.startswith(COMING)] == []
+
+
+COMING = ("deploy/", "tuner/exports")
+"""The same for files."""
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_keys_that_are_named_are_keys_of_the_configuration(page: str) -> None:
+    sections = {name: field.annotation for name, field in Config.model_fields.items()}
+    wrong = []
+    for section, key in re.findall(r"`(?:--)?([a-z_]+)\.([a-z_-]+)[^`(/]*`", prose(page)):
+        kind = sections.get(section)
+        if hasattr(kind, "model_fields") and key.replace("-", "_") not in {*kind.model_fields, "db"}:
+            wrong.append(f"{section}.{key}")
+    assert wrong == []
+
+
+def test_anchors_within_the_page_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    assert set(re.findall(r"\]\(#([\w-]+)\)", text)) <= anchors
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_nothing_of_a_developers_machine_is_in_it(page: str) -> None:
+    text = (ROOT / page).read_text()
+    assert not re.search(r"/(work|tmp|root|home)/", text)
+    assert "127.0.0.1" not in text

@@ -1,0 +1,35 @@
+"""What to try where a search has found nothing feasible: one line, by what went wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from train_fn.spec import Reason
+
+
+def next_step(trials: Sequence[Mapping[str, Any]]) -> str:
+    """The next thing to do, as keys of the configuration.
+
+    Args:
+        trials: Those of `result.json`, none of them feasible.
+    """
+    if not trials:
+        return "Next: give it more time (study.time_budget), or name none."
+    reasons = Counter(trial.get("reason") for trial in trials)
+    return "Next: " + _STEPS.get(str(reasons.most_common(1)[0][0]), _look(trials)) + "."
+
+
+_STEPS: dict[str, str] = {
+    Reason.OOM: "raise cluster.memory_budget, lower data.max_length or lora.r, let "
+    "search.gradient_checkpointing be [false, true], or take a smaller model or search.precision nf4 (CUDA)",
+    Reason.DIVERGED: "lower optimizer.learning_rate, or leave fp16 out of search.precision",
+    Reason.TIMEOUT: "raise trial.timeout, or lower trial.steps",
+}
+
+
+def _look(trials: Sequence[Mapping[str, Any]]) -> str:
+    details = [str(trial["detail"]) for trial in trials if trial.get("detail")]
+    first = f"the first trial says: {details[0].splitlines()[0]}; " if details else ""
+    return f"{first}tuner.log beside the results has more"
