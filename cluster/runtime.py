@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,21 +68,22 @@ def connected(address: str | None, study: str | None = None) -> Iterator[list[No
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if study is not None:
         options["job_config"] = ray.job_config.JobConfig(metadata={STUDY_KEY: study})
-    if address is None:
-        with _hangups_held_back():
-            ray.init(
-                address="local",
-                # Ray Train frees what a stopped run held through the dashboard's state API.
-                include_dashboard=True,
-                dashboard_host="127.0.0.1",
-                object_store_memory=OBJECT_STORE_BYTES,
-                num_cpus=len(os.sched_getaffinity(0)),
-                **_instances(),
-                **options,
-            )
-        auth.protect_token()
-    else:
-        _join(address, options)
+    with _sigterm_kept():
+        if address is None:
+            with _hangups_held_back():
+                ray.init(
+                    address="local",
+                    # Ray Train frees what a stopped run held through the dashboard's state API.
+                    include_dashboard=True,
+                    dashboard_host="127.0.0.1",
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    num_cpus=len(os.sched_getaffinity(0)),
+                    **_instances(),
+                    **options,
+                )
+            auth.protect_token()
+        else:
+            _join(address, options)
     try:
         yield _nodes(is_local=address is None)
     finally:
@@ -90,6 +92,17 @@ def connected(address: str | None, study: str | None = None) -> Iterator[list[No
             atexit.unregister(ray.shutdown)
         else:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Ray puts its own handlers in the place of ours, and they end the process at once."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _instances() -> dict[str, int]:
