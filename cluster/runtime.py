@@ -22,6 +22,8 @@ from train_fn.spec import Fault, InputError
 OBJECT_STORE_BYTES = 256 << 20
 """Of a local Ray. Results are small; the default, 30% of the machine, would be reserved for nothing."""
 
+_UNLISTED = "_ray_internal_look"  # the dashboard lists no driver of a namespace that begins so
+
 
 @dataclass(frozen=True)
 class Node:
@@ -51,13 +53,27 @@ def lanes_that_fit(nodes: list[Node], device: str, num_workers: int) -> int:
     )
 
 
+def look(address: str | None) -> list[Node]:
+    """The nodes of a running Ray, or this machine. Starts nothing, and is not listed among the Ray's jobs.
+
+    Raises:
+        InputError: There is no Ray at `address`, or it does not take our token.
+    """
+    if address is None:
+        return [this_node()]
+    with connected(address, namespace=_UNLISTED):
+        return _nodes()
+
+
 @contextlib.contextmanager
-def connected(address: str | None, study: str | None = None) -> Iterator[list[Node]]:
-    """Connect to Ray for the length of the block and list its nodes.
+def connected(address: str | None, study: str | None = None, namespace: str | None = None) -> Iterator[None]:
+    """Connect to Ray for the length of the block.
 
     Args:
         address: Of a running Ray; None starts a local one, which ends with the block.
-        study: For the metadata of this driver, which the dashboard's page of jobs shows.
+        study: For the metadata of this driver, which the dashboard's page of jobs shows. A driver can't
+            change it while it is connected.
+        namespace: Of its named actors; None: one of its own.
 
     Raises:
         InputError: There is no Ray at `address`, or it does not take our token.
@@ -65,7 +81,7 @@ def connected(address: str | None, study: str | None = None) -> Iterator[list[No
     import ray
 
     _quiet()
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": namespace}
     if study is not None:
         options["job_config"] = ray.job_config.JobConfig(metadata={STUDY_KEY: study})
     with _sigterm_kept():
@@ -85,7 +101,7 @@ def connected(address: str | None, study: str | None = None) -> Iterator[list[No
         else:
             _join(address, options)
     try:
-        yield _nodes(is_local=address is None)
+        yield
     finally:
         if is_head_silent():
             # It would wait for a minute, and then end the process its own way.
@@ -177,11 +193,9 @@ def _why_not_joined(address: str, error: Exception) -> str:
     return f"the Ray at {address} can't be joined: {reason}"
 
 
-def _nodes(is_local: bool) -> list[Node]:
+def _nodes() -> list[Node]:
     import ray
 
-    if is_local:
-        return [this_node()]
     found = []
     for node in ray.nodes():
         if node["Alive"]:

@@ -5,7 +5,6 @@ In this process, with the demo's model and data; Ray never starts.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import re
@@ -187,12 +186,11 @@ def test_cuda_without_a_gpu(refused, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_running_ray_says_which_devices_there_are(refused, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str | None] = []
 
-    @contextlib.contextmanager
-    def connected(address: str | None) -> Iterator[list[Node]]:
+    def look(address: str | None) -> list[Node]:
         asked.append(address)
-        yield [Node(64, [Gpu("GPU-1", "Tesla T4", 16 << 30, (7, 5))] * 2)]
+        return [Node(64, [Gpu("GPU-1", "Tesla T4", 16 << 30, (7, 5))] * 2)]
 
-    monkeypatch.setattr("cluster.runtime.connected", connected)
+    monkeypatch.setattr("cluster.runtime.look", look)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     (line,) = refused("--cluster.device", "auto", "--search.precision", "bf16")
     assert line == "search.precision: bf16 is not supported on cuda here; use some of: fp32, fp16"
