@@ -78,7 +78,7 @@ class Present:
         changes = self.changes(TrialParams.from_dict(best["params"]))
         if not changes:
             return [f"Nothing to change: your {self.trainer} settings are the recommended ones."]
-        gain = _gain(TrialResult.from_dict(best), self._measured(trials), self.params)
+        gain = _gain(TrialResult.from_dict(dict(best)), self._measured(trials), self.params)
         return [f"What to change in your {self.trainer} settings:", *(f"  {line}" for line in changes), gain]
 
     def _measured(self, trials: Sequence[Mapping[str, Any]]) -> TrialResult | None:
