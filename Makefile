@@ -4,7 +4,8 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test format lint types imports unit bench bench-train-fn bench-search surfaces clean
+.PHONY: demo test format lint types imports unit bench bench-train-fn bench-search bench-control-plane \
+	report-picture surfaces faults fault-table clean
 
 demo: .venv/installed
 	$(BIN)/python -m tuner.run
@@ -39,6 +40,25 @@ bench-train-fn: .venv/installed-dev
 # The search against its rivals, replayed on the recorded surfaces; some minutes.
 bench-search: .venv/installed-dev
 	$(BIN)/python tests/benchmarks/bench_search.py $(ARGS)
+
+# 64 lanes that only sleep, 2,000 trials: what the driver costs; about six minutes.
+bench-control-plane: .venv/installed-dev
+	$(BIN)/python tests/benchmarks/bench_control_plane.py $(ARGS)
+
+# All tests that break something, those that `make test` leaves out too; about five minutes.
+FAULTS := tests/integration/test_faults.py tests/integration/test_nodes.py tests/integration/test_postgresql.py
+faults: .venv/installed-dev
+	$(BIN)/pytest -m 'faults or not faults' $(FAULTS)
+
+# The same, and deploy/FAULTS.md from what they note.
+fault-table: .venv/installed-dev
+	rm -f .fault-rows.jsonl
+	FAULT_ROWS=.fault-rows.jsonl $(BIN)/pytest -m 'faults or not faults' $(FAULTS)
+	$(BIN)/python tests/integration/fault_table.py .fault-rows.jsonl
+
+# The README's picture of a report, of a run of the demo unless ARGS=RUN; needs Debian's chromium-driver.
+report-picture: .venv/installed-dev
+	$(BIN)/python tests/integration/report_picture.py $(ARGS)
 
 # Record the planned surfaces that are not there yet; about ten minutes each.
 surfaces: .venv/installed-dev

@@ -12,7 +12,6 @@ import json
 import os
 import threading
 import time
-import uuid
 from typing import Any
 
 import ray
@@ -21,12 +20,19 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.admission import Sharing
 from cluster.mailbox import Mailbox
+from cluster.metrics import LaneWatch
+from cluster.names import lane_name, train_run_name
+from cluster.room import gone
 from cluster.workers import serve
 from train_fn.spec import JobSpec, Reason, Status, TrialResult, TrialSpec
 
 TIMEOUT_GRACE_SECONDS = 15.0
 """A trial ends itself at its timeout. A rank that hangs does not: its group is killed this much later."""
+
+MOVE_AGAIN_SECONDS = 90.0
+"""A lane whose GPUs are not quiet tries others no more often than this, and for no longer."""
 
 _TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a dead rank is noticed within this time; default 2
@@ -44,11 +50,25 @@ class LaneSpec:
         job: What to tune.
         cpus_per_worker: Logical CPUs that one worker reserves.
         worker_environment: Environment variables of the worker processes.
+        accelerator_type: Workers run on nodes of this type alone; None: on any.
+        sharing: How it shares its nodes with others.
+        driver: `pid` and `node_id` of the process that runs the sweep; `run_sweep` fills it in.
+        study: The study's name, as the Ray dashboard and the metrics show it.
+        number: Which lane it is, from 0; each lane fills in its own.
     """
 
     job: JobSpec
     cpus_per_worker: float
     worker_environment: dict[str, str]
+    accelerator_type: str | None = None
+    sharing: Sharing = dataclasses.field(default_factory=Sharing)
+    driver: dict[str, Any] = dataclasses.field(default_factory=dict)
+    study: str = "unnamed"
+    number: int = 0
+
+
+class LaneLostError(Exception):
+    """The lane can't go on; one line for people."""
 
 
 class WorkerGroup:
@@ -92,48 +112,101 @@ class Lane(tune.Trainable):
         """Start the worker group; it loads while Tune goes on.
 
         Args:
-            config: The first trial.
+            config: The first trial, and the lane's number.
             lane: What the lane is like.
             storage_path: Where Ray Train keeps its files; nothing of ours is in them.
         """
         assert lane is not None
         os.environ.update(_TRAIN_ENVIRONMENT)
-        self._spec, self._storage_path, self._name = lane, storage_path, uuid.uuid4().hex
-        self._group = WorkerGroup(lane, storage_path)
+        self._spec, self._storage_path = dataclasses.replace(lane, number=config["lane"]), storage_path
+        self._watch, self._is_warm = LaneWatch(lane.study, self._spec.number), False
+        self._group = WorkerGroup(self._spec, storage_path)
+        self._next_move = 0.0
         self.reset_config(config)
+
+    def __repr__(self) -> str:
+        """How the Ray dashboard lists this actor."""
+        return lane_name(self._spec.study, self._spec.number)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial."""
         self._trial = TrialSpec.from_dict(new_config["trial"])
+        self._started: float | None = None
+        self._waits: str | None = None
         return True
 
     def step(self) -> dict[str, Any]:
-        """Run the trial. Whatever comes of it is a result; Tune never sees an error."""
-        started = time.perf_counter()
-        if not self._group.is_alive:
-            self._group = WorkerGroup(self._spec, self._storage_path)
+        """Run the trial. Whatever comes of it is a result.
+
+        A trial that has to wait takes several steps: each says what it waits for.
+
+        Raises:
+            LaneLostError: The node is gone: Tune gives up this actor, and a new lane finds its own place.
+        """
+        if self._started is None:
+            self._started = time.perf_counter()
+            if not self._group.is_alive:
+                self._group, self._is_warm = WorkerGroup(self._spec, self._storage_path), False
+            self._watch.enter("measuring" if self._is_warm else "starting")
+            ray.get(self._group.mailbox.put.remote(dataclasses.asdict(self._trial)))
         values = self._run()
-        values["seconds"] = {**values["seconds"], "total": time.perf_counter() - started}
+        if values is None:
+            return {"waiting": self._waits, "done": False}
+        self._watch.enter("idle")
+        values["seconds"] = {**values["seconds"], "total": time.perf_counter() - self._started}
         # As text: Tune flattens nested dictionaries on their way to the searcher.
-        result = {"trial_result": json.dumps(values), "lane_name": self._name, "done": True}
+        result = {"trial_result": json.dumps(values), "lane": self._spec.number, "done": True}
         for objective in ("samples_per_second", "validation_loss"):
             if values[objective] is not None:
                 result[objective] = values[objective]
         return result
 
-    def _run(self) -> dict[str, Any]:
+    def _run(self) -> dict[str, Any] | None:
+        """The trial's result; None when it waits for something new."""
         mailbox, limit = self._group.mailbox, self._spec.job.timeout_seconds + TIMEOUT_GRACE_SECONDS
-        ray.get(mailbox.put.remote(dataclasses.asdict(self._trial)))
         while True:
             result = ray.get(mailbox.wait.remote(1.0))
+            if result is not None and result["reason"] != Reason.WORKER_DIED:
+                self._is_warm = True
+                return dict(result)
+            if lost := gone(ray.get(mailbox.nodes.remote())):
+                raise LaneLostError(f"node {lost.pop()[:8]} died during the trial")
             if result is not None:
+                self._is_warm = False
                 return dict(result)
             if not self._group.is_alive:
                 return self._gone()
-            if ray.get(mailbox.seconds_in_flight.remote()) > limit:
+            waits, elsewhere = ray.get(mailbox.waiting.remote())
+            seconds = ray.get(mailbox.seconds_in_flight.remote())
+            self._watch.enter("waiting" if waits else "measuring" if seconds else "starting")
+            if elsewhere and self._has_moved():
+                mailbox = self._group.mailbox
+            if waits != self._waits:
+                self._waits = waits
+                return None
+            if seconds > limit:
                 detail = f"a worker hung: no answer {TIMEOUT_GRACE_SECONDS:g} s after the timeout"
                 ray.get(mailbox.fail.remote(Reason.TIMEOUT, detail))
                 self._group.kill_workers()
+
+    def _has_moved(self) -> bool:
+        """Try a second group, to which Ray gives other GPUs while the first holds its own."""
+        workers = self._spec.job.num_workers
+        if time.monotonic() < self._next_move or ray.available_resources().get("GPU", 0) < workers:
+            return False
+        self._next_move = time.monotonic() + MOVE_AGAIN_SECONDS
+        other = WorkerGroup(self._spec, self._storage_path)
+        while other.is_alive and time.monotonic() < self._next_move:
+            if ray.get(other.mailbox.is_admitted.remote()):
+                ray.get(other.mailbox.put.remote(dataclasses.asdict(self._trial)))
+                self._group.close()
+                self._group = other
+                return True
+            if ray.get(other.mailbox.waiting.remote())[0] is not None:
+                break
+            time.sleep(0.5)
+        other.close()
+        return False
 
     def _gone(self) -> dict[str, Any]:
         detail = f"the worker group ended: {self._group.error}"
@@ -141,6 +214,7 @@ class Lane(tune.Trainable):
 
     def cleanup(self) -> None:
         """End the worker group."""
+        self._watch.close()
         self._group.close()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -159,15 +233,18 @@ def _trainer(lane: LaneSpec, mailbox: Any, storage_path: str) -> DataParallelTra
             "mailbox": mailbox,
             "job": dataclasses.asdict(job),
             "environment": lane.worker_environment,
+            "sharing": dataclasses.asdict(lane.sharing),
+            "driver": lane.driver,
         },
         scaling_config=ScalingConfig(
             num_workers=job.num_workers,
             use_gpu=on_gpu,
             resources_per_worker={"CPU": lane.cpus_per_worker, **({"GPU": 1} if on_gpu else {})},
             placement_strategy="STRICT_PACK",
+            accelerator_type=lane.accelerator_type,
         ),
         run_config=RunConfig(
-            name=f"lane-{uuid.uuid4().hex[:8]}",
+            name=train_run_name(lane.study, lane.number),
             storage_path=storage_path,
             # A worker that dies is replaced as often as needed; a group that can't be placed gives up.
             failure_config=FailureConfig(max_failures=-1, controller_failure_limit=3),

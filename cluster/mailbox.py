@@ -27,11 +27,14 @@ class MailboxState:
         self._changed = asyncio.Condition()
         self._group: str | None = None
         self._ranks: dict[int, dict[str, Any]] = {}
+        self._nodes: set[str] = set()
         self._trial: dict[str, Any] | None = None
         self._taken_by: str | None = None
         self._taken_at: float | None = None
         self._result: dict[str, Any] | None = None
         self._broken: str | None = None
+        self._waiting: tuple[str | None, bool] = (None, False)
+        self._admitted = False
         self._closed = False
 
     # The lane's side.
@@ -39,6 +42,7 @@ class MailboxState:
     async def put(self, trial: dict[str, Any]) -> None:
         """Offer a trial to the group."""
         self._trial, self._result = trial, None
+        self._nodes = self._present_nodes()
         self._taken_by = self._taken_at = None
         await self._notify()
 
@@ -54,13 +58,25 @@ class MailboxState:
         self._end(_failed(reason, detail))
         await self._notify()
 
+    async def waiting(self) -> tuple[str | None, bool]:
+        """What the group waits for before it begins, and whether it could have that elsewhere on its node."""
+        return self._waiting
+
+    async def is_admitted(self) -> bool:
+        """Whether the group has got quiet GPUs, so that its processes start."""
+        return self._admitted
+
     async def seconds_in_flight(self) -> float:
         """For how long the group has been at the trial; 0 while it has not begun."""
         return time.monotonic() - self._taken_at if self._taken_at is not None else 0.0
 
     async def workers(self) -> dict[int, dict[str, Any]]:
-        """The present group by rank: the process id and the actor that looks after it."""
+        """The present group by rank: process id, the actor that looks after it, and the id of its node."""
         return dict(self._ranks)
+
+    async def nodes(self) -> set[str]:
+        """Ids of the nodes that the trial is on: of the group that took it, or that is about to."""
+        return self._nodes
 
     async def close(self) -> None:
         """No more trials: the group ends by itself."""
@@ -75,6 +91,8 @@ class MailboxState:
             self._group, self._ranks = group, {}
             if self._taken_at is not None and self._result is None:
                 self._end(_failed(Reason.WORKER_DIED, "a worker process died during the trial"))
+            else:
+                self._nodes = set()
             self._taken_by = None
         self._ranks[rank] = worker
         await self._notify()
@@ -91,7 +109,16 @@ class MailboxState:
         if self._trial is None or self._taken_by is not None:
             return IDLE
         self._taken_by = group
+        self._nodes = self._present_nodes()
         return self._trial
+
+    async def set_waiting(self, text: str | None, elsewhere: bool) -> None:
+        """Say what the group waits for; None: for nothing any more."""
+        self._waiting = text, elsewhere
+
+    async def set_admitted(self) -> None:
+        """The group's processes start."""
+        self._admitted = True
 
     async def begin(self, group: str) -> None:
         """The group really starts on the trial that it took; until then, a new group may still have it."""
@@ -106,15 +133,18 @@ class MailboxState:
 
     async def report_broken(self, detail: str) -> None:
         """The group can't start at all; trying again would not help."""
-        self._broken, self._closed = detail, True
+        self._broken, self._closed, self._waiting = detail, True, (None, False)
         await self._notify()
 
     async def is_closed(self) -> bool:
         """Whether `close` or `report_broken` was called."""
         return self._closed
 
+    def _present_nodes(self) -> set[str]:
+        return {worker["node"] for worker in self._ranks.values() if "node" in worker}
+
     def _end(self, result: dict[str, Any]) -> None:
-        self._result, self._trial = result, None
+        self._result, self._trial, self._waiting = result, None, (None, False)
         self._taken_by = self._taken_at = None
 
     async def _notify(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -9,10 +10,12 @@ import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from cluster import auth
 from cluster.gpus import Gpu, gpus
+from cluster.names import STUDY_KEY
+from cluster.room import accelerator_type_of, is_head_silent
 from train_fn.spec import Fault, InputError
 
 OBJECT_STORE_BYTES = 256 << 20
@@ -25,6 +28,7 @@ class Node:
 
     num_cpus: int
     gpus: list[Gpu] = field(default_factory=list)
+    accelerator_type: str | None = None
 
     def num_devices(self, device: str) -> int:
         """How many workers of a kind it can hold."""
@@ -46,11 +50,12 @@ def lanes_that_fit(nodes: list[Node], device: str, num_workers: int) -> int:
 
 
 @contextlib.contextmanager
-def connected(address: str | None) -> Iterator[list[Node]]:
+def connected(address: str | None, study: str | None = None) -> Iterator[list[Node]]:
     """Connect to Ray for the length of the block and list its nodes.
 
     Args:
         address: Of a running Ray; None starts a local one, which ends with the block.
+        study: For the metadata of this driver, which the dashboard's page of jobs shows.
 
     Raises:
         InputError: There is no Ray at `address`, or it does not take our token.
@@ -59,6 +64,8 @@ def connected(address: str | None) -> Iterator[list[Node]]:
 
     _quiet()
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if study is not None:
+        options["job_config"] = ray.job_config.JobConfig(metadata={STUDY_KEY: study})
     if address is None:
         with _hangups_held_back():
             ray.init(
@@ -68,15 +75,29 @@ def connected(address: str | None) -> Iterator[list[Node]]:
                 dashboard_host="127.0.0.1",
                 object_store_memory=OBJECT_STORE_BYTES,
                 num_cpus=len(os.sched_getaffinity(0)),
+                **_instances(),
                 **options,
             )
-        _protect_token()
+        auth.protect_token()
     else:
         _join(address, options)
     try:
         yield _nodes(is_local=address is None)
     finally:
-        ray.shutdown()
+        if is_head_silent():
+            # It would wait for a minute, and then end the process its own way.
+            atexit.unregister(ray.shutdown)
+        else:
+            ray.shutdown()
+
+
+def _instances() -> dict[str, int]:
+    """What a local Ray has to be told of MIG instances: it counts whole GPUs, and repeats names it finds."""
+    found = gpus()
+    if not any(gpu.parent for gpu in found):
+        return {}
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.uuid for gpu in found)
+    return {"num_gpus": len(found)}
 
 
 def dashboard_url() -> str | None:
@@ -106,10 +127,10 @@ def _join(address: str, options: dict[str, Any]) -> None:
     if address.startswith(("http://", "https://")):
         problem = f"{address} is a dashboard's address, good for `ray job submit`"
         raise InputError(Fault("cluster.address", f"{problem}; here it is auto or HOST:PORT of the head"))
-    # Ray looks for a token by itself only when it chose the cluster by itself.
-    if "RAY_AUTH_MODE" not in os.environ and _has_token():
-        os.environ["RAY_AUTH_MODE"] = "token"
-    if _is_silent(address):
+    auth.use_token()
+    if unusable := auth.problem():
+        raise InputError(Fault("cluster.address", unusable))
+    if is_silent(address):
         raise InputError(
             Fault("cluster.address", f"no Ray answers at {address}; start one there, or name none")
         )
@@ -119,7 +140,7 @@ def _join(address: str, options: dict[str, Any]) -> None:
         raise InputError(Fault("cluster.address", _why_not_joined(address, error))) from None
 
 
-def _is_silent(address: str) -> bool:
+def is_silent(address: str) -> bool:
     """Whether nobody listens at HOST:PORT: Ray itself would go on trying for minutes."""
     host, _, port = address.rpartition(":")
     if not port.isdigit():
@@ -153,7 +174,8 @@ def _nodes(is_local: bool) -> list[Node]:
             resources = node["Resources"]
             num_gpus = int(resources.get("GPU", 0))
             there = _gpus_of(node["NodeID"])[:num_gpus] if num_gpus else []
-            found.append(Node(num_cpus=int(resources.get("CPU", 0)), gpus=there))
+            num_cpus, kind = int(resources.get("CPU", 0)), accelerator_type_of(resources)
+            found.append(Node(num_cpus=num_cpus, gpus=there, accelerator_type=kind))
     return found
 
 
@@ -173,19 +195,3 @@ def _quiet() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _token_path() -> Path:
-    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-
-
-def _has_token() -> bool:
-    return bool(os.environ.get("RAY_AUTH_TOKEN")) or _token_path().is_file()
-
-
-def _protect_token() -> None:
-    """Ray writes the token readable for everyone; on a shared host that would give the cluster away."""
-    path = _token_path()
-    with contextlib.suppress(OSError):
-        if path.is_file() and path.stat().st_uid == os.getuid() and path.stat().st_mode & 0o077:
-            path.chmod(0o600)

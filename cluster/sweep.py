@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 import os
+import pickle
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import ray
 from ray import tune
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from cluster.lane import Lane, LaneSpec
 from train_fn.spec import Reason, Status, TrialResult, TrialSpec
 
+ROOM_SECONDS = 600.0
+"""How long a search waits while no node has room for a lane."""
+
+_ROOM_CHECK_SECONDS = 2.0
+
 _TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study is the record
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # an infeasible trial has no objectives
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `tuner.run` handles signals
+    "TUNE_GLOBAL_CHECKPOINT_S": "inf",  # so Tune need not write its own, nor keep every trial as text for it
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the source is told
+    "TUNE_MAX_PENDING_TRIALS_PG": "4096",  # the searcher says how many lanes there are; all may start at once
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
@@ -41,39 +54,87 @@ class TrialSource(Protocol):
     def tell(self, spec: TrialSpec, result: TrialResult) -> None:
         """Take a result; it is lost if this raises."""
 
+    def room_for(self, lanes: int) -> None:
+        """Hear for how many lanes there is room now."""
+
+    def give_up(self, why: str) -> None:
+        """End the search early."""
+
+    def waits(self, spec: TrialSpec, text: str | None) -> None:
+        """A trial has to wait before it can begin, and for what; None: no longer."""
+
 
 class SourceSearcher(Searcher):
-    """Tune's side of a `TrialSource`. It keeps no state worth saving: the source's study is the record."""
+    """Tune's side of a `TrialSource`. It keeps no state worth saving: the source's study is the record.
 
-    def __init__(self, source: TrialSource) -> None:
+    Args:
+        source: Of the trials.
+        room: For how many lanes there is room now; looked at every few seconds, since nodes come and go.
+    """
+
+    def __init__(self, source: TrialSource, room: Callable[[], int]) -> None:
         super().__init__(metric=["samples_per_second", "validation_loss"], mode=["max", "min"])
-        self._source = source
+        self._source, self._room = source, room
         self._running: dict[str, TrialSpec] = {}
-        self._lanes: dict[str, int] = {}
+        self._lanes: set[int] = set()
+        self._offered: dict[str, int] = {}
+        self._losses: dict[str, str] = {}
+        self._limit, self._looked_at, self._no_room_since = 0, -_ROOM_CHECK_SECONDS, time.monotonic()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """A trial as Tune's config; None to be asked again later; or `FINISHED`."""
+        if len(self._running) >= self._lanes_now():
+            return None if self._may_wait() else Searcher.FINISHED
         spec = self._source.ask()
         if spec is None:
             return None if self._running and self._source.has_work() else Searcher.FINISHED
         self._running[trial_id] = spec
-        return {"trial": dataclasses.asdict(spec)}
+        # Tune decides whether a lane that is there takes the trial or a new one, which then has this number.
+        taken = self._lanes.union(self._offered.values())
+        self._offered[trial_id] = next(n for n in itertools.count() if n not in taken)
+        return {"trial": dataclasses.asdict(spec), "lane": self._offered[trial_id]}
+
+    def _lanes_now(self) -> int:
+        now = time.monotonic()
+        if now - self._looked_at >= _ROOM_CHECK_SECONDS:
+            self._looked_at, self._limit = now, self._room()
+            self._source.room_for(self._limit)
+        if self._limit:
+            self._no_room_since = now
+        return self._limit
+
+    def _may_wait(self) -> bool:
+        """Whether a lane will be free, or room may come."""
+        if self._running:
+            return True
+        if time.monotonic() - self._no_room_since > ROOM_SECONDS:
+            self._source.give_up("no node of the cluster has had room for a lane for 10 minutes")
+        return self._source.has_work()
+
+    def lose(self, trial_id: str, why: str) -> None:
+        """Hear why a lane broke; Tune itself says only that it did."""
+        self._losses[trial_id] = why
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Hand on what a trial waits for."""
+        if "waiting" in result and trial_id in self._running:
+            self._source.waits(self._running[trial_id], result["waiting"])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Hand the result on; a trial whose lane broke under it is told as interrupted."""
-        spec = self._running.pop(trial_id, None)
+        spec, why = self._running.pop(trial_id, None), self._losses.pop(trial_id, "the lane's actor died")
+        self._offered.pop(trial_id, None)
         if spec is None:
             return
         if error or not result or "trial_result" not in result:
-            lost = TrialResult(
-                status=Status.FAILED, reason=Reason.INTERRUPTED, detail="the lane's actor died"
-            )
+            lost = TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED, detail=why)
             self._source.tell(spec, lost)
             return
-        lane = self._lanes.setdefault(result["lane_name"], len(self._lanes))
-        self._source.tell(spec, TrialResult.from_dict({**json.loads(result["trial_result"]), "lane": lane}))
+        self._lanes.add(result["lane"])
+        values = {**json.loads(result["trial_result"]), "lane": result["lane"]}
+        self._source.tell(spec, TrialResult.from_dict(values))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save."""
@@ -82,16 +143,45 @@ class SourceSearcher(Searcher):
         """Nothing to restore."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_source": None}
+        return {**self.__dict__, "_source": None, "_room": None}
+
+
+class LaneScheduler(FIFOScheduler):
+    """First in, first out. It hears of a lane's error before the searcher does, and passes the reason on."""
+
+    def __init__(self, searcher: SourceSearcher) -> None:
+        super().__init__()
+        self._searcher = searcher
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """A lane broke."""
+        self._searcher.lose(trial.trial_id, _why_lost(trial.pickled_error_file))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_searcher": None}
+
+
+def _why_lost(error_file: str | None) -> str:
+    """One line: an actor that died, or what a lane itself raised."""
+    try:
+        assert error_file is not None
+        with open(error_file, "rb") as file:
+            error = pickle.load(file)
+    except Exception:
+        return "the lane's actor died"
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return str(error.cause).strip().splitlines()[0]
+    return "the lane's actor died"
 
 
 def run_sweep(
     source: TrialSource,
     lane: LaneSpec,
     *,
-    num_lanes: int,
+    room: Callable[[], int],
     reuse_workers: bool,
     name: str,
+    trainable: type[tune.Trainable] = Lane,
     callbacks: Sequence[tune.Callback] = (),
 ) -> None:
     """Run trials until the source has none left. Ray must be connected.
@@ -99,20 +189,25 @@ def run_sweep(
     Args:
         source: Asked for a trial whenever a lane is free.
         lane: What every lane is like.
-        num_lanes: Trials at the same time.
+        room: How many trials may run at the same time, as the cluster is now.
         reuse_workers: Keep worker groups from trial to trial; otherwise each trial starts its own.
         name: Of the experiment, as the Ray dashboard shows it.
+        trainable: The class of a lane.
         callbacks: Tune's, see `cluster.loggers`.
     """
     os.environ.update(_TUNE_ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    searcher = SourceSearcher(source, room)
+    driver = {"pid": os.getpid(), "node_id": ray.get_runtime_context().get_node_id()}
+    lane = dataclasses.replace(lane, driver=driver)
     with tempfile.TemporaryDirectory(prefix="tune-") as scratch:
+        with_lane = tune.with_parameters(trainable, lane=lane, storage_path=scratch)
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(Lane, lane=lane, storage_path=scratch), _LANE_RESOURCES),
+            tune.with_resources(with_lane, _LANE_RESOURCES),
             tune_config=tune.TuneConfig(
-                search_alg=SourceSearcher(source),
+                search_alg=searcher,
+                scheduler=LaneScheduler(searcher),
                 num_samples=-1,
-                max_concurrent_trials=num_lanes,
                 reuse_actors=reuse_workers,
             ),
             run_config=tune.RunConfig(name=name, storage_path=scratch, verbose=0, callbacks=list(callbacks)),

@@ -9,12 +9,21 @@ from __future__ import annotations
 
 import math
 import time
-from statistics import fmean
+from statistics import fmean, median
 
 import torch
 
 _SIZE = {"cpu": 320, "cuda": 2048}
 """Of square matrices, two of which are multiplied: a millisecond or two of work."""
+
+_SLOW = 0.1
+"""A trial on a machine that was slower than usual by no more than this part is an ordinary one."""
+
+_BEYOND_SDS = 3
+"""How many standard deviations from the usual are no chance."""
+
+_KNOWN_TRIALS = 3
+"""So many trials say what is usual."""
 
 _PRIOR_SD = {"cpu": 0.02, "cuda": 0.003}
 """Assumed before the worker has seen anything, and as if one trial had shown it."""
@@ -30,6 +39,7 @@ class Drift:
         self._product = torch.empty(size, size, device=device)
         self._ticks: list[float] = []
         self._trials: list[tuple[float, float]] = []
+        self._slow_trials: list[float] = []
         self.tick()  # what libraries do once is not the machine's speed
         self._ticks.clear()
 
@@ -41,13 +51,34 @@ class Drift:
             torch.cuda.synchronize(self._device)
         self._ticks.append(time.perf_counter() - started)
 
-    def end_trial(self) -> None:
-        """Keep the trial's ticks as one; few of them say little."""
+    def end_trial(self) -> float:
+        """Keep the trial's ticks as one; few of them say little.
+
+        Returns:
+            By what part the machine was slower than it usually is in a trial, beyond what it varies by: 0.5
+            means half as slow again. 0 where it was not; such a trial says nothing about how it varies.
+        """
         ticks, self._ticks = self._ticks, []
-        if len(ticks) >= 3:
-            mean = fmean(ticks)
-            variance = math.fsum((t - mean) ** 2 for t in ticks) / (len(ticks) - 1) / len(ticks)
-            self._trials.append((mean, variance / mean**2))
+        if len(ticks) < 3:
+            return 0.0
+        mean = fmean(ticks)
+        variance = math.fsum((t - mean) ** 2 for t in ticks) / (len(ticks) - 1) / len(ticks) / mean**2
+        slower = self._slower(mean, variance)
+        if slower:
+            self._slow_trials.append(mean)
+        else:
+            self._trials.append((mean, variance))
+        return slower
+
+    def _slower(self, mean: float, variance: float) -> float:
+        known = [m for m, _ in self._trials]
+        if len(known) < _KNOWN_TRIALS:
+            return 0.0
+        # Slow trials count for what is usual: a machine that stays slow is a slow machine.
+        usual = median([*known, *self._slow_trials])
+        noise = math.hypot(math.sqrt(variance), self.relative_sd())
+        slower = mean / usual - 1
+        return slower if slower > _SLOW and math.log1p(slower) > _BEYOND_SDS * noise else 0.0
 
     def relative_sd(self) -> float:
         """Standard deviation, between trials, of the machine's speed.

@@ -18,10 +18,10 @@ def next_step(trials: Sequence[Mapping[str, Any]]) -> str:
     if not trials:
         return "Next: give it more time (study.time_budget), or name none."
     reasons = Counter(trial.get("reason") for trial in trials)
-    return "Next: " + _STEPS.get(reasons.most_common(1)[0][0], _look(trials)) + "."
+    return "Next: " + _STEPS.get(str(reasons.most_common(1)[0][0]), _look(trials)) + "."
 
 
-_STEPS: dict[str | None, str] = {
+_STEPS: dict[str, str] = {
     Reason.OOM: "raise cluster.memory_budget, lower data.max_length or lora.r, let "
     "search.gradient_checkpointing be [false, true], or take a smaller model or search.precision nf4 (CUDA)",
     Reason.DIVERGED: "lower optimizer.learning_rate, or leave fp16 out of search.precision",

@@ -15,8 +15,17 @@ import numpy as np
 from train_fn.spec import Reason, Status, TrialParams, TrialResult
 from train_fn.timing import student_t_975
 from tuner.costs import AffineCosts, Effect, Feature, Observation, Point, Priors
+from tuner.disturbed import counting
 from tuner.explain import Prediction
-from tuner.space import Measured, Numerics, Setting, is_out_of_memory, numerics_of, setting_of
+from tuner.space import (
+    Measured,
+    Numerics,
+    Setting,
+    is_out_of_memory,
+    numerics_of,
+    probed_point,
+    setting_of,
+)
 
 _MEMORY = Priors(
     constant={
@@ -151,7 +160,7 @@ class Beliefs:
 
     def _known_to_fit(self, point: TrialParams) -> bool | None:
         """Proven by the same setting: a batch at least as large ran, or one at most as large ran out."""
-        sizes = {size: peak for (setting, size), peak in self._probed.items() if setting == setting_of(point)}
+        sizes = self._probed_sizes.get(setting_of(point), {})
         if any(peak is None and size <= point.per_device_train_batch_size for size, peak in sizes.items()):
             return False
         if any(
@@ -159,6 +168,13 @@ class Beliefs:
         ):
             return True
         return None
+
+    @cached_property
+    def _probed_sizes(self) -> dict[Setting, dict[int, float | None]]:
+        found: dict[Setting, dict[int, float | None]] = {}
+        for (setting, size), peak in self._probed.items():
+            found.setdefault(setting, {})[size] = peak
+        return found
 
     def is_probed(self, point: TrialParams) -> bool:
         """Whether it is known if the point fits."""
@@ -203,17 +219,24 @@ class Beliefs:
     @cached_property
     def _speeds(self) -> list[tuple[TrialParams, float, float]]:
         """(point, samples/sec, its relative standard deviation) of every trial that was timed."""
-        timed = [(m.params, m.result) for m in self._measured if m.result.samples_per_second]
+        timed = [(m.params, m.result) for m in counting(self._measured) if m.result.samples_per_second]
         sds = _relative_sds([result for _, result in timed])
         return [(p, r.samples_per_second or 0.0, sd) for (p, r), sd in zip(timed, sds, strict=True)]
 
     def _measured_cost(self, point: TrialParams) -> tuple[float, float] | None:
         """Seconds per sample and their relative standard deviation, of all the point's trials together."""
-        weighted = [(v, 1 / sd**2) for p, v, sd in self._speeds if p == point]
+        weighted = self._weighted_speeds.get(point)
         if not weighted:
             return None
         total = math.fsum(weight for _, weight in weighted)
         return total / math.fsum(v * weight for v, weight in weighted), 1 / math.sqrt(total)
+
+    @cached_property
+    def _weighted_speeds(self) -> dict[TrialParams, list[tuple[float, float]]]:
+        found: dict[TrialParams, list[tuple[float, float]]] = {}
+        for point, speed, sd in self._speeds:
+            found.setdefault(point, []).append((speed, 1 / sd**2))
+        return found
 
     @cached_property
     def _time(self) -> AffineCosts | None:
@@ -326,10 +349,10 @@ def _probed(measured: Sequence[Measured]) -> dict[tuple[Setting, int], float | N
     """Peak by setting and batch, None where memory ran out: of trials, and of what their probes tried."""
     found: dict[tuple[Setting, int], float | None] = {}
     for _, params, result in measured:
-        setting = setting_of(params)
-        for point in result.memory_points:
-            found[setting, point.per_device_train_batch_size] = point.peak_bytes
-        own = (setting, params.per_device_train_batch_size)
+        for probed in result.memory_points:
+            point = probed_point(params, probed)
+            found[setting_of(point), point.per_device_train_batch_size] = probed.peak_bytes
+        own = (setting_of(params), params.per_device_train_batch_size)
         if is_out_of_memory(result):
             found[own] = None
         elif own not in found and result.peak_memory_bytes and result.samples_per_second:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 
 from train_fn.knobs import problem_with
+from train_fn.redaction import MASK, redact_url
 from train_fn.spec import Fault
 from tuner.config import Config
+from tuner.output import local_folder
 from tuner.space import factorisations
 
 _STORAGES = "sqlite:///FILE, postgresql://USER@HOST/DATABASE or postgresql+psycopg://..."
-MASK = "***"
 
 
 def check(config: Config, known_bad: Collection[str] = ()) -> list[Fault]:
@@ -25,13 +26,7 @@ def check(config: Config, known_bad: Collection[str] = ()) -> list[Fault]:
 
 def masked_storage(storage: str) -> str:
     """The storage URL with its password replaced by `***`, fit to be written down."""
-    from sqlalchemy.engine import make_url
-
-    if "@" not in storage and "?" not in storage:
-        return storage
-    url = make_url(storage)
-    secrets = {key: MASK for key in url.query if "password" in key.lower()}
-    return url.update_query_dict(secrets).render_as_string(hide_password=True)
+    return redact_url(storage)
 
 
 def _divisible(config: Config) -> Iterator[Fault]:
@@ -109,6 +104,18 @@ def _storage(config: Config) -> Iterator[Fault]:
         yield Fault("study.storage", f"the password is masked ({MASK}); give the URL with the real one")
 
 
+def _output_dir(config: Config) -> Iterator[Fault]:
+    place = config.output_dir or ""
+    if f":{MASK}@" in place:
+        yield Fault("output_dir", f"the password is masked ({MASK}); give the URL with the real one")
+    elif local_folder(place) is None and config.study.storage is None:
+        yield Fault(
+            "study.storage",
+            f"study.db is a file and can't lie at {redact_url(place)}; give a database, "
+            "postgresql://USER@HOST/DATABASE, or a file on this machine, sqlite:////var/lib/study.db",
+        )
+
+
 _Rule = Callable[[Config], Iterator[Fault]]
 _RULES: list[tuple[_Rule, tuple[str, ...]]] = [
     (_divisible, ("global_batch_size", "num_workers")),
@@ -117,4 +124,5 @@ _RULES: list[tuple[_Rule, tuple[str, ...]]] = [
     (_timed_steps, ("trial.steps", "trial.warmup_steps")),
     (_layout, ("data.prompt", "data.response", "data.messages", "data.text")),
     (_storage, ("study.storage",)),
+    (_output_dir, ("output_dir", "study.storage")),
 ]

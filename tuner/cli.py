@@ -13,9 +13,9 @@ import contextlib
 import difflib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -26,6 +26,9 @@ from train_fn.spec import Fault, InputError
 from tuner.checks import check
 from tuner.config import Config, apply_demo_defaults, parse_knobs
 from tuner.units import shown
+
+if TYPE_CHECKING:
+    from tuner.imports.present import Present
 
 _EXPECTED = {
     "int": "a whole number",
@@ -54,6 +57,12 @@ class Options:
     """Print the resolved configuration and the candidates, start nothing."""
     config_file: Path | None = None
     """The YAML file that was read."""
+    from_swift: str | None = None
+    """A present `swift sft` command, or the file that holds it."""
+    from_hf: str | None = None
+    """A file of present `TrainingArguments`."""
+    present: Present | None = None
+    """What was read from either."""
 
 
 class _Flags(BaseSettings, Config):
@@ -74,8 +83,13 @@ def load(argv: list[str]) -> tuple[Config, Options]:
     flags, options, faults = _parse_flags(argv)
     try:
         values = _merged(_read_file(options.config_file) if options.config_file else {}, flags)
+        present = _read_present(options, values.get("num_workers"))
     except InputError as error:
         raise InputError(*faults, *error.faults, *_validate(flags)[1]) from None
+    if present is not None:
+        values = _merged(present.values, values)
+        options = replace(options, present=present)
+        faults += _unnamed(values)
     apply_demo_defaults(values, device=None)
     config, wrong = _validate(values)
     faults += wrong
@@ -83,6 +97,32 @@ def load(argv: list[str]) -> tuple[Config, Options]:
     if faults:
         raise InputError(*faults)
     return config, options
+
+
+def _read_present(options: Options, num_workers: object) -> Present | None:
+    """What a trainer runs at present, where the command line names one."""
+    if options.from_swift is not None and options.from_hf is not None:
+        raise InputError(Fault("--from-hf", "give either --from-swift or --from-hf"))
+    if options.from_swift is not None:
+        from tuner.imports.swift import read
+
+        return read(options.from_swift)
+    if options.from_hf is not None:
+        from tuner.imports.hf import read as read_arguments
+
+        workers = str(num_workers)
+        return read_arguments(options.from_hf, int(workers) if workers.isdecimal() else None)
+    return None
+
+
+def _unnamed(values: Mapping[str, Any]) -> list[Fault]:
+    """What a trainer's settings don't say, and nothing else does: the demo is not what is meant then."""
+    if values.get("train_fn") is not None:
+        return []
+    said = {"model": values.get("model"), "data.train": (values.get("data") or {}).get("train")}
+    return [
+        Fault(key, f"the settings name none; give --{key}") for key, value in said.items() if value is None
+    ]
 
 
 def _validate(values: dict[str, Any]) -> tuple[Config, list[Fault]]:
@@ -133,6 +173,14 @@ def _parse_flags(argv: list[str]) -> tuple[dict[str, Any], Options, list[Fault]]
     parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved config and candidates, start nothing"
     )
+    parser.add_argument(
+        "--from-swift",
+        metavar="COMMAND",
+        help="start from a present 'swift sft' command, or a script with it",
+    )
+    parser.add_argument(
+        "--from-hf", metavar="FILE", help="start from present TrainingArguments, a JSON or YAML file"
+    )
     source: CliSettingsSource[Any] = CliSettingsSource(
         _Flags,
         root_parser=parser,
@@ -143,8 +191,9 @@ def _parse_flags(argv: list[str]) -> tuple[dict[str, Any], Options, list[Fault]]
     parsed, unknown = parser.parse_known_args(_normalised(list(_knob_flags(argv))))
     given = vars(parsed)
     config_file, dry_run = given.pop("config"), given.pop("dry_run")
+    present = {name: given.pop(name) for name in ("from_swift", "from_hf")}
     source(parsed_args=given)
-    options = Options(dry_run=dry_run, config_file=Path(config_file) if config_file else None)
+    options = Options(dry_run=dry_run, config_file=Path(config_file) if config_file else None, **present)
     faults = [Fault("--config", "expected a file, got nothing")] if config_file == "" else []
     values = source()
     # A map, so that it is merged with the file's, name by name.

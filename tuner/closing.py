@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
+from train_fn.redaction import redact_url
+
 _READER_GONE = (errno.EPIPE, errno.EIO)
 """What writing to a closed pipe and to a closed terminal gives."""
 
@@ -49,16 +51,4 @@ def _drop_the_rest() -> None:
 
 def this_command(argv: Sequence[str] | None = None) -> str:
     """The command line of this process, ready to paste; a password in it becomes `***`."""
-    return shlex.join(_masked(part) for part in (sys.orig_argv if argv is None else argv))
-
-
-def _masked(part: str) -> str:
-    from tuner.checks import masked_storage
-
-    if "://" not in part:
-        return part
-    flag, equals, value = part.partition("=") if part.startswith("--") else ("", "", part)
-    try:
-        return flag + equals + masked_storage(value)
-    except Exception:  # no URL that can be read, so nobody knows where its password ends
-        return flag + equals + value.partition("://")[0] + "://***"
+    return shlex.join(redact_url(p) if "://" in p else p for p in (sys.orig_argv if argv is None else argv))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_settings import NoDecode
@@ -17,6 +17,9 @@ from pydantic_settings import NoDecode
 from train_fn.custom import EXPECTED, FUNCTION_NAME
 from train_fn.spec import PRECISIONS, DataSpec, JobSpec, LoraSpec, OptimizerSpec, TrialParams
 from tuner.units import parse_duration, parse_size, shown
+
+if TYPE_CHECKING:
+    from cluster.admission import Sharing
 
 DEMO_DEFAULTS: dict[str, Any] = {
     "trial.steps": 8,
@@ -272,9 +275,27 @@ class Cluster(_Section):
     memory_budget: Size | None = None
     """What one worker may hold: 20GiB, 512MiB, or a fraction of the device (0.9); null: what is free."""
     lanes: Count | None = None
-    """Groups of num_workers workers that measure side by side; null: as many as fit."""
+    """Groups of num_workers workers that measure side by side; null: as many as fit, as nodes come and go."""
+    accelerator_type: Text | None = None
+    """Type of the nodes to measure on, as Ray names it (A100, L4, ...); needed where there are several."""
     reuse_workers: bool = True
     """Keep workers and base model between trials; false starts one Ray Train run per trial."""
+    gpu_wait: Duration = 600.0
+    """Longest that a lane waits until its GPUs are quiet, such as 10m."""
+    gpu_max_utilisation: Annotated[NonNegativeFloat, Field(le=1)] = 0.1
+    """A GPU that others keep busy for a larger part of the time is not quiet."""
+    gpu_max_foreign_memory: Size = 1 << 30
+    """What others may hold on a quiet GPU: 1GiB, or a fraction of it."""
+    max_foreign_cpu: NonNegativeFloat = 0.2
+    """CPU cores per worker that others may take from a trial before it counts as disturbed."""
+    disturbance_check: bool = True
+    """Measure a trial again, at most twice, whose timed steps others have disturbed."""
+
+    def sharing(self) -> Sharing:
+        """How lanes share their nodes with others."""
+        from cluster.admission import Sharing
+
+        return Sharing(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Sharing)})
 
 
 class Study(_Section):
@@ -285,7 +306,9 @@ class Study(_Section):
     storage: Text | None = None
     """Optuna storage, sqlite:///FILE or postgresql://USER@HOST/DATABASE; null: study.db in output_dir."""
     time_budget: Duration | None = None
-    """No trial starts after this, such as 30m or 8h; null: no limit."""
+    """No trial starts that would not end in this time (30m, 8h), one in flight is stopped; null: no limit."""
+    storage_timeout: Duration = 300.0
+    """How long to wait for a storage that is locked, full or away, once trials are measured."""
 
 
 class Config(_Section):

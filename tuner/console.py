@@ -131,7 +131,7 @@ class Progress:
         line = f"trial {number}: {params} {outcome(result)}"
         if self._live is None:
             best, left = self._best(), self.seconds_left()
-            line += f" | known {len(self._finished)} of {self._total}"
+            line += f" | known {self._num_known()} of {self._total}"
             line += f" | best {best[0]} {best[1].samples_per_second:.3g} samples/s" if best else ""
             line += f" | about {human_seconds(left)} left" if left is not None else ""
         self._print(line)
@@ -141,7 +141,7 @@ class Progress:
         seconds = [r.seconds["total"] for _, r in list(self._finished.values()) if r.seconds.get("total")]
         if not seconds:
             return None
-        remaining = max(min(self._total, self._max_trials) - len(self._finished), 0)
+        remaining = max(min(self._total, self._max_trials) - self._num_known(), 0)
         estimate = statistics.median(seconds) * remaining / max(self.lanes, 1)
         if self._time_budget_seconds is None:
             return estimate
@@ -150,6 +150,10 @@ class Progress:
     def elapsed_seconds(self) -> float:
         """Wall time since `start`."""
         return self._clock() - self._started
+
+    def _num_known(self) -> int:
+        """Points, however often each was measured."""
+        return len({params for params, _ in list(self._finished.values())})
 
     def _best(self) -> tuple[TrialParams, TrialResult] | None:
         finished = list(self._finished.values())
@@ -179,7 +183,7 @@ class Progress:
         results = [result for _, result in list(self._finished.values())]
         infeasible = sum(result.status is Status.INFEASIBLE for result in results)
         failed = sum(result.status is Status.FAILED for result in results)
-        known = f"{len(results)} of {self._total} points, {infeasible} infeasible"
+        known = f"{self._num_known()} of {self._total} points, {infeasible} infeasible"
         best, left = self._best(), self.seconds_left()
         lines = [("trying", ", ".join(running) or self._phase or "choosing the next point")]
         lines += [("known", known + (f", {failed} failed" if failed else ""))]
@@ -199,6 +203,8 @@ def outcome(result: TrialResult) -> str:
         parts.append(human_bytes(max(result.peak_memory_bytes)))
     if result.alloc_retries:
         parts.append("thrashing")
+    if result.disturbed:
+        parts.append("disturbed")
     if result.status is not Status.COMPLETE:
         parts.append(f"{result.status} ({result.reason})" if result.reason else str(result.status))
     return ", ".join(parts)
@@ -333,6 +339,8 @@ def _cells(number: int, params: TrialParams, result: TrialResult, mark: str) -> 
     status = mark or (result.status if result.reason is None else f"{result.status}: {result.reason}")
     if result.alloc_retries and result.status is Status.COMPLETE and mark != "recommended":
         status = "thrashing"  # of the recommended one, the sentence below the table says it
+    if result.disturbed:
+        status = f"{status}, disturbed" if mark else "disturbed"
     return [
         str(number),
         f"{params.per_device_train_batch_size}x{params.gradient_accumulation_steps}",
@@ -360,14 +368,20 @@ def print_faults(error: InputError, *, stream: TextIO | None = None) -> None:
 
 
 def print_dry_run(
-    config_yaml: str, candidates: Sequence[TrialParams], *, stream: TextIO | None = None
+    config_yaml: str,
+    candidates: Sequence[TrialParams],
+    about: Sequence[str] = (),
+    *,
+    stream: TextIO | None = None,
 ) -> None:
-    """Print the resolved configuration, then the points that a run would consider."""
+    """Print the resolved configuration, the points that a run would consider, then further lines."""
     out = stream or sys.stdout
     print(config_yaml.rstrip(), file=out)
     print(f"\n# {len(candidates)} candidates (per-device batch x accumulation, precision, ...)", file=out)
     for params in candidates:
         print(f"# {params}", file=out)
+    for line in about:
+        print(f"# {line}", file=out)
     out.flush()
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -137,7 +138,7 @@ class AffineCosts:
     def predict(self, points: Sequence[Point]) -> tuple[np.ndarray, np.ndarray]:
         """Logarithm of the cost of points that are not measured: (mean, standard deviation)."""
         log_cost, jacobian = _log_cost(self._theta, self._design(points))
-        variance = np.einsum("ij,jk,ik->i", jacobian, self._covariance, jacobian)
+        variance = np.sum((jacobian @ self._covariance) * jacobian, axis=1)
         return log_cost, np.sqrt(variance + self._scatter**2)
 
     def draw(
@@ -160,8 +161,7 @@ class AffineCosts:
             [draws, n].
         """
         log_cost, jacobian = _log_cost(self._theta, self._design(points))
-        root = np.linalg.cholesky(self._covariance + 1e-12 * np.eye(len(self._theta)))
-        draws: np.ndarray = log_cost + normal[:, : len(self._theta)] @ root.T @ jacobian.T
+        draws: np.ndarray = log_cost + normal[:, : len(self._theta)] @ (self._root.T @ jacobian.T)
         for index, measured in enumerate(seen or [None] * len(points)):
             center, sd = draws[:, index], self._scatter
             if measured is not None:
@@ -171,6 +171,10 @@ class AffineCosts:
                 sd = noise * np.sqrt(share)
             draws[:, index] = center + sd * scatter[:, index]
         return draws
+
+    @cached_property
+    def _root(self) -> np.ndarray:
+        return np.linalg.cholesky(self._covariance + 1e-12 * np.eye(len(self._theta)))
 
     @property
     def num_parameters(self) -> int:
@@ -209,10 +213,13 @@ class AffineCosts:
     def _design(self, points: Sequence[Point]) -> _Design:
         constant = np.zeros((len(points), len(self._mean)))
         slope = np.zeros_like(constant)
+        features = {f: 3 + 2 * place for place, f in enumerate(self._features)}
+        first = 3 + 2 * len(features)
+        settings = {s: first + 2 * place for place, s in enumerate(self._settings)}
         for row, point in enumerate(points):
-            places = [3 + 2 * self._features.index(f) for f in point.features if f in self._features]
-            if point.features in self._settings:
-                places.append(3 + 2 * len(self._features) + 2 * self._settings.index(point.features))
+            places = [features[f] for f in point.features if f in features]
+            if point.features in settings:
+                places.append(settings[point.features])
             constant[row, [0, *places]] = 1
             slope[row, [1, *(p + 1 for p in places)]] = 1
         return _Design(

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from train_fn.spec import Reason, TrialResult, TrialSpec
-from tuner import interrupt
+from train_fn.spec import Reason, Status, TrialParams, TrialResult, TrialSpec
+from tuner import interrupt, storage
 from tuner.console import Progress
+from tuner.storage import StorageLostError
 from tuner.study import TuningStudy
 
 log = logging.getLogger(__name__)
 
 MAX_LOST_TRIALS = 2
-"""In a row. A trial is lost when its lane breaks, which says nothing about the trial, so it would be tried
-again; but a lane that can't start would break for ever."""
+"""In a row, for each lane. A trial is lost when its lane breaks, which says nothing about the trial, so it
+would be tried again; but a lane that can't start would break for ever."""
+
+MAX_LOSSES_OF_A_POINT = 3
+"""A point whose lane breaks every time may well be what breaks it."""
+
+_WRITING_SHARE = 0.05
+"""Of the driver's time, at most, goes into files: with thousands of trials they are long."""
+
+
+def overrun_seconds(time_budget: float) -> float:
+    """How far a trial in flight may go beyond a time budget before it is stopped: 5% of it, 5 s to 1 min."""
+    return min(max(0.05 * time_budget, 5.0), 60.0)
 
 
 @dataclass
@@ -26,8 +42,10 @@ class StudySource:
     Attributes:
         study: The record.
         progress: What the person sees.
-        record: Writes the result files; called after every result.
+        record: Writes the result files; called after every result, less often when that takes long.
         deadline: No trial starts after this `time.monotonic()`; None is no limit.
+        rescue_dir: Where a result goes that the study's storage does not take.
+        overrun_seconds: How far one may go beyond it; no further trial starts that would not end by then.
         broken: Why the search can't go on, once it can't.
     """
 
@@ -35,8 +53,15 @@ class StudySource:
     progress: Progress
     record: Callable[[], object]
     deadline: float | None = None
+    rescue_dir: Path | None = None
     broken: str | None = None
+    overrun_seconds: float = 0.0
+    _has_started: bool = field(default=False, init=False)
     _lost_in_a_row: int = field(default=0, init=False)
+    _losses: Counter[TrialParams] = field(default_factory=Counter, init=False)
+    _lanes: int | None = field(default=None, init=False)
+    _next_record: float = field(default=0.0, init=False)
+    _files_problem: str | None = field(default=None, init=False)
 
     def ask(self) -> TrialSpec | None:
         """The next trial, or None when nothing is left, time is up, or the lanes are broken.
@@ -47,15 +72,21 @@ class StudySource:
         interrupt.check()
         if self.broken or self.is_time_up():
             return None
-        spec = self.study.ask()
+        try:
+            spec = self.study.ask()
+        except StorageLostError as error:
+            self.give_up(str(error))
+            return None
         if spec is not None:
+            self._has_started = True
             log.info("trial %d starts: %s", spec.number, spec.params)
             self.progress.trial_started(spec.number, spec.params)
         return spec
 
     def tell(self, spec: TrialSpec, result: TrialResult) -> None:
         """Record a result before anything else is done with it."""
-        self.study.tell(spec, result)
+        result = self._counted(spec, result)
+        self._store(spec, result)
         log.info(
             "trial %d ends: %s: %s %s %s",
             spec.number,
@@ -64,18 +95,93 @@ class StudySource:
             result.reason,
             result.detail,
         )
+        if result.disturbed:
+            log.warning("trial %d was disturbed: %s", spec.number, "; ".join(result.disturbed))
         self.progress.trial_finished(spec.number, spec.params, result)
-        lost = result.reason == Reason.INTERRUPTED
-        self._lost_in_a_row = self._lost_in_a_row + 1 if lost else 0
-        if self._lost_in_a_row >= MAX_LOST_TRIALS:
-            self.broken = result.detail or "the lanes break"
-        self.record()
+        if time.monotonic() >= self._next_record:
+            self._write()
         interrupt.check()
+
+    def waits(self, spec: TrialSpec, text: str | None) -> None:
+        """A trial has to wait for quiet GPUs, or no longer."""
+        text = text or "goes on"
+        log.info("trial %d %s", spec.number, text)
+        self.progress.note(f"trial {spec.number}: {spec.params} {text}")
 
     def has_work(self) -> bool:
         """Whether trials may still come, once those in flight have ended."""
         return not self.broken and not self.is_time_up() and self.study.has_work()
 
     def is_time_up(self) -> bool:
-        """Whether the time budget is spent."""
-        return self.deadline is not None and time.monotonic() > self.deadline
+        """Whether the time budget is spent, or so far that another trial would be stopped before its end.
+
+        A run's first trial starts all the same: a budget shorter than any trial is to be seen.
+        """
+        if self.deadline is None:
+            return False
+        left = self.deadline - time.monotonic()
+        return left < 0 or (self._has_started and left + self.overrun_seconds < self._usual_seconds())
+
+    def _usual_seconds(self) -> float:
+        """What a trial of this study takes."""
+        results = [m.result for m in self.study.measured() if m.result.status == Status.COMPLETE]
+        totals = [r.seconds["total"] for r in results if "total" in r.seconds]
+        return statistics.median(totals) if totals else 0.0
+
+    def room_for(self, lanes: int) -> None:
+        """The cluster has room for so many lanes now."""
+        if lanes != self._lanes:
+            if self._lanes is not None:
+                self.progress.note(f"room for {lanes} lanes now, before that for {self._lanes}")
+            self._lanes = self.progress.lanes = lanes
+
+    def give_up(self, why: str) -> None:
+        """End the search; the first reason stays."""
+        self.broken = self.broken or why
+
+    def _counted(self, spec: TrialSpec, result: TrialResult) -> TrialResult:
+        """The result; a point that was lost too often counts as failed, and is not tried again."""
+        if result.reason != Reason.INTERRUPTED:
+            self._lost_in_a_row = 0
+            return result
+        self._lost_in_a_row += 1
+        self._losses[spec.params] += 1
+        if self._lost_in_a_row >= MAX_LOST_TRIALS * max(self.progress.lanes, 1):
+            self.give_up(result.detail or "the lanes break")
+        elif self._losses[spec.params] >= MAX_LOSSES_OF_A_POINT:
+            detail = f"lost {MAX_LOSSES_OF_A_POINT} times, not tried again: {result.detail}"
+            return dataclasses.replace(result, status=Status.FAILED, reason=Reason.WORKER_DIED, detail=detail)
+        return result
+
+    def _store(self, spec: TrialSpec, result: TrialResult) -> None:
+        """Into the study; where that is not to be had, into a file for the next run."""
+        try:
+            self.study.tell(spec, result)
+        except StorageLostError as error:
+            self.give_up(str(error))
+            self._rescue(spec, result)
+        except BaseException:  # a signal, in the middle of it or while waiting for the storage
+            self._rescue(spec, result)
+            raise
+
+    def _rescue(self, spec: TrialSpec, result: TrialResult) -> None:
+        if self.rescue_dir is None:
+            return
+        try:
+            storage.keep(self.rescue_dir, spec, result)
+        except OSError as problem:
+            log.error("trial %d is lost: %s: %s", spec.number, problem, result)
+            self.progress.note(f"trial {spec.number} could not be kept anywhere: {problem.strerror}")
+
+    def _write(self) -> None:
+        """Write the files; what is wrong with them ends no search."""
+        started = time.monotonic()
+        try:
+            self.record()
+        except OSError as error:
+            problem = f"output_dir can't be written now: {error.strerror}"
+            if problem != self._files_problem:
+                self.progress.note(problem)
+            self._files_problem = problem
+        ended = time.monotonic()
+        self._next_record = ended + (ended - started) * (1 / _WRITING_SHARE - 1)

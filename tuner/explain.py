@@ -15,8 +15,17 @@ from typing import Protocol
 
 from train_fn.spec import Reason, Status, TrialParams
 from train_fn.timing import time_ratio
+from tuner.disturbed import counting
 from tuner.recommend import TIE_WIDTH, Feasible, feasible_trials, within_tolerance
-from tuner.space import Measured, is_out_of_memory, proven_infeasible, same_numerics, same_setting, setting_of
+from tuner.space import (
+    Measured,
+    Proofs,
+    is_out_of_memory,
+    probed_point,
+    same_numerics,
+    same_setting,
+    setting_of,
+)
 from tuner.units import human_bytes
 
 
@@ -173,7 +182,8 @@ class _Judge:
         headroom: float,
     ) -> None:
         self._trials = trials
-        self._measured = {t.params: t for t in trials}
+        self._proofs = Proofs((t.params, t.result) for t in trials)
+        self._measured = {t.params: t for t in counting(trials)}
         self._feasible = {t.params: t for t in feasible_trials(trials)}
         self.best = next(t for t in self._feasible.values() if t.number == number)
         self._good = within_tolerance(list(self._feasible.values()), tolerance)
@@ -304,11 +314,11 @@ class _Judge:
         return replace(found or _unmeasured(point, Verdict.OPEN, "not measured"), slower_by=slower_by)
 
     def _probed(self, point: TrialParams) -> Alternative | None:
-        """Where another trial of the setting has shown that the point does not fit."""
+        """Where another trial has shown that the point does not fit."""
         for trial in self._trials:
             budget = trial.result.memory_budget_bytes
-            for probe in trial.result.memory_points if same_setting(trial.params, point) else []:
-                if probe.per_device_train_batch_size != point.per_device_train_batch_size:
+            for probe in trial.result.memory_points:
+                if probed_point(trial.params, probe) != point:
                     continue
                 peak = probe.peak_bytes
                 over = None if peak is None or budget is None else peak - budget
@@ -320,7 +330,7 @@ class _Judge:
                         over_budget_bytes=over,
                         peak_memory_bytes=peak,
                     )
-        proof = proven_infeasible(point, [(t.params, t.result) for t in self._trials])
+        proof = self._proofs.against(point)
         if proof is None:
             return None
         return _unmeasured(point, Verdict.OUT_OF_MEMORY, "out of memory, as is a smaller batch")

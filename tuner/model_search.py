@@ -14,10 +14,11 @@ from functools import cached_property
 
 import numpy as np
 
-from train_fn.spec import KnownSteps, Status, TrialParams, TrialSpec
+from train_fn.spec import Knob, KnownSteps, Status, TrialParams, TrialSpec
 from tuner.beliefs import Beliefs
+from tuner.disturbed import count_repeats
 from tuner.recommend import recommend
-from tuner.space import Measured, SearchState, is_out_of_memory, same_numerics, same_setting
+from tuner.space import Measured, SearchState, is_out_of_memory, same_numerics, same_setting, setting_of
 
 FASTEST_FIRST = {
     "cuda": ("bf16", "fp16", "nf4", "tf32", "fp32"),
@@ -82,14 +83,30 @@ def beliefs_of(state: SearchState, settings: ModelSettings) -> Beliefs:
 class Outlook:
     """What measuring each open point may bring, as the study's record stands."""
 
-    def __init__(self, state: SearchState, settings: ModelSettings) -> None:
+    def __init__(
+        self,
+        state: SearchState,
+        settings: ModelSettings,
+        beliefs: Beliefs | None = None,
+        front: list[Measured] | None = None,
+    ) -> None:
+        """Look at the record.
+
+        Args:
+            state: What the study knows; only its open points are looked at.
+            settings: See `ModelSettings`.
+            beliefs: Those of the state; None: they are made here.
+            front: The finished trials that others are compared with; None: all that are complete.
+        """
         self.state, self.settings = state, settings
-        self.beliefs = beliefs_of(state, settings)
+        self.beliefs = beliefs_of(state, settings) if beliefs is None else beliefs
+        complete = (m for m in state.measured if m.result.status == Status.COMPLETE)
+        self._front = list(complete) if front is None else front
 
     def choose(self) -> TrialParams:
         """The point to measure next; there must be an open one."""
-        if not self._can_predict:
-            return min(self.state.open, key=self._safety)
+        if not self.can_predict:
+            return self._safest()
         chances = self.beliefs.fits(self.state.open)
         _, mean_gains = self._gains
         gains = mean_gains.mean(axis=0) * chances**_CAUTION
@@ -102,7 +119,7 @@ class Outlook:
 
     def stopped(self) -> str | None:
         """Why nothing more need be measured, in a sentence, or None."""
-        if self.settings.stop_within <= 0 or not self.state.open or not self._can_predict:
+        if self.settings.stop_within <= 0 or not self.state.open or not self.can_predict:
             return None
         best_gains, _ = self._gains
         worth = np.log1p(self.settings.stop_within)
@@ -111,24 +128,24 @@ class Outlook:
         return self._why_stopped()
 
     @property
-    def _can_predict(self) -> bool:
+    def can_predict(self) -> bool:
         """Whether a trial is complete: there is a speed, a loss and a front."""
         return bool(self.beliefs.losses) and self.beliefs.predict_speed(self.state.open[:1]) is not None
 
-    def _safety(self, point: TrialParams) -> tuple[float, ...]:
-        """The order of points while no speed is known: the fastest precision's smallest batch.
+    def _safest(self) -> TrialParams:
+        """What to measure while no speed is known: the fastest precision's smallest batch.
 
         Once memory has run out, the leanest first.
         """
-        size, checkpointing = point.per_device_train_batch_size, point.gradient_checkpointing
-        place = self.state.candidates.index(point)
-        if any(is_out_of_memory(m.result) for m in self.state.measured):
-            return (size, not checkpointing, LEANEST_FIRST.index(point.precision), place)
-        return (size, checkpointing, FASTEST_FIRST[self.settings.device].index(point.precision), place)
+        lean = any(is_out_of_memory(m.result) for m in self.state.measured)
+        order = LEANEST_FIRST if lean else FASTEST_FIRST[self.settings.device]
 
-    @cached_property
-    def _front(self) -> list[Measured]:
-        return [m for m in self.state.measured if m.result.status == Status.COMPLETE]
+        def risk(point: TrialParams) -> tuple[int, bool, int]:
+            checkpointing = point.gradient_checkpointing
+            size, rank = point.per_device_train_batch_size, order.index(point.precision)
+            return size, not checkpointing if lean else checkpointing, rank
+
+        return min(self.state.open, key=risk)  # of equals the first one: candidates are in order
 
     @cached_property
     def _gains(self) -> tuple[np.ndarray, np.ndarray]:
@@ -194,20 +211,31 @@ class Step:
     stopped: str | None = None
 
 
-def next_step(state: SearchState, max_trials: int, settings: ModelSettings) -> Step:
-    """Measure the best open point; at the end, the recommended one in full if that is still to be done.
+def next_step(
+    state: SearchState, max_trials: int, settings: ModelSettings, outlook: Outlook | None = None
+) -> Step:
+    """Measure the best open point; then disturbed ones again; at the end, the recommended one in full.
 
-    The last trial that the study may have is kept for that.
+    The last trial that the study may have is kept for that. Repetitions of disturbed trials come on top.
+    `outlook` is that of the state, if it is there.
     """
     left = max_trials - state.turn
-    if left <= 0:
-        return Step()
-    outlook = Outlook(state, settings)
-    stopped = outlook.stopped()
-    if state.open and stopped is None and left > 1:
-        return Step(outlook.choose())
+    outlook, stopped = (outlook or Outlook(state, settings)) if left > 0 else None, None
+    if outlook is not None:
+        if state.running and not outlook.can_predict:
+            return Step(waits=True)  # the first trial says more about all points than another one blind would
+        stopped = outlook.stopped()
+        if state.open and stopped is None and left > 1:
+            return Step(outlook.choose())
+    if state.to_repeat:
+        disturbed = state.to_repeat[0]
+        # As complete as it was: what took its loss from another trial does so again.
+        in_full = disturbed.result.validation_loss is not None and not disturbed.result.is_loss_borrowed
+        return Step(disturbed.params, in_full=in_full)
     if state.running:
         return Step(waits=True)
+    if outlook is None:
+        return Step()
     confirmed = _to_confirm(state, settings)
     if confirmed is not None:
         return Step(confirmed, in_full=True, stopped=stopped)
@@ -226,6 +254,7 @@ def _to_confirm(state: SearchState, settings: ModelSettings) -> TrialParams | No
         return None
     chosen = next(m for m in state.measured if m.number == number)
     times = sum(m.params == chosen.params for m in state.measured)
+    times -= count_repeats(state.measured).get(chosen.params, 0)
     return chosen.params if chosen.result.is_loss_borrowed and times == 1 else None
 
 
@@ -241,15 +270,16 @@ def spec_of(
         settings: See `ModelSettings`.
         in_full: Nothing is left out.
     """
-    sizes = _unprobed_sizes(state, point)
+    sizes, siblings = _unprobed_sizes(state, point), _unprobed_siblings(state, point)
     if in_full:
-        return TrialSpec(number=number, params=point, probe_sizes=sizes)
+        return TrialSpec(number=number, params=point, probe_sizes=sizes, probe_siblings=siblings)
     known = _known_steps(state, point)
     slow_below = _needed_speed(state, known, settings) if settings.prune and known else None
     return TrialSpec(
         number=number,
         params=point,
         probe_sizes=sizes,
+        probe_siblings=siblings,
         known_steps=known if settings.reuse_loss else None,
         slow_below=slow_below,
     )
@@ -262,12 +292,9 @@ def _unprobed_sizes(state: SearchState, point: TrialParams) -> list[int]:
     """
     if any(same_setting(running, point) for running in state.running):
         return []  # that trial's probe looks at them
-    beliefs = Beliefs(state.candidates, state.measured)
-    unknown = sorted(
-        c.per_device_train_batch_size
-        for c in state.candidates
-        if same_setting(c, point) and c != point and not beliefs.is_probed(c)
-    )
+    siblings = [c for c in state.candidates if same_setting(c, point) and c != point]
+    beliefs = Beliefs(siblings, [m for m in state.measured if same_setting(m.params, point)])
+    unknown = sorted(c.per_device_train_batch_size for c in siblings if not beliefs.is_probed(c))
     own = last = point.per_device_train_batch_size
     sizes = [size for size in unknown[:1] if size < own]
     for size in unknown:
@@ -275,6 +302,38 @@ def _unprobed_sizes(state: SearchState, point: TrialParams) -> list[int]:
             sizes.append(size)
             last = size
     return sizes
+
+
+def _unprobed_siblings(state: SearchState, point: TrialParams) -> list[TrialParams]:
+    """Points of other settings that the model of this one can be turned into, where nothing is known of them.
+
+    Of each setting the smallest batch, and on from there twice the last. A micro-batch of each costs little,
+    and then it is known where memory ends with checkpointing, say, before a trial is spent on it.
+    """
+    if any(_is_sibling(running, point) for running in state.running):
+        return []  # that trial's probe looks at them
+    beliefs = Beliefs(state.candidates, state.measured)
+    found: list[TrialParams] = []
+    ordered = sorted(state.candidates, key=lambda c: c.per_device_train_batch_size)
+    for setting in dict.fromkeys(setting_of(c) for c in state.candidates):
+        points = [c for c in ordered if setting_of(c) == setting]
+        if same_setting(points[0], point) or not _is_sibling(points[0], point):
+            continue
+        last = 0
+        for other in points if not any(map(beliefs.is_probed, points)) else []:
+            if other.per_device_train_batch_size >= 2 * last:
+                found.append(other)
+                last = other.per_device_train_batch_size
+    return found
+
+
+def _is_sibling(one: TrialParams, other: TrialParams) -> bool:
+    """Whether a model can be turned from one into the other in place."""
+
+    def fixed(point: TrialParams) -> dict[str, Knob]:
+        return {name: value for name, value in point.knobs.items() if name != "attn_implementation"}
+
+    return one.precision == other.precision and fixed(one) == fixed(other)
 
 
 def _known_steps(state: SearchState, point: TrialParams) -> KnownSteps | None:

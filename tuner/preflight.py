@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from importlib.util import find_spec
-from pathlib import Path
 
 from cluster.runtime import Node, lanes_that_fit
 from train_fn.spec import Fault
 from tuner.config import Config
+from tuner.output import Output
 from tuner.space import precisions_of, searched_by_default
 from tuner.trackers import check_loggers
 
@@ -21,7 +20,7 @@ def choose_device(config: Config, nodes: list[Node]) -> str:
 
 
 def device_precisions(device: str, nodes: list[Node]) -> tuple[str, ...]:
-    """What `search.precision: null` searches: what every GPU of the cluster offers, or the CPU."""
+    """What `search.precision: null` searches: what every GPU of these nodes offers, or the CPU."""
     return searched_by_default(_offered(device, nodes))
 
 
@@ -34,8 +33,30 @@ def check(config: Config, nodes: list[Node], device: str) -> list[Fault]:
     """All faults of a resolved configuration on this cluster, its model and data included."""
     from train_fn.check import check as check_job
 
-    faults = [*_check_devices(config, nodes, device), *_check_output_dir(config), *check_loggers(config)]
+    faults = _check_accelerator_type(config, nodes, device)
+    if not faults:
+        faults = _check_devices(config, of_type(nodes, config.cluster.accelerator_type), device)
+    faults += [*_check_output_dir(config), *check_loggers(config)]
     return faults + check_job(config.job(device))
+
+
+def of_type(nodes: list[Node], accelerator_type: str | None) -> list[Node]:
+    """The nodes of a type; None: all of them."""
+    return [n for n in nodes if accelerator_type is None or n.accelerator_type == accelerator_type]
+
+
+def _check_accelerator_type(config: Config, nodes: list[Node], device: str) -> list[Fault]:
+    """Samples/sec of different GPUs don't compare, so a search keeps to one type."""
+    wanted = config.cluster.accelerator_type
+    types = {n.accelerator_type for n in nodes if n.num_devices(device)}
+    named = ", ".join(sorted(t or "unnamed" for t in types))
+    if wanted is not None and wanted not in types:
+        advice = f"there are: {named}" if types - {None} else "no node names its own, leave it out"
+        return [Fault("cluster.accelerator_type", f"no node has {wanted}; {advice}")]
+    if wanted is None and device == "cuda" and len(types) > 1:
+        problem = f"several types of GPU ({named}), whose samples/s don't compare; name one of them"
+        return [Fault("cluster.accelerator_type", problem)]
+    return []
 
 
 def _check_devices(config: Config, nodes: list[Node], device: str) -> list[Fault]:
@@ -67,11 +88,5 @@ def _check_precisions(wanted: list[str], device: str, offered: tuple[str, ...]) 
 
 
 def _check_output_dir(config: Config) -> list[Fault]:
-    """Try the folder, or the nearest one above it that there is: a run that is refused leaves nothing."""
-    folder = Path(str(config.output_dir))
-    try:
-        present = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        with tempfile.TemporaryFile(dir=present):
-            return []
-    except OSError as error:
-        return [Fault("output_dir", f"{folder} can't be written: {error.strerror}; name another folder")]
+    problem = Output(str(config.output_dir)).problem()
+    return [] if problem is None else [Fault("output_dir", problem)]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from train_fn.spec import Status, TrialParams, TrialResult
 from train_fn.timing import time_ratio
+from tuner.disturbed import counting
 from tuner.space import Measured, is_out_of_memory
 from tuner.units import human_bytes
 
@@ -52,6 +53,7 @@ class Feasible:
     budget_bytes: int | None
     alloc_retries: int
     is_loss_borrowed: bool
+    disturbed: Sequence[str] = ()
 
     def is_faster(self, other: Feasible) -> bool:
         """Beyond noise: over the same batches; without step times, where the intervals don't overlap."""
@@ -78,7 +80,8 @@ def pareto_front(trials: Sequence[Measured], loss_tolerance: float) -> list[int]
     therefore is never empty where something is feasible.
     """
     feasible = feasible_trials(trials)
-    front = {t.number for t in feasible if not any(o.dominates(t, loss_tolerance) for o in feasible)}
+    fastest_first = sorted(feasible, key=lambda t: -t.speed)  # what dominates anything is soon found
+    front = {t.number for t in feasible if not any(o.dominates(t, loss_tolerance) for o in fastest_first)}
     return sorted(front | ({_best(feasible, loss_tolerance).number} if feasible else set()))
 
 
@@ -94,9 +97,10 @@ def recommend(trials: Sequence[Measured], loss_tolerance: float) -> Recommendati
 def feasible_trials(trials: Sequence[Measured]) -> list[Feasible]:
     """The trials that can be compared: complete, nothing violated, both objectives finite.
 
-    One that took its loss from another trial no longer counts when its point was measured in full.
+    One that took its loss from another trial no longer counts when its point was measured in full, nor one
+    that was disturbed when its point was measured again.
     """
-    found = [f for f in (_as_feasible(*trial) for trial in trials) if f is not None]
+    found = [f for f in (_as_feasible(*trial) for trial in counting(trials)) if f is not None]
     in_full = {f.params for f in found if not f.is_loss_borrowed}
     return [f for f in found if not f.is_loss_borrowed or f.params not in in_full]
 
@@ -121,6 +125,7 @@ def _as_feasible(number: int, params: TrialParams, result: TrialResult) -> Feasi
         result.memory_budget_bytes,
         result.alloc_retries,
         result.is_loss_borrowed,
+        result.disturbed,
     )
 
 
@@ -147,7 +152,8 @@ def without_idle_thrashing(good: list[Feasible]) -> list[Feasible]:
 
 def _best(feasible: list[Feasible], tolerance: float) -> Feasible:
     good = without_idle_thrashing(within_tolerance(feasible, tolerance))
-    unbeaten = [t for t in good if not any(o.is_faster(t) for o in good)]
+    fastest_first = sorted(good, key=lambda t: -t.speed)
+    unbeaten = [t for t in good if not any(o.is_faster(t) for o in fastest_first)]
     fastest = max(t.speed for t in unbeaten)
     equals = [t for t in unbeaten if t.speed >= (1 - TIE_WIDTH) * fastest]
     return min(equals, key=lambda t: (t.peak_bytes or math.inf, -t.speed, t.number))
@@ -159,6 +165,7 @@ def _why(best: Feasible, feasible: list[Feasible], tolerance: float) -> str:
         _why_calm(best, within_tolerance(feasible, tolerance)),
         _why_loss(best, feasible, tolerance),
         _why_memory(best),
+        _why_disturbed(best),
     ]
     return "; ".join(part for part in parts if part) + "."
 
@@ -212,6 +219,10 @@ def _why_memory(best: Feasible) -> str:
         return f"it needs {human_bytes(best.peak_bytes)} per worker"
     free = 1 - best.peak_bytes / best.budget_bytes
     return f"it leaves {max(free, 0):.0%} of the {human_bytes(best.budget_bytes)} budget free"
+
+
+def _why_disturbed(best: Feasible) -> str:
+    return f"its measurement was disturbed ({'; '.join(best.disturbed)})" if best.disturbed else ""
 
 
 def _why_nothing(trials: Sequence[Measured]) -> str:

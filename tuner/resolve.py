@@ -3,6 +3,7 @@
 Two runs belong to the same study if the settings that decide what a trial measures are equal. How the
 search goes about it (`search.*`, lanes, Ray's address, limits of time) is no part of that: the same points
 measure the same there, so a study may go on with more trials or with another sampler.
+What changes under the user's hands, contents and versions, is in `tuner.identity`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from importlib.machinery import PathFinder
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from train_fn.redaction import redact, redact_url
 from tuner.checks import masked_storage
 from tuner.config import Config
+from tuner.output import local_folder
 from tuner.units import exact_duration, exact_size
 
 if TYPE_CHECKING:
@@ -35,7 +38,7 @@ def resolve(config: Config, device: str) -> Config:
     config = config.for_device(device)
     name = config.study.name or study_name(config, device)
     output_dir = config.output_dir or f"runs/{name}"
-    storage = config.study.storage or f"sqlite:///{output_dir}/study.db"
+    storage = config.study.storage or f"sqlite:///{local_folder(output_dir)}/study.db"
     study = config.study.model_copy(update={"name": name, "storage": storage})
     return config.model_copy(update={"study": study, "output_dir": output_dir})
 
@@ -53,6 +56,8 @@ def fingerprint(config: Config, device: str) -> Fingerprint:
     for section in ("data", "lora", "optimizer", "trial"):
         for name, value in getattr(config, section).model_dump(exclude={"timeout"}).items():
             values[f"{section}.{name}"] = ",".join(value) if isinstance(value, list) else value
+    if config.cluster.accelerator_type is not None:
+        values["cluster.accelerator_type"] = config.cluster.accelerator_type
     if config.train_fn is not None:
         values["train_fn"] = f"{config.train_fn} {_source_digest(config.train_fn)}".strip()
     return values
@@ -117,7 +122,7 @@ def _basename(source: str | None) -> str:
 
 
 def to_yaml(config: Config) -> str:
-    """YAML that loads back to an equal configuration; a password in the storage URL becomes `***`."""
+    """YAML that loads back to an equal configuration; a password in a URL becomes `***`."""
     import yaml
 
     class Dumper(yaml.SafeDumper):
@@ -127,7 +132,8 @@ def to_yaml(config: Config) -> str:
         return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
 
     Dumper.add_representer(list, one_line)
-    return str(yaml.dump(_written(config), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=1000))
+    text = yaml.dump(_written(config), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=1000)
+    return redact(str(text))
 
 
 def _written(config: Config) -> dict[str, object]:
@@ -135,9 +141,15 @@ def _written(config: Config) -> dict[str, object]:
     values = config.model_dump()
     if isinstance(config.cluster.memory_budget, int):
         values["cluster"]["memory_budget"] = exact_size(config.cluster.memory_budget)
+    if isinstance(config.cluster.gpu_max_foreign_memory, int):
+        values["cluster"]["gpu_max_foreign_memory"] = exact_size(config.cluster.gpu_max_foreign_memory)
+    values["cluster"]["gpu_wait"] = exact_duration(config.cluster.gpu_wait)
     values["trial"]["timeout"] = exact_duration(config.trial.timeout)
     if config.study.time_budget is not None:
         values["study"]["time_budget"] = exact_duration(config.study.time_budget)
+    values["study"]["storage_timeout"] = exact_duration(config.study.storage_timeout)
     if config.study.storage is not None:
         values["study"]["storage"] = masked_storage(config.study.storage)
+    if config.output_dir is not None:
+        values["output_dir"] = redact_url(config.output_dir)
     return values

@@ -12,27 +12,29 @@ import dataclasses
 import io
 import json
 import math
-import os
-import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from train_fn.spec import TrialParams
 from tuner.explain import Predictions, explain
+from tuner.output import Output, is_url, local_folder
 from tuner.recommend import pareto_front, recommend
 from tuner.space import Measured
 from tuner.study import TuningStudy
 
 RESULT_FILE = "result.json"
 TRIALS_FILE = "trials.csv"
+REPORT_FILE = "report.html"
 PACKAGES = ("ray", "torch", "transformers", "peft", "accelerate", "datasets", "optuna")
 """Whose versions are noted: a measurement is only as repeatable as they are."""
-OPTIONAL_PACKAGES = ("bitsandbytes",)
+OPTIONAL_PACKAGES = ("bitsandbytes", "lora-batch-tuner")
 
 
 def write_results(
-    output_dir: Path | str,
+    output: Output | Path | str,
     study: TuningStudy,
     *,
     global_batch_size: int,
@@ -42,11 +44,13 @@ def write_results(
     wall_seconds: float,
     headroom: float = 0.0,
     predictions: Predictions | None = None,
+    gpus: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Write both files and return what `result.json` holds.
 
     Args:
-        output_dir: The folder; made where it does not exist.
+        output: Where; a folder is made where it does not exist. What can't be written is left to
+            `Output.failure`: nothing is lost, it stands in the study.
         study: The record.
         global_batch_size: Samples per optimizer step over all workers.
         num_workers: Data-parallel ranks.
@@ -55,8 +59,9 @@ def write_results(
         wall_seconds: How long the search took.
         headroom: `search.memory_headroom`.
         predictions: What the search believes about points that it has not measured.
+        gpus: Those that lanes can run on, as records.
     """
-    trials = study.measured()
+    trials, times = study.measured(), study.times()
     recommendation = recommend(trials, loss_tolerance)
     number = recommendation.number
     explanation = (
@@ -70,44 +75,93 @@ def write_results(
             "global_batch_size": global_batch_size,
             "num_workers": num_workers,
             "device": device,
-            "trials": [_trial(t) for t in trials],
+            "trials": [_trial(t, times) for t in trials],
             "skipped": [{"params": p, "why": why} for p, why in study.skipped()],
             "pareto_front": pareto_front(trials, loss_tolerance),
             "recommended": number,
             "why": recommendation.why,
             "explanation": explanation,
+            "candidates": [_candidate(p, predictions) for p in study.candidates],
             "stopped": study.stopped,
+            "finished": study.is_finished,
+            "compared_with": study.compared_with,
             "wall_seconds": wall_seconds,
-            "versions": _versions(),
+            "written_at": _utc(datetime.now()),
+            "gpus": gpus,
+            "versions": versions(),
         }
     )
-    Path(output_dir).mkdir(parents=True, exist_ok=True)
-    _write_atomically(Path(output_dir) / TRIALS_FILE, _csv(result))
-    _write_atomically(Path(output_dir) / RESULT_FILE, json.dumps(result, indent=2, allow_nan=False) + "\n")
+    output = output if isinstance(output, Output) else Output(output)
+    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
+    output.keep({TRIALS_FILE: _csv(result), RESULT_FILE: text})
     return result
+
+
+def set_aside(output_dir: Path | str, study_name: str) -> None:
+    """Keep the files of an earlier generation of the study as `result.NAME.json`, and so on."""
+    folder = local_folder(str(output_dir))
+    if folder is None:
+        return  # elsewhere they are replaced; the study keeps what they say
+    try:
+        earlier = str(load_result(folder)["study"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if earlier == study_name:
+        return
+    for name in (TRIALS_FILE, REPORT_FILE, RESULT_FILE):
+        file = folder / name
+        if file.is_file():
+            file.replace(file.with_name(f"{file.stem}.{earlier}{file.suffix}"))
 
 
 def load_result(path: Path | str) -> dict[str, Any]:
-    """Read a `result.json`, given as the file or as the output folder; `tuner.load_result` has it typed."""
-    file = Path(path) / RESULT_FILE if Path(path).is_dir() else Path(path)
-    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    """Read a `result.json`, given as the file or as the place that holds it, a folder or a URL.
+
+    `tuner.load_result` has it typed.
+    """
+    place = str(path)
+    if is_url(place):
+        folder, name = place.rsplit("/", 1) if place.endswith(".json") else (place, RESULT_FILE)
+        text = Output(folder).read(name)
+    else:
+        file = Path(path) / RESULT_FILE if Path(path).is_dir() else Path(path)
+        text = file.read_text(encoding="utf-8")
+    result: dict[str, Any] = json.loads(text)
     return result
 
 
-def _versions() -> dict[str, str]:
-    versions = {package: metadata.version(package) for package in PACKAGES}
+def versions() -> dict[str, str]:
+    """Of the libraries that decide what is measured, by package."""
+    found = {package: metadata.version(package) for package in PACKAGES}
     for package in OPTIONAL_PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return versions
+            found[package] = metadata.version(package)
+    return found
 
 
-def _trial(trial: Measured) -> dict[str, Any]:
+def _trial(trial: Measured, times: dict[int, tuple[datetime | None, datetime | None]]) -> dict[str, Any]:
+    started, ended = times.get(trial.number, (None, None))
     return {
         "number": trial.number,
         "params": trial.params,
         **dataclasses.asdict(trial.result),
         "status": trial.result.status.value,
+        "started_at": _utc(started),
+        "ended_at": _utc(ended),
+    }
+
+
+def _utc(local: datetime | None) -> str | None:
+    """ISO 8601; the study's own times are local ones without a zone."""
+    return None if local is None else local.astimezone(UTC).isoformat(timespec="milliseconds")
+
+
+def _candidate(point: TrialParams, predictions: Predictions | None) -> dict[str, Any]:
+    """A point of the search with what is believed of it, whether it was measured or not."""
+    return {
+        "params": point,
+        "predicted_samples_per_second": predictions.samples_per_second(point) if predictions else None,
+        "predicted_memory_bytes": predictions.memory(point) if predictions else None,
     }
 
 
@@ -150,6 +204,7 @@ def trial_row(trial: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
             f"{phase}_seconds": trial["seconds"].get(phase)
             for phase in ("total", "setup", "probe", "warmup", "train", "reduce", "validate", "release")
         },
+        "disturbed": "; ".join(trial["disturbed"]) or None,
         "lane": trial["lane"],
         "pareto": trial["number"] in result["pareto_front"],
         "recommended": trial["number"] == result["recommended"],
@@ -163,18 +218,3 @@ def _csv(result: dict[str, Any]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", newline="", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)  # temporary files are private by default
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise

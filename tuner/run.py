@@ -2,10 +2,12 @@
 
     python -m tuner.run                        # the built-in demo
     python -m tuner.run --config tune.yaml     # your model and data
+    python -m tuner.run --from-swift 'NPROC_PER_NODE=2 swift sft ...' --dry-run
     python -m tuner.run --help
 
 Exit codes: 0 a configuration is recommended; 2 the input is wrong, nothing was started; 3 nothing is
-feasible; 130 interrupted, with everything measured kept; 1 anything else.
+feasible; 130 interrupted, with everything measured kept; 1 anything else, also that another run works on the
+study.
 """
 
 from __future__ import annotations
@@ -14,16 +16,19 @@ import contextlib
 import logging
 import os
 import sys
-import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from train_fn.redaction import know_url, redact_url, redacted_output
 from train_fn.spec import InputError
 from tuner import interrupt
-from tuner.advice import next_step
 from tuner.cli import Options, load
 from tuner.closing import outlived, say, this_command
 from tuner.config import Config
+
+if TYPE_CHECKING:
+    from tuner.imports.present import Present
+    from tuner.output import Output
 
 log = logging.getLogger("tuner")
 
@@ -32,12 +37,18 @@ EXIT_OK, EXIT_ERROR, EXIT_INPUT, EXIT_INFEASIBLE, EXIT_INTERRUPTED = 0, 1, 2, 3,
 
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line; returns the exit code."""
+    with redacted_output(), contextlib.ExitStack() as logs:
+        return _main(argv, logs)
+
+
+def _main(argv: list[str] | None, logs: contextlib.ExitStack) -> int:
     from tuner.console import print_faults
 
     interrupt.install()
     try:
         config, options = load(sys.argv[1:] if argv is None else argv)
-        return tune(config, options)
+        know_url(config.study.storage or "")
+        return tune(config, options, logs)
     except InputError as error:
         with outlived():
             print_faults(error)
@@ -46,23 +57,40 @@ def main(argv: list[str] | None = None) -> int:
         say("Interrupted before anything was measured.")
         return EXIT_INTERRUPTED
     except Exception as error:
+        from tuner.lock import StudyHeldError
+
+        if isinstance(error, StudyHeldError):
+            say(str(error))
+            return EXIT_ERROR
         log.exception("the run failed")
         say(f"{type(error).__name__}: {error}")
         say(_what_is_kept())
         return EXIT_ERROR
 
 
-def tune(config: Config, options: Options) -> int:
-    """Check, search, report. Reads top to bottom as the life of a run.
+def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
+    """Check, open the study, search. Reads top to bottom as the life of a run.
+
+    Args:
+        config: What to tune.
+        options: What to do beside that.
+        logs: Closes the log, after all that may be logged.
 
     Raises:
         InputError: Something is wrong with the input; nothing was started.
+        StudyHeldError: Another run works on the study.
     """
     from cluster.runtime import connected, this_node
     from tuner import preflight
     from tuner.console import print_dry_run
+    from tuner.identity import identity
+    from tuner.lock import held, refuse_if_held
+    from tuner.output import Output, local_folder, logged_to
     from tuner.resolve import fingerprint, model_settings, resolve, to_yaml
+    from tuner.results import versions
+    from tuner.search import Search
     from tuner.space import candidates
+    from tuner.storage import drop_kept, kept
     from tuner.study import open_study
 
     address = config.cluster.address or os.environ.get("RAY_ADDRESS") or None
@@ -71,8 +99,12 @@ def tune(config: Config, options: Options) -> int:
         nodes = stack.enter_context(connected(address)) if address else [this_node()]
         device = preflight.choose_device(config, nodes)
         config = resolve(config, device)
+        name, storage = str(config.study.name), str(config.study.storage)
+        if not options.dry_run:
+            refuse_if_held(storage, name)
         if faults := preflight.check(config, nodes, device):
             raise InputError(*faults)
+        nodes = preflight.of_type(nodes, config.cluster.accelerator_type)
         points = candidates(
             config.global_batch_size,
             config.num_workers,
@@ -82,11 +114,14 @@ def tune(config: Config, options: Options) -> int:
             config.search.knobs,
         )
         if options.dry_run:
-            print_dry_run(to_yaml(config), points)
+            print_dry_run(to_yaml(config), points, options.present.details() if options.present else [])
             return EXIT_OK
+        lease = stack.enter_context(held(storage, name))
+        # Where results go that the storage does not take.
+        rescue_dir = local_folder(str(config.output_dir)) or Path("runs") / name
         study = open_study(
-            str(config.study.name),
-            str(config.study.storage),
+            name,
+            storage,
             points,
             config.search.sampler,
             config.search.seed,
@@ -94,100 +129,54 @@ def tune(config: Config, options: Options) -> int:
             fingerprint(config, device),
             model_settings(config, device),
             config.search.skip_proven,
+            kept(rescue_dir),
+            identity(config, device, nodes, versions()),
+            config.cluster.disturbance_check,
         )
+        drop_kept(rescue_dir)
         stack.callback(study.close)
-        output_dir = Path(str(config.output_dir))
-        output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-        _log_to(output_dir / "tuner.log")
-        return _search(config, device, study, address, nodes)
+        output = Output(str(config.output_dir))
+        output.write("config.yaml", to_yaml(config))
+        logs.enter_context(logged_to(output, "tuner.log"))
+        if options.present:
+            say("\n".join(options.present.lines()), sys.stdout)
+        search = Search(config, device, nodes, address, study, output, rescue_dir)
+        return _outcome(config, search.run(lease), search.broken, output, options.present)
 
 
-def _search(config: Config, device: str, study: Any, address: str | None, nodes: list[Any]) -> int:
-    from cluster.runtime import lanes_that_fit
-    from tuner.console import Progress, print_table
-    from tuner.driver import StudySource
-    from tuner.results import write_results
+def _outcome(
+    config: Config,
+    result: dict[str, Any],
+    broken: str | None,
+    output: Output,
+    present: Present | None,
+) -> int:
+    """Say how the run ended, and what to do next; returns the exit code."""
+    from tuner.advice import next_step
 
-    started = time.monotonic()
-
-    def record() -> dict[str, Any]:
-        return write_results(
-            str(config.output_dir),
-            study,
-            global_batch_size=config.global_batch_size,
-            num_workers=config.num_workers,
-            device=device,
-            loss_tolerance=config.search.loss_tolerance,
-            wall_seconds=time.monotonic() - started,
-            predictions=study.beliefs(),
-            headroom=config.search.memory_headroom,
-        )
-
-    budget = config.study.time_budget
-    lanes = config.cluster.lanes or lanes_that_fit(nodes, device, config.num_workers)
-    progress = Progress(len(study.candidates), config.search.max_trials, budget, lanes=lanes)
-    source = StudySource(study, progress, record, None if budget is None else started + budget)
-    with contextlib.suppress(KeyboardInterrupt), progress:
-        _sweep(config, device, source, lanes, address)
-    interrupt.finish()
-    result = record()
-    with outlived():
-        print_table(
-            study.measured(),
-            result["pareto_front"],
-            result["recommended"],
-            result["why"],
-            explanation=result["explanation"],
-            stopped=result["stopped"],
-        )
-    return _exit_code(config, source.broken, interrupt.INTERRUPTED.is_set(), result)
-
-
-def _sweep(config: Config, device: str, source: Any, lanes: int, address: str | None) -> None:
-    """Start Ray where it does not run yet, and run trials until there is nothing left to do."""
-    from cluster.lane import LaneSpec
-    from cluster.loggers import make_loggers
-    from cluster.runtime import connected, dashboard_url
-    from cluster.sweep import run_sweep
-    from train_fn.environment import worker_environment
-
-    if not source.has_work():
-        return
-    with contextlib.ExitStack() as stack:
-        if address is None:
-            source.progress.phase("starting Ray")
-            stack.enter_context(connected(None))
-        source.progress.phase("starting workers")
-        source.progress.note(f"dashboard: {dashboard_url() or 'off'}")
-        lane = LaneSpec(
-            job=config.job(device),
-            cpus_per_worker=1.0,
-            worker_environment=worker_environment(device),
-        )
-        reuse, name = config.cluster.reuse_workers, str(config.study.name)
-        loggers = make_loggers(config.loggers, name, str(config.output_dir), source.progress.note)
-        measured = -1
-        while source.has_work() and len(source.study.measured()) > measured:
-            # Once, as a rule: a trial that was lost with its lane is open again when Tune is done.
-            measured = len(source.study.measured())
-            run_sweep(source, lane, num_lanes=lanes, reuse_workers=reuse, name=name, callbacks=loggers)
-
-
-def _exit_code(config: Config, broken: str | None, interrupted: bool, result: dict[str, Any]) -> int:
+    code = EXIT_OK
     again = f"The same command goes on from here:\n  {this_command()}"
-    if interrupted:
+    if interrupt.INTERRUPTED.is_set():
+        code = EXIT_INTERRUPTED
         log.info("interrupted")
-        say(f"Interrupted. {len(result['trials'])} finished trials are kept in {config.output_dir}. {again}")
-        return EXIT_INTERRUPTED
-    if broken:
+        say(f"Interrupted. {len(result['trials'])} finished trials are kept in {output}. {again}")
+    elif broken:
+        code = EXIT_ERROR
         say(f"The search ended early: {broken}. {again}")
-        return EXIT_ERROR
-    if result["recommended"] is None:
+    elif result["recommended"] is None:
+        code = EXIT_INFEASIBLE
         say(f"{result['why']}\n{next_step(result['trials'])}")
-        return EXIT_INFEASIBLE
-    say(f"Results: {config.output_dir}", sys.stdout)
-    return EXIT_OK
+    else:
+        say(f"Results: {output} (to look at: report.html)", sys.stdout)
+        say(f"For your trainer: python -m tuner.export {output} --format ms-swift|axolotl|...", sys.stdout)
+        if present:
+            advice = present.advice(result["trials"], result["recommended"])
+            say("\n" + "\n".join(advice), sys.stdout)
+    if output.failure:
+        study_at = redact_url(str(config.study.storage))
+        say(f"{output} can't be written: {output.failure}; all is kept in {study_at}.")
+        return code or EXIT_ERROR
+    return code
 
 
 def _what_is_kept() -> str:
@@ -196,16 +185,6 @@ def _what_is_kept() -> str:
     if not files:
         return "Nothing was started."
     return f"More about it in {files[-1]}. What was measured is kept; to go on:\n  {this_command()}"
-
-
-def _log_to(path: Path) -> None:
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    for name in ("tuner", "cluster", "ray"):
-        logging.getLogger(name).addHandler(handler)
-    for name in ("tuner", "cluster"):
-        logging.getLogger(name).setLevel(logging.INFO)
-        logging.getLogger(name).propagate = False
 
 
 if __name__ == "__main__":

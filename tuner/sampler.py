@@ -24,8 +24,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial
 
 from train_fn.spec import PRECISIONS, Knob, Reason, TrialParams, TrialResult
+from tuner.disturbed import to_repeat
 from tuner.model_search import ModelSettings, Outlook
-from tuner.space import Measured, SearchState, factorisations, knobs_of, proven_infeasible
+from tuner.space import Measured, Proofs, SearchState, factorisations, knobs_of
 
 TPE_EI_CANDIDATES = (24, 4, 1)
 """TPE proposes the best of so many draws from the density of good points: on a small grid the best of 24 (its
@@ -101,9 +102,16 @@ def result_of(trial: FrozenTrial) -> TrialResult | None:
 
 
 def search_state(
-    candidates: Sequence[TrialParams], trials: Iterable[FrozenTrial], skip_proven: bool = True
+    candidates: Sequence[TrialParams],
+    trials: Iterable[FrozenTrial],
+    skip_proven: bool = True,
+    repeat_disturbed: bool = True,
 ) -> SearchState:
-    """Read the study's record; unless `skip_proven`, what is proven infeasible is open all the same."""
+    """Read the study's record.
+
+    Unless `skip_proven`, what is proven infeasible is open all the same; unless `repeat_disturbed`, a
+    disturbed trial is as good as any.
+    """
     samples = samples_per_worker(candidates)
     measured, running = [], []
     for trial in trials:
@@ -116,9 +124,11 @@ def search_state(
             measured.append(Measured(trial.number, params, result))
     measured.sort(key=lambda m: m.number)
     closed = {m.params for m in measured} | set(running)
-    proofs = [(m.params, m.result) for m in measured] if skip_proven else []
-    still_open = [c for c in candidates if c not in closed and proven_infeasible(c, proofs) is None]
-    return SearchState(candidates, measured, running, still_open)
+    proofs = Proofs((m.params, m.result) for m in measured if skip_proven)
+    still_open = [c for c in candidates if c not in closed and proofs.against(c) is None]
+    again = to_repeat(measured, running) if repeat_disturbed else []
+    wanted = set(candidates)
+    return SearchState(candidates, measured, running, still_open, [m for m in again if m.params in wanted])
 
 
 class CandidateSampler(optuna.samplers.BaseSampler):
@@ -139,6 +149,8 @@ class CandidateSampler(optuna.samplers.BaseSampler):
         self.distributions = distributions(samples_per_worker(candidates), precisions, knobs)
         self.next_point: TrialParams | None = None
         """What to propose next, whatever `choose` would say; a point that is closed may be measured again."""
+        self.state: SearchState | None = None
+        """The record as its owner knows it; None: it is read from the study."""
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -154,8 +166,10 @@ class CandidateSampler(optuna.samplers.BaseSampler):
         return {name: values[name] for name in search_space}
 
     def _chosen(self, study: optuna.Study, trial: FrozenTrial) -> TrialParams:
-        others = (t for t in study.get_trials(deepcopy=False) if t.number != trial.number)
-        state = search_state(self._candidates, others, self._skip_proven)
+        state = self.state
+        if state is None:
+            others = (t for t in study.get_trials(deepcopy=False) if t.number != trial.number)
+            state = search_state(self._candidates, others, self._skip_proven)
         if not state.open:
             raise RuntimeError("no candidate is open: every point is measured, running or proven infeasible")
         return self._choose(state, study, trial)

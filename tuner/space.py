@@ -12,6 +12,7 @@ from itertools import product
 from typing import NamedTuple
 
 from train_fn.spec import PRECISIONS, Knob, Knobs, MemoryPoint, Reason, Status, TrialParams, TrialResult
+from tuner.disturbed import count_repeats
 
 AMPERE = (8, 0)
 """The first CUDA compute capability whose tensor cores know bf16 and tf32."""
@@ -45,17 +46,23 @@ class SearchState:
         measured: Finished trials by number, interrupted ones left out.
         running: Points in flight.
         open: Candidates that are neither measured nor running nor proven infeasible.
+        to_repeat: Trials whose points are to be measured again, since they were disturbed.
     """
 
     candidates: Sequence[TrialParams]
     measured: list[Measured] = field(default_factory=list)
     running: list[TrialParams] = field(default_factory=list)
     open: list[TrialParams] = field(default_factory=list)
+    to_repeat: list[Measured] = field(default_factory=list)
 
     @property
     def turn(self) -> int:
-        """How many points were tried before this one; not interrupted ones, so a resumed run repeats them."""
-        return len(self.measured) + len(self.running)
+        """How many trials there were before this one, repetitions of disturbed ones aside.
+
+        Not interrupted ones, so a resumed run repeats them.
+        """
+        repeats = sum(count_repeats(self.measured, self.running).values())
+        return len(self.measured) + len(self.running) - repeats
 
 
 def factorisations(global_batch_size: int, num_workers: int) -> list[tuple[int, int]]:
@@ -160,29 +167,48 @@ def numerics_of(point: TrialParams) -> Numerics:
     return point.precision, point.knobs
 
 
+class Proofs:
+    """What ran out of memory, by setting: a batch at least as large needs at least as much."""
+
+    def __init__(self, measured: Iterable[tuple[TrialParams, TrialResult]] = ()) -> None:
+        self._smallest: dict[Setting, tuple[int, str]] = {}
+        for params, result in measured:
+            self.add(params, result)
+
+    def add(self, params: TrialParams, result: TrialResult) -> None:
+        """Look at a trial of its own, and at what its probe has seen."""
+        if is_out_of_memory(result):
+            self._take(params, f"{params} ran out of memory")
+        for probed in result.memory_points:
+            if probed.peak_bytes is None:
+                point = probed_point(params, probed)
+                self._take(point, f"{point} ran out of memory when probed")
+
+    def _take(self, point: TrialParams, why: str) -> None:
+        setting, proof = setting_of(point), (point.per_device_train_batch_size, why)
+        self._smallest[setting] = min(proof, self._smallest.get(setting, proof))
+
+    def against(self, point: TrialParams) -> str | None:
+        """Why `point` can't fit, or None."""
+        size = point.per_device_train_batch_size
+        proof = self._smallest.get(setting_of(point))
+        if proof is None or proof[0] > size:
+            return None
+        return f"{proof[1]}, a batch of {size} needs at least as much"
+
+
 def proven_infeasible(point: TrialParams, measured: Iterable[tuple[TrialParams, TrialResult]]) -> str | None:
     """Why `point` can't fit, or None: an equal or smaller batch in its setting ran out of memory.
 
     In a trial of its own, or in the probe of another trial of the setting.
     """
-    size = point.per_device_train_batch_size
-    proofs: list[tuple[int, str]] = []
-    for params, result in measured:
-        if not same_setting(params, point):
-            continue
-        if is_out_of_memory(result):
-            proofs.append((params.per_device_train_batch_size, f"{params} ran out of memory"))
-        proofs += [
-            (probed.per_device_train_batch_size, f"{_named(probed, params)} ran out of memory when probed")
-            for probed in result.memory_points
-            if probed.peak_bytes is None
-        ]
-    proof = min((p for p in proofs if p[0] <= size), default=None)
-    return None if proof is None else f"{proof[1]}, a batch of {size} needs at least as much"
+    return Proofs(measured).against(point)
 
 
-def _named(probed: MemoryPoint, params: TrialParams) -> TrialParams:
-    """The point of a probed batch in the trial's setting."""
+def probed_point(params: TrialParams, probed: MemoryPoint) -> TrialParams:
+    """The point that the probe of a trial of `params` looked at."""
+    if probed.sibling is not None:
+        return probed.sibling
     samples = params.per_device_train_batch_size * params.gradient_accumulation_steps
     size = probed.per_device_train_batch_size
     return replace(params, per_device_train_batch_size=size, gradient_accumulation_steps=samples // size)

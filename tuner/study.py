@@ -12,20 +12,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import sqlite3
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any
 
 import optuna
 from optuna.trial import TrialState
-from sqlalchemy import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from train_fn.spec import Fault, InputError, Knob, Reason, Status, TrialParams, TrialResult, TrialSpec
 from tuner.attributes import describe_point, describe_study, in_words, list_constraints
 from tuner.beliefs import Beliefs
+from tuner.generations import Generation, generation_for
+from tuner.identity import Identity
+from tuner.ledger import Ledger
 from tuner.model_search import ModelSettings, Step, beliefs_of, next_step, spec_of
 from tuner.sampler import (
     CandidateSampler,
@@ -34,10 +35,11 @@ from tuner.sampler import (
     precisions_known_to,
     result_of,
     samples_per_worker,
-    search_state,
 )
-from tuner.space import Measured, SearchState, knobs_of, proven_infeasible
+from tuner.space import Measured, SearchState, knobs_of
+from tuner.storage import PatientStorage, Rescued, open_storage, parse_storage, why_not_opened
 from tuner.units import shown
+from tuner.wide import WIDE, WideSearch
 
 DIRECTIONS = {"samples_per_second": "maximize", "validation_loss": "minimize"}
 """The two objectives, in the order of Optuna's values."""
@@ -54,15 +56,17 @@ INTERRUPTED = TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED)
 
 _FINGERPRINT = "fingerprint"
 _KNOBS = "knobs"
-_BUSY_TIMEOUT_SECONDS = 30
-_CONNECT_TIMEOUT_SECONDS = 10
-_ADVICE = "expected one such as sqlite:///runs/study.db or postgresql://user:password@host/database"
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class TuningStudy:
-    """Asks for points and records what came of them. Made by `open_study`; for use from one thread."""
+    """Asks for points and records what came of them. Made by `open_study`; for use from one thread.
+
+    Attributes:
+        news: In a line, why this is not the study that the last run worked on; None where it is.
+        compared_with: What is known of the generation before, see `tuner.generations.Generation`.
+    """
 
     def __init__(
         self,
@@ -73,8 +77,13 @@ class TuningStudy:
         global_batch_size: int,
         settings: ModelSettings | None = None,
         skip_proven: bool = True,
+        rescued: Rescued | None = None,
+        generation: Generation | None = None,
+        repeat_disturbed: bool = True,
     ) -> None:
         """See `open_study`; `settings` are those of the `model` strategy, None where another one searches."""
+        self.news = generation.news if generation else None
+        self.compared_with = generation.compared_with if generation else None
         self._study = study
         self._storage = storage
         self._study_id = storage.get_study_id_from_name(study.study_name)
@@ -83,10 +92,11 @@ class TuningStudy:
         self._max_trials = max_trials
         self._global_batch_size = global_batch_size
         self._settings = settings
-        self._step: tuple[Any, Step] | None = None
-        self._skip_proven = skip_proven
+        self._wide = WideSearch(settings) if settings and len(candidates) > WIDE else None
+        self._step: tuple[SearchState, Step] | None = None
         self._asked: dict[int, optuna.Trial] = {}
-        self._settle_orphans()
+        self._settle_orphans(rescued or {})
+        self._ledger = self._read(skip_proven, repeat_disturbed)
 
     @property
     def name(self) -> str:
@@ -107,23 +117,30 @@ class TuningStudy:
         """The next trial; None while there is none, see `has_work`."""
         state = self._state()
         if self._settings is None:
-            if not state.open or state.turn >= self._max_trials:
+            is_open = bool(state.open) and state.turn < self._max_trials
+            if not is_open and not state.to_repeat:
                 return None
-            number, params = self._new_trial(None)
+            number, params = self._new_trial(None if is_open else state.to_repeat[0].params, state)
             return TrialSpec(number=number, params=params)
         step = self._next_step(state)
         if step.point is None:
             return None
-        number, params = self._new_trial(step.point)
+        number, params = self._new_trial(step.point, state)
         return spec_of(state, number, params, self._settings, step.in_full)
 
     def has_work(self) -> bool:
         """Whether there will be something to measure, now or once the trials in flight have ended."""
         state = self._state()
         if self._settings is None:
-            return bool(state.open) and state.turn < self._max_trials
+            is_open = bool(state.open) and state.turn < self._max_trials
+            return is_open or bool(state.to_repeat or state.running)  # which may turn out to be disturbed
         step = self._next_step(state)
         return step.point is not None or step.waits
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to measure, neither in flight nor to come."""
+        return not self._asked and not self.has_work()
 
     @property
     def stopped(self) -> str | None:
@@ -132,36 +149,43 @@ class TuningStudy:
 
     def beliefs(self) -> Beliefs:
         """What the measurements say about the points that are not measured."""
+        if self._wide is not None:
+            return self._wide.beliefs(self._state())
         settings = self._settings or ModelSettings()
         return beliefs_of(self._state(), settings)
 
     def _next_step(self, state: SearchState) -> Step:
         """Asked for often while lanes wait; decided once for each state of the record."""
         assert self._settings is not None
-        key = state.running, [m.number for m in state.measured]
-        if self._step is None or self._step[0] != key:
-            self._step = key, next_step(state, self._max_trials, self._settings)
+        if self._step is None or self._step[0] is not state:
+            outlook = self._wide.outlook(state) if self._wide is not None else None
+            self._step = state, next_step(state, self._max_trials, self._settings, outlook)
         return self._step[1]
 
-    def _new_trial(self, point: TrialParams | None) -> tuple[int, TrialParams]:
+    def _new_trial(self, point: TrialParams | None, state: SearchState) -> tuple[int, TrialParams]:
         """A running trial in the record, of this point or of the one that the sampler chooses."""
         sampler = self._study.sampler
         assert isinstance(sampler, CandidateSampler)
-        sampler.next_point = point
+        sampler.next_point, sampler.state = point, state
         try:
             trial = self._study.ask(sampler.distributions)
         finally:
-            sampler.next_point = None
+            sampler.next_point = sampler.state = None
         params = params_of(trial.params, self._samples_per_worker)
         assert params is not None
         trial.set_user_attr("gradient_accumulation_steps", params.gradient_accumulation_steps)
         trial.set_user_attr("global_batch_size", self._global_batch_size)
         describe_point(trial, params)
         self._asked[trial.number] = trial
+        self._ledger.start(trial.number, params)
         return trial.number, params
 
     def tell(self, spec: TrialSpec, result: TrialResult) -> None:
-        """Record what came of a trial; telling a finished one again changes nothing."""
+        """Record what came of a trial; telling a finished one again changes nothing.
+
+        Raises:
+            StorageLostError: The storage did not take it; it may be told again.
+        """
         trial = self._asked.get(spec.number)
         if trial is None:
             if spec.number in {
@@ -175,10 +199,16 @@ class TuningStudy:
         self._store(spec.number, result)
         self._finish(spec.number, result)
         del self._asked[spec.number]
+        self._ledger.finish(spec.number, spec.params, result)
 
     def measured(self) -> list[Measured]:
         """Every finished trial as (number, params, result), by number; interrupted ones are left out."""
         return self._state().measured
+
+    def times(self) -> dict[int, tuple[datetime | None, datetime | None]]:
+        """When every trial was asked for and told, by number."""
+        trials = self._study.get_trials(deepcopy=False)
+        return {t.number: (t.datetime_start, t.datetime_complete) for t in trials}
 
     def open_points(self) -> list[TrialParams]:
         """Candidates that are neither measured, nor running, nor proven infeasible."""
@@ -186,25 +216,41 @@ class TuningStudy:
 
     def skipped(self) -> list[tuple[TrialParams, str]]:
         """Candidates that need no trial, each with the reason: a smaller batch ran out of memory."""
-        state = self._state()
-        proofs = [(m.params, m.result) for m in state.measured if self._skip_proven]
-        tried = {params for params, _ in proofs} | set(state.running)
-        reasons = [(c, proven_infeasible(c, proofs)) for c in self._candidates if c not in tried]
-        return [(point, why) for point, why in reasons if why is not None]
+        return self._ledger.skipped()
 
     def close(self) -> None:
         """Give the storage's connection back."""
         self._storage.remove_session()
 
-    def _state(self) -> SearchState:
-        return search_state(self._candidates, self._study.get_trials(deepcopy=False), self._skip_proven)
+    def be_patient(self, seconds: float, say: Callable[[str], None]) -> None:
+        """From here on, wait so long for a storage that does not answer, and say so; see `PatientStorage`."""
+        self._backend.be_patient(seconds, say)
 
-    def _settle_orphans(self) -> None:
-        """Finish what a killed driver left running: told where its result is stored, else interrupted."""
+    @property
+    def _backend(self) -> PatientStorage:
+        backend = getattr(self._storage, "_backend", self._storage)
+        assert isinstance(backend, PatientStorage)
+        return backend
+
+    def _state(self) -> SearchState:
+        return self._ledger.state()
+
+    def _read(self, skip_proven: bool, repeat_disturbed: bool) -> Ledger:
+        """What the storage holds; every later change is this driver's own."""
+        ledger = Ledger(self._candidates, skip_proven, repeat_disturbed)
+        for trial in self._study.get_trials(deepcopy=False):
+            params, result = params_of(trial.params, self._samples_per_worker), result_of(trial)
+            if params is not None and result is not None and trial.state.is_finished():
+                ledger.finish(trial.number, params, result)
+        return ledger
+
+    def _settle_orphans(self, rescued: Rescued) -> None:
+        """Finish what a killed driver left running: told where its result is known, else interrupted."""
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             result = result_of(trial)
             if result is None:
-                result = INTERRUPTED
+                params = params_of(trial.params, self._samples_per_worker)
+                result = rescued.get((trial.number, str(params)), INTERRUPTED)
                 self._store(trial.number, result)
             self._finish(trial.number, result)
 
@@ -256,8 +302,11 @@ def open_study(
     fingerprint: dict[str, Any],
     settings: ModelSettings | None = None,
     skip_proven: bool = True,
+    rescued: Rescued | None = None,
+    identity: Identity | None = None,
+    repeat_disturbed: bool = True,
 ) -> TuningStudy:
-    """Open or create a study.
+    """Open or create a study, or its generation that this run can go on with.
 
     Args:
         name: Its name within the storage.
@@ -270,14 +319,17 @@ def open_study(
             at least `global_batch_size`; flat, by configuration key.
         settings: Of the `model` sampler; None: its defaults.
         skip_proven: Leave out points that a smaller one's out-of-memory proves infeasible.
+        rescued: Results that the storage did not take from the last driver, see `tuner.storage`.
+        identity: What it is measured with, see `tuner.identity`.
+        repeat_disturbed: Measure points again whose trial was disturbed.
 
     Raises:
         InputError: The storage can't be opened, the study was measured under another fingerprint, or it is
             older than a precision or a knob that is searched.
     """
-    url = _parse(storage_url)
+    url = parse_storage(storage_url)
     try:
-        storage = _open_storage(url)
+        storage = open_storage(url)
         study = optuna.create_study(
             storage=storage,
             study_name=name,
@@ -285,10 +337,13 @@ def open_study(
             load_if_exists=True,
             pruner=optuna.pruners.NopPruner(),
         )
+        settings = settings or ModelSettings(seed=seed)
+        _check_fingerprint(study, fingerprint)
+        generation = generation_for(study, storage, identity or {}, candidates, settings.loss_tolerance)
+        study = generation.study
         _check_fingerprint(study, fingerprint)
         precisions = _precisions_of(study, candidates)
         knobs = _knobs_of(study, candidates)
-        settings = settings or ModelSettings(seed=seed)
         study.sampler = make_sampler(sampler_name, candidates, seed, precisions, knobs, settings, skip_proven)
         if study.metric_names is None:
             with warnings.catch_warnings():
@@ -296,59 +351,20 @@ def open_study(
                 study.set_metric_names(list(DIRECTIONS))
         model = settings if sampler_name == "model" else None
         batch = fingerprint["global_batch_size"]
-        return TuningStudy(study, storage, candidates, max_trials, batch, model, skip_proven)
+        return TuningStudy(
+            study,
+            storage,
+            candidates,
+            max_trials,
+            batch,
+            model,
+            skip_proven,
+            rescued,
+            generation,
+            repeat_disturbed,
+        )
     except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, OSError, RuntimeError) as error:
-        raise InputError(Fault("study.storage", _why_not_opened(url, error))) from error
-
-
-def _parse(storage_url: str) -> URL:
-    """The URL in parts, with the PostgreSQL driver that this project installs."""
-    try:
-        url = make_url(storage_url)
-    except (SQLAlchemyError, ValueError):
-        # Nothing of the text is shown, nor the parser's words: both may hold a password.
-        raise InputError(Fault("study.storage", f"is not a database URL; {_ADVICE}")) from None
-    is_bare = url.drivername in ("postgres", "postgresql")
-    return url.set(drivername="postgresql+psycopg") if is_bare else url
-
-
-def _open_storage(url: URL) -> optuna.storages.BaseStorage:
-    options: dict[str, Any] = {}
-    if url.get_backend_name() == "sqlite":
-        options = {"connect_args": {"timeout": _BUSY_TIMEOUT_SECONDS, "factory": _WriteAheadConnection}}
-        if url.database and not url.database.startswith((":memory:", "file:")):
-            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    elif url.get_backend_name() == "postgresql":
-        options = {"connect_args": {"connect_timeout": _CONNECT_TIMEOUT_SECONDS}, "pool_pre_ping": True}
-    address = url.render_as_string(hide_password=False)
-    return optuna.storages.get_storage(optuna.storages.RDBStorage(address, engine_kwargs=options))
-
-
-class _WriteAheadConnection(sqlite3.Connection):
-    """Commits without waiting for the disk: Optuna commits a dozen times per trial (4x faster here).
-
-    A killed process still loses nothing, a power cut at most the last trials, and the file stays whole.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.execute("PRAGMA journal_mode = WAL")
-        self.execute("PRAGMA synchronous = NORMAL")
-
-
-def _why_not_opened(url: URL, error: BaseException) -> str:
-    """One line out of a stack of wrapped exceptions, without the password."""
-    shown = url.set(query={}).render_as_string(hide_password=True)
-    cause = error.__cause__ or error
-    lines = str(getattr(cause, "orig", None) or cause).strip().splitlines() or [type(cause).__name__]
-    reason = lines[0]
-    if isinstance(error, ImportError) and url.get_backend_name() == "postgresql":
-        reason = "its driver is missing, install lora-batch-tuner[postgresql]"
-    if isinstance(error, FileExistsError | NotADirectoryError):
-        reason = f"{error.filename} is no folder"
-    for secret in (url.password, *(v for k, v in url.query.items() if "pass" in k.lower())):
-        reason = reason.replace(str(secret), "***") if secret else reason
-    return f"{shown} can't be opened: {reason}; {_ADVICE}"
+        raise InputError(Fault("study.storage", why_not_opened(url, error))) from error
 
 
 def _check_fingerprint(study: optuna.Study, fingerprint: dict[str, Any]) -> None:

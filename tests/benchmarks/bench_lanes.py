@@ -68,12 +68,21 @@ class FixedSource:
         self.ended.append(time.perf_counter())
         self.results.append(result)
 
+    def has_work(self) -> bool:
+        return bool(self._left)
+
+    def room_for(self, lanes: int) -> None:
+        assert lanes == 1
+
+    def give_up(self, why: str) -> None:
+        raise RuntimeError(why)
+
 
 def warm(trials: list[TrialSpec]) -> tuple[list[float], list[TrialResult]]:
     """Seconds between the ends of trials in a warm lane."""
     source = FixedSource(trials)
     lane = LaneSpec(job=JOB, cpus_per_worker=1.0, worker_environment=worker_environment("cpu"))
-    run_sweep(source, lane, num_lanes=1, reuse_workers=True, name="warm")
+    run_sweep(source, lane, room=lambda: 1, reuse_workers=True, name="warm")
     return [b - a for a, b in itertools.pairwise(source.ended)], source.results
 
 

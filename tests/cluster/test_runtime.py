@@ -60,7 +60,7 @@ def test_this_node_has_the_cores_that_we_may_use(monkeypatch: pytest.MonkeyPatch
 def test_an_address_that_is_none_is_a_fault_of_one_line(
     address: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cluster.runtime._has_token", lambda: False)
+    monkeypatch.setattr("cluster.auth.has_token", lambda: False)
     with pytest.raises(InputError) as caught, connected(address):
         pass
     assert str(caught.value).startswith("cluster.address: ")

@@ -6,12 +6,16 @@ import dataclasses
 import json
 import pickle
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from ray import cloudpickle
+from ray.exceptions import ActorDiedError, RayTaskError
 from ray.tune.search import Searcher
 
-from cluster.sweep import SourceSearcher
+from cluster import sweep
+from cluster.lane import LaneLostError
+from cluster.sweep import LaneScheduler, SourceSearcher
 from train_fn.spec import Status, TrialParams, TrialResult, TrialSpec
 
 COMPLETE = TrialResult(
@@ -43,7 +47,10 @@ class ListSource:
 
     trials: list[TrialSpec] = field(default_factory=lambda: [spec(n) for n in range(4)])
     told: list[tuple[TrialSpec, TrialResult]] = field(default_factory=list)
+    waited: list[tuple[TrialSpec, str | None]] = field(default_factory=list)
     more_may_come: bool = False
+    rooms: list[int] = field(default_factory=list)
+    broken: str | None = None
 
     def ask(self) -> TrialSpec | None:
         return self.trials.pop(0) if self.trials else None
@@ -54,13 +61,26 @@ class ListSource:
     def tell(self, spec: TrialSpec, result: TrialResult) -> None:
         self.told.append((spec, result))
 
+    def room_for(self, lanes: int) -> None:
+        self.rooms.append(lanes)
 
-def reported(result: TrialResult, lane: str) -> dict[str, Any]:
+    def waits(self, spec: TrialSpec, text: str | None) -> None:
+        self.waited.append((spec, text))
+
+    def give_up(self, why: str) -> None:
+        self.broken, self.more_may_come = why, False
+
+
+def searching(source: ListSource, room: int = 99) -> SourceSearcher:
+    return SourceSearcher(source, lambda: room)
+
+
+def reported(result: TrialResult, lane: int = 0) -> dict[str, Any]:
     """A lane's result as Tune hands it to a searcher: flat, with Tune's own values beside it."""
     text = json.dumps(dataclasses.asdict(result))
     return {
         "trial_result": text,
-        "lane_name": lane,
+        "lane": lane,
         "done": True,
         "training_iteration": 1,
         "config/trial/number": 3,
@@ -69,7 +89,7 @@ def reported(result: TrialResult, lane: str) -> dict[str, Any]:
 
 def test_trials_become_configs_until_none_is_left() -> None:
     source = ListSource()
-    searcher = SourceSearcher(source)
+    searcher = searching(source)
     configs = [searcher.suggest(f"t{n}") for n in range(5)]
     assert [TrialSpec.from_dict(c["trial"]) for c in configs[:4]] == [spec(n) for n in range(4)]
     assert configs[4] == Searcher.FINISHED
@@ -79,22 +99,22 @@ def test_trials_become_configs_until_none_is_left() -> None:
 
 def test_a_lane_waits_where_trials_in_flight_may_bring_more() -> None:
     source = ListSource(more_may_come=True)
-    searcher = SourceSearcher(source)
+    searcher = searching(source)
     for n in range(4):
         searcher.suggest(f"t{n}")
     assert searcher.suggest("t4") is None
     for n in range(4):
-        searcher.on_trial_complete(f"t{n}", reported(COMPLETE, "x"))
+        searcher.on_trial_complete(f"t{n}", reported(COMPLETE))
     assert searcher.suggest("t4") == Searcher.FINISHED, "nothing runs, so nothing can come"
 
 
 def test_results_are_told_with_their_trial_in_any_order() -> None:
     source = ListSource()
-    searcher = SourceSearcher(source)
+    searcher = searching(source)
     for trial_id in ("a", "b"):
         searcher.suggest(trial_id)
-    searcher.on_trial_complete("b", reported(OOM, "x"))
-    searcher.on_trial_complete("a", reported(COMPLETE, "x"))
+    searcher.on_trial_complete("b", reported(OOM))
+    searcher.on_trial_complete("a", reported(COMPLETE))
     assert source.told == [
         (spec(1), dataclasses.replace(OOM, lane=0)),
         (spec(0), dataclasses.replace(COMPLETE, lane=0)),
@@ -102,21 +122,26 @@ def test_results_are_told_with_their_trial_in_any_order() -> None:
     assert isinstance(source.told[0][1].status, Status)
 
 
-def test_lanes_are_numbered_as_they_appear() -> None:
+def test_a_lane_that_is_new_gets_a_number_that_no_other_has() -> None:
     source = ListSource()
-    searcher = SourceSearcher(source)
-    for number, lane in enumerate(("f00", "0ba", "f00", "0ba")):
-        searcher.suggest(str(number))
-        searcher.on_trial_complete(str(number), reported(COMPLETE, lane))
-    assert [result.lane for _, result in source.told] == [0, 1, 0, 1]
+    searcher = searching(source)
+    offered = [searcher.suggest(trial)["lane"] for trial in "ab"]
+    assert offered == [0, 1]
+    searcher.on_trial_complete("b", reported(COMPLETE, lane=1))
+    assert searcher.suggest("c")["lane"] == 2, "0 may still be taken by the trial that runs"
+    searcher.on_trial_complete("c", reported(COMPLETE, lane=1))  # there was no new lane
+    searcher.on_trial_complete("a", reported(COMPLETE, lane=0))
+    assert searcher.suggest("d")["lane"] == 2
+    searcher.on_trial_complete("d", error=True)
+    assert [result.lane for _, result in source.told] == [1, 1, 0, None]
 
 
 def test_a_trial_without_a_result_is_told_as_interrupted() -> None:
     source = ListSource()
-    searcher = SourceSearcher(source)
+    searcher = searching(source)
     endings: list[dict[str, Any]] = [
         {"error": True},
-        {"error": True, "result": reported(COMPLETE, "x")},
+        {"error": True, "result": reported(COMPLETE)},
         {"result": None},
         {"result": {"training_iteration": 0}},
     ]
@@ -129,16 +154,27 @@ def test_a_trial_without_a_result_is_told_as_interrupted() -> None:
 
 def test_a_trial_is_told_once_and_a_strange_one_never() -> None:
     source = ListSource()
-    searcher = SourceSearcher(source)
+    searcher = searching(source)
     searcher.suggest("a")
-    searcher.on_trial_complete("a", reported(COMPLETE, "x"))
+    searcher.on_trial_complete("a", reported(COMPLETE))
     searcher.on_trial_complete("a", error=True)
-    searcher.on_trial_complete("never asked", reported(COMPLETE, "x"))
+    searcher.on_trial_complete("never asked", reported(COMPLETE))
     assert len(source.told) == 1
 
 
+def test_what_a_trial_waits_for_is_told_and_ends_nothing() -> None:
+    source = ListSource()
+    searcher = searching(source)
+    searcher.suggest("a")
+    for text in ("waits for a quiet GPU", None):
+        searcher.on_trial_result("a", {"waiting": text, "done": False, "training_iteration": 1})
+    searcher.on_trial_result("a", reported(COMPLETE))
+    assert source.waited == [(spec(0), "waits for a quiet GPU"), (spec(0), None)]
+    assert not source.told
+
+
 def test_both_objectives_are_tunes_too() -> None:
-    searcher = SourceSearcher(ListSource())
+    searcher = searching(ListSource())
     assert (searcher.metric, searcher.mode) == (["samples_per_second", "validation_loss"], ["max", "min"])
 
 
@@ -146,12 +182,62 @@ def test_pickling_leaves_the_source_behind() -> None:
     """Tune pickles its searcher with every snapshot of the experiment; a study can't be."""
     source = ListSource()
     source.lock = open(__file__)  # type: ignore[attr-defined]  # noqa: SIM115
-    searcher = SourceSearcher(source)
+    searcher = searching(source)
     searcher.suggest("a")
     for dumps in (pickle.dumps, cloudpickle.dumps):
         copy = pickle.loads(dumps(searcher))
         assert copy._source is None
         assert copy._running == {"a": spec(0)}
     source.lock.close()  # type: ignore[attr-defined]
-    searcher.on_trial_complete("a", reported(COMPLETE, "x"))  # the original still has it
+    searcher.on_trial_complete("a", reported(COMPLETE))  # the original still has it
     assert len(source.told) == 1
+
+
+def test_no_more_trials_run_than_there_is_room_for_and_room_may_change(monkeypatch) -> None:
+    monkeypatch.setattr(sweep, "_ROOM_CHECK_SECONDS", 0.0)
+    source, room = ListSource(more_may_come=True), [1]
+    searcher = SourceSearcher(source, lambda: room[0])
+    assert isinstance(searcher.suggest("a"), dict)
+    assert searcher.suggest("b") is None
+    room[0] = 2  # a node was added
+    assert isinstance(searcher.suggest("b"), dict)
+    assert searcher.suggest("c") is None
+    room[0] = 1  # and is gone
+    searcher.on_trial_complete("b", error=True)
+    assert searcher.suggest("c") is None
+    searcher.on_trial_complete("a", reported(COMPLETE))
+    assert isinstance(searcher.suggest("c"), dict)
+    assert set(source.rooms) == {1, 2}
+
+
+def test_without_room_the_search_waits_and_then_says_why_it_ends(monkeypatch) -> None:
+    monkeypatch.setattr(sweep, "_ROOM_CHECK_SECONDS", 0.0)
+    source, room = ListSource(more_may_come=True), [0]
+    searcher = SourceSearcher(source, lambda: room[0])
+    assert searcher.suggest("a") is None
+    room[0] = 1
+    assert isinstance(searcher.suggest("a"), dict)
+    room[0] = 0
+    searcher.on_trial_complete("a", error=True)
+    assert searcher.suggest("b") is None
+    monkeypatch.setattr(sweep, "ROOM_SECONDS", 0.0)
+    assert searcher.suggest("b") == Searcher.FINISHED
+    assert source.broken is not None
+    assert "no node" in source.broken
+
+
+def test_a_lane_says_why_it_broke(tmp_path) -> None:
+    source = ListSource()
+    searcher = searching(source)
+    scheduler = LaneScheduler(searcher)
+    lost = RayTaskError("train", "a traceback", LaneLostError("node 0f1e died during the trial"))
+    for trial_id, error in (("a", lost), ("b", ActorDiedError())):
+        searcher.suggest(trial_id)
+        (tmp_path / trial_id).write_bytes(cloudpickle.dumps(error))
+        trial = SimpleNamespace(trial_id=trial_id, pickled_error_file=str(tmp_path / trial_id))
+        scheduler.on_trial_error(None, trial)
+        searcher.on_trial_complete(trial_id, error=True)
+    assert [result.detail for _, result in source.told] == [
+        "node 0f1e died during the trial",
+        "the lane's actor died",
+    ]

@@ -26,8 +26,9 @@ SMALL = [
     "--trial.warmup-steps=1",
     "--data.max-validation-samples=16",
     "--search.precision=fp32",
+    "--cluster.disturbance-check=false",
 ]
-"""Trials of about a second."""
+"""Trials of about a second; none comes again because this machine is busy with other things, too."""
 
 
 class Run:
@@ -133,7 +134,7 @@ class Cluster:
     """A `ray start --head` of our own."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        self.environment = environment
+        self.environment, self.folder = environment, folder
         self.port, self.dashboard_port = _free_port(), _free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.dashboard = f"http://127.0.0.1:{self.dashboard_port}"
@@ -166,8 +167,21 @@ class Cluster:
             time.sleep(0.2)
         raise AssertionError(f"Ray did not come up:\n{log.read_text()}")
 
+    @property
+    def pid(self) -> int:
+        """Of the process above all others of this Ray."""
+        return self._process.pid
+
+    def kill(self) -> None:
+        """Kill every process of this Ray at once, as a power cut would."""
+        for process in [*psutil.Process(self.pid).children(recursive=True), psutil.Process(self.pid)]:
+            process.kill()
+        self._process.wait(10)
+
     def close(self) -> None:
         """Kill what this cluster started, and nothing else."""
+        if self._process.poll() is not None:
+            return
         children = psutil.Process(self._process.pid).children(recursive=True)
         self._process.terminate()
         psutil.wait_procs([psutil.Process(self._process.pid), *children], timeout=3)
@@ -175,6 +189,31 @@ class Cluster:
             if process.is_running():
                 process.kill()
         self._process.wait(10)
+
+
+class Faults:
+    """Notes what a fault did, for the table in deploy/FAULTS.md."""
+
+    def row(self, fault: str, seen: str, kept: str, seconds: float | None) -> None:
+        """Append a row to the file that FAULT_ROWS names, and print it.
+
+        Args:
+            fault: What broke.
+            seen: What a person sees.
+            kept: What is kept.
+            seconds: Until a trial was complete again; None where nothing was to be measured.
+        """
+        print(f"{fault}: {seen}; {kept}; {seconds}")
+        if path := os.environ.get("FAULT_ROWS"):
+            row = {"fault": fault, "seen": seen, "kept": kept, "seconds": seconds}
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+@pytest.fixture(scope="session")
+def faults() -> Faults:
+    """See `Faults`."""
+    return Faults()
 
 
 def _free_port() -> int:

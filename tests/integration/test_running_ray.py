@@ -1,15 +1,11 @@
-"""Runs on a Ray that is there already, shared by this module: lanes, faults, jobs."""
+"""Runs on a Ray that is there already, shared by this module: lanes and faults; jobs are in test_jobs."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL
+from conftest import SMALL
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -23,7 +19,7 @@ search:
   per_device_train_batch_size: [4, 8]
   precision: [fp32]
   gradient_checkpointing: [false]
-cluster: {memory_budget: 96MiB}
+cluster: {memory_budget: 96MiB, disturbance_check: false}
 """
 
 OWN_FUNCTION = """
@@ -123,44 +119,20 @@ def test_own_function_below_the_folder_with_one_rank_out_of_memory(start, cluste
     assert trials[1]["validation_loss"] == 0.5
 
 
-@pytest.fixture
-def submit(cluster):
-    """`ray job submit` from the command line, as a person would."""
-
-    def run(*flags: str) -> subprocess.CompletedProcess[str]:
-        ray = str(Path(sys.executable).parent / "ray")
-        command = [ray, "job", "submit", f"--address={cluster.dashboard}", "--working-dir=."]
-        return subprocess.run(
-            [*command, "--", sys.executable, "-m", "tuner.run", *flags],
-            cwd=ROOT,
-            env=cluster.environment,
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-
-    return run
-
-
-def test_submitted_as_a_job(submit, tmp_path):
-    done = submit(*SMALL, "--global-batch-size=16", f"--output-dir={tmp_path / 'job'}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Recommended: #" in done.stdout
-    result = json.loads((tmp_path / "job" / "result.json").read_text())
+def test_the_first_probe_has_seen_where_memory_ends(start, cluster):
+    run = start(*SMALL, "--global-batch-size=16", address=cluster.address)
+    assert run.wait() == 0, run.output
+    assert "Recommended: #" in run.output
+    result = run.result()
     trials = {t["number"]: t for t in result["trials"]}
     assert trials[result["recommended"]]["validation_loss_source"] == "measured"
     # The first trial's probe has seen the batch that does not fit, so none has to run out of memory.
-    assert [p["peak_bytes"] is None for p in trials[0]["memory_points"]][-1]
+    own = [p for p in trials[0]["memory_points"] if p["sibling"] is None]
+    assert own[-1]["peak_bytes"] is None
+    assert any(p["sibling"] and p["sibling"]["gradient_checkpointing"] for p in trials[0]["memory_points"])
     assert not any(t["reason"] == "oom" for t in trials.values())
     assert result["explanation"]
     assert result["stopped"] is None or result["stopped"].startswith("stopped after ")
-
-
-def test_a_job_with_wrong_input_fails_with_one_line(submit, tmp_path):
-    done = submit("--global-batch-size=15", f"--output-dir={tmp_path / 'job'}")
-    assert done.returncode == 1  # the CLI knows 0 and 1; the job's own code stands in its message
-    assert "exit code 2" in done.stdout + done.stderr
-    assert "global_batch_size: " in done.stdout + done.stderr
 
 
 def test_a_wrong_token_is_one_line(start, cluster, tmp_path, monkeypatch):

@@ -77,3 +77,35 @@ def test_says_when_more_steps_would_not_help():
     alone = rate_with_interval(16, seconds, [1.0] * 18)
     with_drift = rate_with_interval(16, seconds, [1.0] * 18, between_sd=0.005)
     assert steps_for_target(*with_drift, 18, 0.005) > steps_for_target(*alone, 18)
+
+
+def slow_parts(drift, clock, speeds, rng, noise=0.03):
+    found = []
+    for speed in speeds:
+        for _ in range(20):
+            clock.next = speed * rng.gauss(1, noise)
+            drift.tick()
+        found.append(drift.end_trial())
+    return found
+
+
+def test_a_trial_on_a_machine_that_is_slower_than_usual_is_told_and_left_out(clock):
+    rng, drift = random.Random(2), Drift(torch.device("cpu"))
+    usual = [rng.gauss(1, 0.01) for _ in range(12)]
+    assert slow_parts(drift, clock, usual, rng) == [0.0] * 12
+    before = drift.relative_sd()
+    assert slow_parts(drift, clock, [1.5], rng) == pytest.approx([0.5], abs=0.05)
+    assert drift.relative_sd() == before
+    assert slow_parts(drift, clock, [1.0, 0.7], rng) == [0.0, 0.0], "faster is no disturbance"
+
+
+def test_what_is_usual_on_a_machine_is_no_disturbance(clock):
+    rng, drift = random.Random(3), Drift(torch.device("cpu"))
+    varying = slow_parts(drift, clock, [rng.gauss(1, 0.1) for _ in range(100)], rng)
+    assert sum(part > 0 for part in varying[20:]) <= 2, "it varies"
+    steady = Drift(torch.device("cpu"))
+    slow_parts(steady, clock, [1.0] * 5, rng)
+    found = slow_parts(steady, clock, [1.5] * 12, rng)
+    assert all(found[:4])
+    assert not any(found[8:]), "a machine that stays slow is a slow machine"
+    assert slow_parts(Drift(torch.device("cpu")), clock, [1.0, 2.0, 1.0], rng) == [0.0] * 3, "too few to tell"

@@ -267,7 +267,7 @@ def test_time_left_follows_the_median_the_lanes_and_the_budget():
     progress.start()
     assert progress.seconds_left() is None
     for number, seconds in enumerate((1.0, 7.0, 100.0)):
-        progress.trial_finished(number, point(), complete(seconds=seconds))
+        progress.trial_finished(number, point(1 << number), complete(seconds=seconds))
     assert progress.seconds_left() == 7.0 * (8 - 3)
     progress.lanes = 2
     assert progress.seconds_left() == 7.0 * (8 - 3) / 2

@@ -90,6 +90,16 @@ def test_a_person_sees_each_trial_start_and_end(tmp_path: Path) -> None:
     assert ended.startswith(f"trial 0: {spec.params} infeasible (oom)")
 
 
+def test_a_person_sees_what_a_trial_waits_for(tmp_path: Path) -> None:
+    run = Run(opened(tmp_path))
+    spec = run.ask()
+    run.source.waits(spec, "waits for a quiet GPU: 30% busy")
+    run.source.waits(spec, None)
+    _, waits, goes_on = run.shown.getvalue().splitlines()
+    assert waits == f"trial 0: {spec.params} waits for a quiet GPU: 30% busy"
+    assert goes_on == f"trial 0: {spec.params} goes on"
+
+
 def test_proven_infeasible_points_are_no_work(tmp_path: Path) -> None:
     run = Run(opened(tmp_path))
     while run.source.has_work():

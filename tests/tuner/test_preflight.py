@@ -162,3 +162,32 @@ def test_a_folder_without_permission(faults, tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
     (line,) = faults([CPU_ONLY], "cpu", "--output-dir", f"{tmp_path}/locked/out")
     assert "Permission denied" in line
+
+
+A100_NODE, L4_NODE = Node(8, [H100] * 2, "A100"), Node(8, [RTX4090] * 2, "L4")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "device", "argv", "line"),
+    [
+        ([A100_NODE, L4_NODE], "cuda", [], "several types of GPU (A100, L4), whose samples/s don't compare"),
+        ([A100_NODE, GPU_NODE], "cuda", [], "several types of GPU (A100, unnamed), whose"),
+        ([A100_NODE, CPU_ONLY], "cuda", ["--cluster.accelerator-type=L4"], "no node has L4; there are: A100"),
+        ([CPU_ONLY], "cpu", ["--cluster.accelerator-type=L4"], "no node has L4; no node names its own"),
+    ],
+)  # fmt: skip
+def test_samples_per_second_of_one_type_of_gpu_alone(faults, nodes, device, argv, line) -> None:
+    (fault,) = faults(nodes, device, *argv)
+    assert fault.startswith(f"cluster.accelerator_type: {line}")
+
+
+def test_the_type_that_is_chosen_decides_about_room_and_precisions(faults) -> None:
+    one = "--cluster.accelerator-type=A100"
+    assert faults([A100_NODE, L4_NODE], "cuda", one) == []
+    assert faults([A100_NODE, CPU_ONLY, CPU_ONLY], "cuda") == []
+    assert faults([A100_NODE, L4_NODE], "cpu") == []
+    (fault,) = faults([A100_NODE, L4_NODE], "cuda", one, "--cluster.lanes=2")
+    assert fault == "cluster.lanes: 2 lanes of 2 workers don't fit; use at most 1"
+    old = Node(8, [T4] * 2, "T4")
+    (fault,) = faults([A100_NODE, old], "cuda", "--cluster.accelerator-type=T4", "--search.precision=bf16")
+    assert fault.startswith("search.precision: bf16 is not supported on cuda here")

@@ -1,9 +1,11 @@
 import csv
 import json
 import math
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from cluster.gpus import Gpu
 from train_fn.spec import TrialResult
 from tuner.explain import Prediction
 from tuner.model_search import ModelSettings
@@ -13,12 +15,13 @@ from tuner.study import open_study
 
 CONTRACT_KEYS = {
     "study", "global_batch_size", "num_workers", "device", "trials", "pareto_front", "recommended",
-    "why", "wall_seconds", "explanation", "stopped",
+    "why", "wall_seconds", "explanation", "stopped", "candidates", "written_at", "gpus",
 }  # fmt: skip
 TRIAL_KEYS = {
     "number", "params", "status", "reason", "samples_per_second", "samples_per_second_ci95",
     "validation_loss", "train_loss", "peak_memory_bytes", "memory_budget_bytes", "alloc_retries",
     "constraints", "seconds", "lane", "validation_loss_source", "tokens_per_step", "memory_points",
+    "started_at", "ended_at",
 }  # fmt: skip
 FOUR_KEYS = {
     "per_device_train_batch_size": 1,
@@ -101,6 +104,33 @@ def test_the_recommendation_is_explained_with_raw_numbers(tmp_path, study):
     assert larger["why"] == "out of memory by 100 B, needs 300 B"
     assert [b["number"] for b in explanation["batches"]] == [1, None, None]
     assert explanation["settings"] == []
+
+
+def test_start_and_end_of_trials_are_kept_in_utc(tmp_path, study):
+    before = datetime.now(UTC) - timedelta(seconds=1)
+    for result in (COMPLETE, OOM):
+        study.tell(study.ask(), result)
+    result = write(tmp_path, study)
+    times = [datetime.fromisoformat(t[key]) for t in result["trials"] for key in ("started_at", "ended_at")]
+    assert [before, *times] == sorted([before, *times])
+    assert times[-1] <= datetime.fromisoformat(result["written_at"]) <= datetime.now(UTC)
+
+
+def test_gpus_and_what_is_believed_of_every_candidate_are_kept(tmp_path, study):
+    class Beliefs:
+        def memory(self, params):
+            return Prediction(130.0, 120.0, math.inf)
+
+        def samples_per_second(self, params):
+            return None
+
+    gpu = Gpu(uuid="GPU-1", name="NVIDIA L4", memory_total_bytes=1 << 34, compute_capability=(8, 9))
+    study.tell(study.ask(), COMPLETE)
+    result = write(tmp_path, study, predictions=Beliefs(), gpus=[gpu])
+    assert [c["params"]["per_device_train_batch_size"] for c in result["candidates"]] == [1, 2, 4, 8]
+    assert result["candidates"][0]["predicted_memory_bytes"] == {"value": 130.0, "low": 120.0, "high": None}
+    assert result["candidates"][0]["predicted_samples_per_second"] is None
+    assert result["gpus"][0]["name"] == "NVIDIA L4"
 
 
 def test_predictions_reach_the_explanation(tmp_path, study):

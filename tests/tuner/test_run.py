@@ -284,6 +284,7 @@ def test_exit_codes(folder: Path, capfd, broken, interrupted, recommended, code,
     [
         (KeyboardInterrupt(), 130, "Interrupted before anything was measured."),
         (ZeroDivisionError("by zero"), 1, "ZeroDivisionError: by zero"),
+        (OSError("postgresql://me:hidden@db/x is gone"), 1, "OSError: postgresql://me:***@db/x is gone"),
     ],
 )
 def test_other_ends(monkeypatch: pytest.MonkeyPatch, capfd, error, code: int, line: str) -> None:
@@ -292,7 +293,9 @@ def test_other_ends(monkeypatch: pytest.MonkeyPatch, capfd, error, code: int, li
 
     monkeypatch.setattr(run, "tune", tune)
     assert run.main([]) == code
-    assert line in capfd.readouterr().err.splitlines()
+    printed = capfd.readouterr().err
+    assert line in printed.splitlines()
+    assert "hidden" not in printed
 
 
 def test_sigterm_is_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,122 @@
+"""Room for lanes: how many groups of workers fit on the nodes that are there now."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+HEAD_SECONDS = 10.0
+"""How long a head may take to start again (one that keeps its state elsewhere can)."""
+
+_CONNECT_SECONDS = 0.5
+_TYPE_PREFIX = "accelerator_type:"
+
+
+def accelerator_type_of(resources: Mapping[str, float]) -> str | None:
+    """The type of a node's accelerators, as Ray or whoever started the node has named it."""
+    return next(
+        (name.removeprefix(_TYPE_PREFIX) for name in resources if name.startswith(_TYPE_PREFIX)), None
+    )
+
+
+def lanes_on(
+    nodes: Sequence[Mapping[str, float]], device: str, num_workers: int, accelerator_type: str | None = None
+) -> int:
+    """How many groups of `num_workers`, each on one node, fit at the same time.
+
+    Args:
+        nodes: What each node has, as Ray counts it.
+        device: `cpu` or `cuda`; a worker on a GPU takes a CPU core, too.
+        num_workers: Of a group.
+        accelerator_type: Only nodes with this type count; None: all.
+    """
+    found = 0
+    for node in nodes:
+        if accelerator_type is None or accelerator_type_of(node) == accelerator_type:
+            workers = min(node.get("CPU", 0), node.get("GPU", 0) if device == "cuda" else node.get("CPU", 0))
+            found += int(workers) // num_workers
+    return found
+
+
+class HeadLostError(BaseException):
+    """The cluster's head is gone. No `Exception`, or Ray Tune would clean up first, and wait for the head."""
+
+
+class Room:
+    """For how many lanes the connected cluster has room now, each time it is called.
+
+    Args:
+        device: See `lanes_on`.
+        num_workers: See `lanes_on`.
+        accelerator_type: See `lanes_on`.
+        most: More lanes are not wanted; None: as many as fit.
+    """
+
+    def __init__(
+        self, device: str, num_workers: int, accelerator_type: str | None = None, most: int | None = None
+    ) -> None:
+        self._needs = device, num_workers, accelerator_type
+        self._most = most
+        self._last = 0
+        self._refused_since: float | None = None
+
+    def __call__(self) -> int:
+        """Count; while the head restarts, as before.
+
+        Raises:
+            HeadLostError: It has refused connections for too long.
+        """
+        import ray
+
+        if is_head_silent():
+            self._refused_since = self._refused_since or time.monotonic()
+            if time.monotonic() - self._refused_since > HEAD_SECONDS:
+                raise HeadLostError(f"the head of the Ray cluster is gone ({_head()})")
+            return self._last
+        self._refused_since = None
+        fit = lanes_on([n["Resources"] for n in ray.nodes() if not _is_gone(n)], *self._needs)
+        self._last = fit if self._most is None else min(fit, self._most)
+        return self._last
+
+
+def is_head_silent() -> bool:
+    """Whether nobody listens where the connected cluster's head was; asking Ray would take a minute."""
+    import ray
+
+    if not ray.is_initialized():
+        return False
+    host, _, port = _head().rpartition(":")
+    return _refuses(host, int(port))
+
+
+def _head() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def gone(node_ids: Collection[str]) -> set[str]:
+    """Those of the connected cluster's nodes that have left it."""
+    import ray
+
+    return {n["NodeID"] for n in ray.nodes() if n["NodeID"] in node_ids and _is_gone(n)}
+
+
+def _is_gone(node: Mapping[str, Any]) -> bool:
+    """Ray finds out after some 15 seconds; a node that refuses connections is gone at once."""
+    if not node["Alive"]:
+        return True
+    return _refuses(node["NodeManagerAddress"], node["NodeManagerPort"])
+
+
+def _refuses(host: str, port: int) -> bool:
+    """Whether the host is there and nobody listens; one that is slow or cut off may come back."""
+    try:
+        with socket.create_connection((host, port), timeout=_CONNECT_SECONDS):
+            return False
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False

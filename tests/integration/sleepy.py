@@ -1,0 +1,37 @@
+"""Trials that mostly sleep: as many as a test of faults needs, on a machine of any speed."""
+
+from __future__ import annotations
+
+SLEEPY = """
+import time
+
+def train(context):
+    params, samples = context.params, context.global_batch_size // context.world_size
+    seconds = 0.01 + 0.02 * params.gradient_accumulation_steps ** 0.5
+    for step in range(context.steps):
+        time.sleep(seconds * params.knobs.get("pace", 1))
+        context.report_step(num_samples=samples, loss=3.0 / (step + params.per_device_train_batch_size))
+    return 2.0 + params.knobs.get("pace", 1) / 100, 1
+"""
+"""A training function for a file of the test's own. Its figures follow from the point alone."""
+
+
+def few_trials(points: int = 8, pace: int = 1) -> list[str]:
+    """Flags for so many points, an even number, and one after the other in the same order.
+
+    A trial takes about 0.2 s times `pace`.
+    """
+    knobs = ",".join(f"{pace + 0.01 * n:.2f}" for n in range(points // 2))
+    return [
+        "--train-fn=sleepy:train",
+        "--global-batch-size=8",
+        "--trial.steps=6",
+        "--trial.warmup-steps=1",
+        "--search.sampler=grid",
+        "--search.precision=fp32",
+        "--search.gradient-checkpointing=false",
+        "--search.per-device-train-batch-size=2,4",
+        f"--search.knobs.pace={knobs}",
+        f"--search.max-trials={points}",
+        "--cluster.memory-budget=2GiB",
+    ]

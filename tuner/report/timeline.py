@@ -1,0 +1,104 @@
+"""Where a run's time went, lane by lane and phase by phase, out of its `result.json`. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from train_fn.spec import TrialParams
+from tuner.report.facts import Run
+
+PHASES = ("hand-over", "setup", "probe", "train", "validate", "release")
+"""What a trial spends its time on, in order. `hand-over` is all else: waiting for workers, messages."""
+
+LONGEST_PAUSE_SECONDS = 60.0
+"""Between trials; a longer one is another run of the study, and is cut out of the timeline."""
+
+SHOWN_PAUSE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Span:
+    """A phase of a trial on the timeline; `start` counts seconds from the first trial on."""
+
+    lane: int
+    number: int
+    params: TrialParams
+    phase: str
+    start: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Where the time went.
+
+    Attributes:
+        breaks: Where pauses were cut out: (second on the timeline, seconds that are missing there).
+        is_exact: Whether start times are known; otherwise trials stand one behind the other.
+    """
+
+    spans: list[Span]
+    breaks: list[tuple[float, float]]
+    is_exact: bool
+
+    @property
+    def lanes(self) -> list[int]:
+        """In order."""
+        return sorted({span.lane for span in self.spans})
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By phase, over all lanes; without phases that took none."""
+        sums = {phase: math.fsum(s.seconds for s in self.spans if s.phase == phase) for phase in PHASES}
+        return {phase: seconds for phase, seconds in sums.items() if seconds > 0}
+
+
+def timeline(run: Run) -> Timeline:
+    """Every trial's phases on its lane."""
+    raw = list(run.result["trials"])
+    is_exact = bool(raw) and all(t.get("started_at") and t.get("ended_at") for t in raw)
+    ends = _exact_ends(raw) if is_exact else _stacked_ends(raw)
+    spans, breaks = [], []
+    cut, latest = 0.0, None
+    for trial, end in sorted(zip(raw, ends, strict=True), key=lambda pair: pair[1] - _total(pair[0])):
+        start = end - _total(trial)
+        if latest is None:
+            cut, latest = start, start
+        if start - latest > LONGEST_PAUSE_SECONDS:
+            breaks.append((latest - cut + SHOWN_PAUSE_SECONDS / 2, start - latest))
+            cut += start - latest - SHOWN_PAUSE_SECONDS
+        latest = max(latest, end)
+        spans += _spans(trial, start - cut)
+    return Timeline(spans, breaks, is_exact)
+
+
+def _total(trial: Mapping[str, Any]) -> float:
+    seconds = trial.get("seconds") or {}
+    return float(seconds.get("total") or math.fsum(seconds.get(p) or 0.0 for p in PHASES))
+
+
+def _exact_ends(raw: Sequence[Mapping[str, Any]]) -> list[float]:
+    return [datetime.fromisoformat(t["ended_at"]).timestamp() for t in raw]
+
+
+def _stacked_ends(raw: Sequence[Mapping[str, Any]]) -> list[float]:
+    ends, lanes = [], dict.fromkeys({t.get("lane") for t in raw}, 0.0)
+    for trial in raw:
+        lanes[trial.get("lane")] += _total(trial)
+        ends.append(lanes[trial.get("lane")])
+    return ends
+
+
+def _spans(trial: Mapping[str, Any], start: float) -> list[Span]:
+    seconds = {phase: float((trial.get("seconds") or {}).get(phase) or 0.0) for phase in PHASES}
+    seconds["hand-over"] = max(_total(trial) - math.fsum(seconds.values()), 0.0)
+    params, found = TrialParams.from_dict(trial["params"]), []
+    for phase in PHASES:
+        if seconds[phase] > 0:
+            found.append(Span(trial.get("lane") or 0, trial["number"], params, phase, start, seconds[phase]))
+        start += seconds[phase]
+    return found

@@ -1,0 +1,195 @@
+"""The search of one run: trials through the lanes until nothing is left to do, files kept up to date."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tuner import interrupt
+from tuner.closing import outlived, say
+from tuner.config import Config
+
+log = logging.getLogger(__name__)
+
+
+class Search:
+    """Of an open study, in an output folder.
+
+    Args:
+        config: Resolved.
+        device: `cpu` or `cuda`.
+        nodes: Those that may have lanes.
+        address: Of the Ray that is connected; None: a local one is started where there is work.
+        study: The record.
+        output: Where the files go.
+        rescue_dir: Where results go that neither storage nor output take.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        device: str,
+        nodes: list[Any],
+        address: str | None,
+        study: Any,
+        output: Any,
+        rescue_dir: Path,
+    ) -> None:
+        from cluster.runtime import lanes_that_fit
+        from tuner.console import Progress
+        from tuner.driver import StudySource
+        from tuner.report.write import LiveReport
+
+        self._config, self._device, self._nodes, self._address = config, device, nodes, address
+        self._study, self._output, self._report = study, output, LiveReport(output)
+        self._rescue_dir, self._started = rescue_dir, time.monotonic()
+        lanes = config.cluster.lanes or lanes_that_fit(nodes, device, config.num_workers)
+        budget = config.study.time_budget
+        self._progress = Progress(len(study.candidates), config.search.max_trials, budget, lanes=lanes)
+        self._source = StudySource(study, self._progress, self._record, rescue_dir=rescue_dir)
+
+    @property
+    def broken(self) -> str | None:
+        """Why the search could not go on, or None."""
+        return self._source.broken
+
+    def run(self, lease: Any) -> dict[str, Any]:
+        """Search; returns what `result.json` holds.
+
+        Args:
+            lease: On the study; another run may take it over when this one hangs.
+        """
+        from tuner.console import print_table
+        from tuner.results import set_aside
+
+        self._study.be_patient(self._config.study.storage_timeout, self._progress.note)
+        lease.on_lost = partial(self._source.give_up, "another run has taken over the study")
+        set_aside(str(self._config.output_dir), self._study.name)
+        self._say_first()
+        limit = self._time_limit()
+        with contextlib.suppress(KeyboardInterrupt), self._progress, interrupt.time_limit(limit):
+            self._sweep()
+        interrupt.finish()
+        result = self._record()
+        self._report.finish(result)
+        with outlived():
+            print_table(
+                self._study.measured(),
+                result["pareto_front"],
+                result["recommended"],
+                result["why"],
+                explanation=result["explanation"],
+                stopped=result["stopped"],
+            )
+        self._say_if_time_is_up(result)
+        return result
+
+    def _say_first(self) -> None:
+        from cluster.jobs import working_dir_is_copy
+        from tuner.plan import lost_with_the_job
+
+        for fault in lost_with_the_job(self._config) if working_dir_is_copy() else ():
+            self._progress.note(f"Will be lost: {fault}")
+        if self._study.news:
+            self._progress.note(self._study.news)
+
+    def _time_limit(self) -> float | None:
+        """Seconds until the last trial in flight is given up; None: no limit."""
+        from tuner.driver import overrun_seconds
+
+        budget = self._config.study.time_budget
+        if budget is None:
+            return None
+        self._source.deadline, self._source.overrun_seconds = self._started + budget, overrun_seconds(budget)
+        return self._source.deadline + self._source.overrun_seconds - time.monotonic()
+
+    def _say_if_time_is_up(self, result: dict[str, Any]) -> None:
+        from tuner.units import human_seconds
+
+        budget = self._config.study.time_budget
+        if budget is not None and self._source.is_time_up() and not result["finished"]:
+            spent = f"The time budget of {human_seconds(budget)} is spent."
+            say(f"{spent} The same command goes on from here.", sys.stdout)
+
+    def _record(self) -> dict[str, Any]:
+        from tuner.results import write_results
+
+        config = self._config
+        result = write_results(
+            self._output,
+            self._study,
+            global_batch_size=config.global_batch_size,
+            num_workers=config.num_workers,
+            device=self._device,
+            loss_tolerance=config.search.loss_tolerance,
+            wall_seconds=time.monotonic() - self._started,
+            predictions=self._study.beliefs(),
+            headroom=config.search.memory_headroom,
+            gpus=[gpu for node in self._nodes for gpu in node.gpus] if self._device == "cuda" else [],
+        )
+        self._report.update(result)
+        return result
+
+    def _sweep(self) -> None:
+        """Start Ray where it does not run yet, and run trials until there is nothing left to do."""
+        from cluster.loggers import make_loggers
+        from cluster.names import name_submitted_job
+        from cluster.runtime import connected, dashboard_url
+        from tuner.watch import Watch
+
+        source, name = self._source, str(self._config.study.name)
+        if not source.has_work():
+            unchanged = "model, data, settings, GPU, driver and versions are as they were"
+            self._progress.note(f"Nothing to do: study {self._study.name} is finished, {unchanged}.")
+            return
+        with contextlib.ExitStack() as stack:
+            if self._address is None:
+                self._progress.phase("starting Ray")
+                stack.enter_context(connected(None, name))
+            name_submitted_job(name)
+            source.record = stack.enter_context(Watch(name, self._record)).record
+            if self._study.measured():
+                source.record()  # what earlier runs have measured is shown from the start
+            self._progress.phase("starting workers")
+            self._progress.note(f"dashboard: {dashboard_url() or 'off'}")
+            loggers = make_loggers(self._config.loggers, name, self._rescue_dir, self._progress.note)
+            measured = -1
+            while source.has_work() and len(self._study.measured()) > measured:
+                # Once, as a rule: a trial that was lost with its lane is open again when Tune is done.
+                measured = len(self._study.measured())
+                self._run_lanes(name, loggers)
+
+    def _run_lanes(self, name: str, loggers: list[Any]) -> None:
+        from cluster.lane import LaneSpec
+        from cluster.room import HeadLostError, Room
+        from cluster.sweep import run_sweep
+        from train_fn.environment import worker_environment
+
+        config, device = self._config, self._device
+        lane = LaneSpec(
+            job=config.job(device),
+            cpus_per_worker=1.0,
+            worker_environment=worker_environment(device),
+            accelerator_type=config.cluster.accelerator_type,
+            sharing=config.cluster.sharing(),
+            study=name,
+        )
+
+        kind, most = config.cluster.accelerator_type, config.cluster.lanes
+        room, reuse = Room(device, config.num_workers, kind, most), config.cluster.reuse_workers
+        try:
+            run_sweep(self._source, lane, room=room, reuse_workers=reuse, name=name, callbacks=loggers)
+        except (Exception, HeadLostError) as error:  # what is measured is in the study
+            log.exception("the sweep failed")
+            self._source.give_up(_in_a_line(error))
+
+
+def _in_a_line(error: BaseException) -> str:
+    """The first line; of a traceback's text, as Tune wraps what it catches, the last one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1 if lines[0].startswith("Traceback") else 0]

@@ -1,0 +1,142 @@
+"""A study in the cluster's metrics: what `result.json` holds, as figures that Prometheus can scrape.
+
+Everything is taken from the study's record, so that a driver which goes on with a study shows all of it.
+`deploy/grafana` shows them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from cluster.metrics import Figures, Metric, Reporter, lane_label
+from train_fn.spec import Status, TrialParams
+
+MAX_SETTINGS = 64
+"""So many settings are shown at a time, the fastest; a study may have more."""
+
+_LONGEST_LABEL = 100
+_NESTED_PHASES = ("warmup", "reduce")  # within `train`
+
+SETTING_METRICS = (
+    Metric("tuner_samples_per_second", "Global throughput of a setting", ("lane", "setting")),
+    Metric("tuner_samples_per_second_low", "Lower end of its 95% interval", ("lane", "setting")),
+    Metric("tuner_samples_per_second_high", "Upper end of its 95% interval", ("lane", "setting")),
+    Metric("tuner_validation_loss", "Nats per supervised token", ("lane", "setting")),
+    Metric("tuner_peak_memory_bytes", "The most that a rank held, base model included", ("lane", "setting")),
+)
+
+METRICS = (
+    Metric("tuner_running", "1 while a driver searches, 0 once it has ended"),
+    Metric("tuner_trials", "Finished trials", ("lane", "status", "reason")),
+    Metric("tuner_disturbed_trials", "Trials that something else on the machine disturbed", ("lane",)),
+    Metric("tuner_phase_seconds", "Wall time of all trials by phase", ("lane", "phase")),
+    Metric("tuner_memory_budget_bytes", "What a rank may hold", ("lane",)),
+    *SETTING_METRICS,
+    Metric(
+        "tuner_recommended", "1 for the setting that is recommended so far, 0 for the others", ("setting",)
+    ),
+    Metric("tuner_best_samples_per_second", "Of the setting that is recommended so far"),
+    Metric("tuner_best_validation_loss", "Of the setting that is recommended so far"),
+)
+
+
+class Watch:
+    """Shows a study for as long as the block lasts. Ray must be connected.
+
+    Args:
+        study: Its name.
+        record: Writes the result files and returns what `result.json` holds.
+    """
+
+    def __init__(self, study: str, record: Callable[[], dict[str, Any]]) -> None:
+        self._study, self._record = study, record
+        self._result: dict[str, Any] | None = None
+        self._known: tuple[Any, Figures] = None, {}
+        self._runs = 0.0
+        self._open = contextlib.ExitStack()
+
+    def record(self) -> dict[str, Any]:
+        """Write the result files and show what they hold."""
+        self._result = self._record()
+        return self._result
+
+    def __enter__(self) -> Self:
+        self._runs = 1.0
+        self._open.enter_context(Reporter(METRICS, self._study, self._now))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._runs = 0.0
+        self._open.close()
+
+    def _now(self) -> Figures:
+        result = self._result
+        if result is not self._known[0]:
+            self._known = result, figures(result or {})
+        return {"tuner_running": {(): self._runs}, **self._known[1]}
+
+
+def figures(result: Mapping[str, Any]) -> Figures:
+    """The figures of a `result.json`.
+
+    A study of any size has a bounded number of them: lanes share labels beyond `cluster.metrics.MAX_LANES`,
+    and settings beyond the `MAX_SETTINGS` fastest are left out.
+    """
+    shown: dict[str, dict[tuple[str, ...], float]] = defaultdict(lambda: defaultdict(float))
+    trials = result.get("trials", [])
+    for trial in trials:
+        lane = lane_label(trial["lane"])
+        shown["tuner_trials"][lane, trial["status"], trial["reason"] or "none"] += 1
+        shown["tuner_disturbed_trials"][(lane,)] += bool(trial.get("disturbed"))
+        for phase, seconds in _phases(trial["seconds"]):
+            shown["tuner_phase_seconds"][lane, phase] += seconds
+        if trial["memory_budget_bytes"] is not None:
+            shown["tuner_memory_budget_bytes"][(lane,)] = trial["memory_budget_bytes"]
+    best = next((t for t in trials if t["number"] == result["recommended"]), None)
+    if best is not None:
+        shown["tuner_best_samples_per_second"][()] = best["samples_per_second"]
+        shown["tuner_best_validation_loss"][()] = best["validation_loss"]
+    for setting, trial in _settings(trials).items():
+        shown["tuner_recommended"][(setting,)] = float(best is not None and setting == _setting(best))
+        for metric, value in zip(SETTING_METRICS, _of_setting(trial), strict=True):
+            if value is not None:
+                shown[metric.name][lane_label(trial["lane"]), setting] = value
+    return {name: dict(values) for name, values in shown.items()}
+
+
+def _of_setting(trial: Mapping[str, Any]) -> tuple[float | None, ...]:
+    """In the order of `SETTING_METRICS`."""
+    low, high = trial["samples_per_second_ci95"] or (None, None)
+    peak = max(trial["peak_memory_bytes"], default=None)
+    return trial["samples_per_second"], low, high, trial["validation_loss"], peak
+
+
+def _settings(trials: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Each setting's latest trial; of those that failed only where there is no other. The fastest ones."""
+    latest: dict[str, Mapping[str, Any]] = {}
+    for trial in trials:
+        setting = _setting(trial)
+        if setting not in latest or trial["status"] != Status.FAILED:
+            latest[setting] = trial
+    fastest = sorted(latest, key=lambda s: latest[s]["samples_per_second"] or -math.inf, reverse=True)
+    return {setting: latest[setting] for setting in fastest[:MAX_SETTINGS]}
+
+
+def _setting(trial: Mapping[str, Any]) -> str:
+    """As the console writes it, e.g. `4x2 bf16 ckpt`."""
+    return str(TrialParams.from_dict(trial["params"]))[:_LONGEST_LABEL]
+
+
+def _phases(seconds: Mapping[str, float]) -> Iterator[tuple[str, float]]:
+    """The parts of a trial's time, which add up to its total."""
+    parts = {k: s for k, s in seconds.items() if k not in ("total", *_NESTED_PHASES)}
+    yield from parts.items()
+    if "total" in seconds:
+        yield "hand-over", max(seconds["total"] - sum(parts.values()), 0.0)

@@ -1,0 +1,72 @@
+"""The `model` strategy over thousands of points, fast enough for dozens of lanes.
+
+Beliefs hardly change with one more trial among hundreds, and most points are far from being the next one. So
+the cost models are fitted anew only when the record has grown by an eighth, and gains are worked out for the
+points that may be fastest alone, against the fastest trials.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from train_fn.spec import Status, TrialParams
+from tuner.beliefs import Beliefs
+from tuner.model_search import ModelSettings, Outlook, beliefs_of
+from tuner.space import Measured, SearchState
+
+WIDE = 400
+"""Candidates; with fewer, everything is looked at every time."""
+
+_GROWTH = 8
+_SHORTLIST = 96
+_LEADERS = 48
+_OPTIMISM = 2.0
+"""Standard deviations by which a point may be faster than predicted, for the shortlist."""
+_LEAST_CHANCE = 0.02
+"""Of fitting into memory."""
+
+
+class WideSearch:
+    """What is kept from one decision to the next."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        self._settings = settings
+        self._beliefs: Beliefs | None = None
+        self._fitted = 0
+        self._scores: dict[TrialParams, float] | None = None
+
+    def beliefs(self, state: SearchState) -> Beliefs:
+        """What the record said when it was last looked at."""
+        measured = len(state.measured)
+        if self._beliefs is None or measured >= self._fitted + max(1, self._fitted // _GROWTH):
+            self._beliefs, self._fitted = beliefs_of(state, self._settings), measured
+            self._scores = _scores(self._beliefs, list(state.candidates))
+        return self._beliefs
+
+    def outlook(self, state: SearchState) -> Outlook:
+        """The outlook over the most promising points."""
+        beliefs = self.beliefs(state)
+        if self._scores is None:
+            return Outlook(state, self._settings, beliefs)
+        scores = self._scores
+        shortlist = sorted(state.open, key=lambda p: -scores[p])[:_SHORTLIST]
+        return Outlook(replace(state, open=shortlist), self._settings, beliefs, _leaders(state))
+
+
+def _scores(beliefs: Beliefs, candidates: list[TrialParams]) -> dict[TrialParams, float] | None:
+    """How fast each candidate may be, as a logarithm; None while nothing is known."""
+    if (predicted := beliefs.predict_speed(candidates)) is None or not beliefs.losses:
+        return None
+    hopeful = np.log(predicted[0]) + _OPTIMISM * predicted[1]
+    score = np.where(beliefs.fits(candidates) < _LEAST_CHANCE, hopeful - 100.0, hopeful)
+    return dict(zip(candidates, score.tolist(), strict=True))
+
+
+def _leaders(state: SearchState) -> list[Measured]:
+    """The fastest complete trials, the one of the lowest loss, and the slowest: gains start from it."""
+    complete = [m for m in state.measured if m.result.status == Status.COMPLETE]
+    ranked = sorted(complete, key=lambda m: -(m.result.samples_per_second or 0.0))
+    lowest = min(complete, key=lambda m: m.result.validation_loss or np.inf)
+    return list({m.number: m for m in [*ranked[:_LEADERS], lowest, ranked[-1]]}.values())
