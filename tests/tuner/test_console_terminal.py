@@ -164,7 +164,7 @@ def test_the_live_panel_goes_and_the_table_fits_80_columns(story):
     assert len(rows) == len(run.trials)
     assert all("…" not in line for line in [header, *rows])
     assert any(line.startswith("Recommended: #") for line in run.lines)
-    assert run.lines[-2] == "Results: out"
+    assert "Results: out (to look at: report.html)" in run.lines
 
 
 def test_loggers_have_every_trial_of_every_run(story):
