@@ -533,12 +533,8 @@ def test_the_end_of_a_run_says_what_to_change(
         trial(1, best, samples_per_second=6.0),
     ]
 
-    def search(config: Config, *_: Any) -> int:
-        result = {"trials": trials, "recommended": 1}
-        Path(str(config.output_dir), "result.json").write_text(json.dumps(result))
-        return 0
-
-    monkeypatch.setattr(run, "_search", search)
+    result = {"trials": trials, "recommended": 1}
+    monkeypatch.setattr("tuner.search.Search.run", lambda *_: result)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     argv = ["--from-swift", command, "--cluster.device", "cpu", "--output-dir", f"{tmp_path}/out"]
     assert run.main(argv) == 0

@@ -426,7 +426,8 @@ def test_a_running_search_writes_now_and_then_and_at_its_end(tmp_path):
 
 
 def test_a_report_that_cannot_be_written_harms_nothing(tmp_path, caplog):
-    report = LiveReport(tmp_path / "gone")
+    (tmp_path / "no folder").touch()
+    report = LiveReport(tmp_path / "no folder")
     report.update(sample())
     report.finish({"trials": "nonsense"})
     assert caplog.text.count("report.html could not be written") == 2

@@ -372,7 +372,7 @@ def test_a_first_trial_starts_in_any_budget(tmp_path: Path) -> None:
 def test_a_study_with_a_trial_in_flight_is_not_finished(tmp_path: Path) -> None:
     study = opened(tmp_path)
     specs = [study.ask() for _ in POINTS]
-    assert not study.has_work()
+    assert study.ask() is None
     for spec in specs:
         assert not study.is_finished
         study.tell(spec, COMPLETE)
@@ -398,7 +398,7 @@ def tonight(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.Captu
         monkeypatch.setattr("cluster.runtime.driver", lambda: (driver, None))
         with monkeypatch.context() as patched:
             if sweep is not None:
-                patched.setattr(run, "_sweep", sweep)
+                patched.setattr("tuner.search.Search._sweep", lambda search: sweep(search._source))
             code = run.main(["--output-dir", str(tmp_path / "out"), "--study.name=mine", *FLAGS, *flags])
         out, err = capfd.readouterr()
         file = tmp_path / "out" / "result.json"
@@ -420,7 +420,7 @@ FLAGS = ["--search.precision=fp32", "--search.gradient-checkpointing=false", "--
 
 
 def measure(speed: float):
-    def sweep(config: Any, device: str, source: StudySource, *_: Any) -> None:
+    def sweep(source: StudySource) -> None:
         while source.has_work():
             spec = source.ask()
             assert spec is not None
@@ -455,7 +455,7 @@ def test_nights(tonight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert aside["trials"] == first["trials"]
     assert (tmp_path / "out" / "trials.mine.csv").exists()
 
-    def spent(config: Any, device: str, source: StudySource, *_: Any) -> None:
+    def spent(source: StudySource) -> None:
         assert source.ask() is not None
         source.deadline = time.monotonic() - 1
         raise KeyboardInterrupt  # as `interrupt.time_limit` does
