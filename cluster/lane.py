@@ -149,11 +149,11 @@ class Lane(tune.Trainable):
             if not self._group.is_alive:
                 return self._gone()
             waits, elsewhere = ray.get(mailbox.waiting.remote())
-            if elsewhere and self._has_moved():
-                mailbox = self._group.mailbox
             if waits != self._waits:
                 self._waits = waits
                 return None
+            if elsewhere and self._has_moved():
+                mailbox = self._group.mailbox
             if ray.get(mailbox.seconds_in_flight.remote()) > limit:
                 detail = f"a worker hung: no answer {TIMEOUT_GRACE_SECONDS:g} s after the timeout"
                 ray.get(mailbox.fail.remote(Reason.TIMEOUT, detail))
