@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import uuid
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any
 
 import ray
@@ -25,6 +25,7 @@ from ray.train.collective import broadcast_from_rank_zero
 
 from cluster import gpus
 from cluster.admission import Sharing
+from cluster.disturbance import Reading
 from cluster.gpus import Gpu, GpuState
 from cluster.mailbox import CLOSED, IDLE
 from cluster.sampling import QUIET_READINGS, OwnProcesses, Watch, wait_until_quiet
@@ -188,7 +189,8 @@ class _Guard:
     def measured(self, process: RankProcess, trial: dict[str, Any]) -> dict[str, Any]:
         """Let the process run a trial, and add what disturbed it to its result."""
         watch = self._watch if self._sharing.disturbance_check else None
-        with watch.readings() if watch else nullcontext([]) as readings:
+        looking: AbstractContextManager[list[Reading]] = watch.readings() if watch else nullcontext([])
+        with looking as readings:
             began = time.monotonic()
             process.send(trial)
             result = process.receive()
