@@ -136,7 +136,7 @@ def test_the_sentence_has_the_numbers():
     assert (
         "1.25\u00d7 the largest batch that fits at all (8\u00d71 fp32, checkpointing, 80 samples/s)" in text
     )
-    assert "200 MiB of 1000 MiB, 80% free" in text
+    assert "200 MiB of 0.98 GiB, 80% free" in text
 
 
 @pytest.mark.parametrize(
