@@ -15,7 +15,7 @@ from typing import Any
 
 from cluster import auth
 from cluster.gpus import Gpu, driver, gpus
-from cluster.names import STUDY_KEY
+from cluster.names import job_metadata
 from cluster.room import accelerator_type_of, is_head_silent
 from train_fn.spec import Fault, InputError
 
@@ -83,7 +83,7 @@ def connected(address: str | None, study: str | None = None, namespace: str | No
     _quiet()
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": namespace}
     if study is not None:
-        options["job_config"] = ray.job_config.JobConfig(metadata={STUDY_KEY: study})
+        options["job_config"] = ray.job_config.JobConfig(metadata=job_metadata(study))
     with _sigterm_kept():
         if address is None:
             with _hangups_held_back():

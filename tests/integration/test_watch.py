@@ -240,7 +240,7 @@ def test_rays_dashboard_shows_the_study_by_its_name(watched, cluster):
 
     jobs = get(f"{cluster.dashboard}/api/jobs/", cluster.token)
     submitted = [job for job in json.loads(jobs) if job["type"] == "SUBMISSION"]
-    assert [job["metadata"]["study"] for job in submitted] == [STUDY]
+    assert [job["metadata"] for job in submitted] == [{"study": STUDY, "job_name": STUDY}]
     assert submitted[0]["status"] == "SUCCEEDED"
 
     train = get(f"{cluster.dashboard}/api/train/v2/runs/v1", cluster.token)
@@ -270,7 +270,9 @@ def test_a_driver_that_joins_has_the_study_in_its_metadata(cluster, tmp_path):
     study = run.result()["study"]
     jobs = json.loads(get(f"{cluster.dashboard}/api/jobs/", cluster.token))
     drivers = [job for job in jobs if job["type"] == "DRIVER"]
-    assert [job["metadata"] for job in drivers] == [{"study": study}], "that it looked first is not listed"
+    assert [job["metadata"] for job in drivers] == [{"study": study, "job_name": study}], (
+        "that it looked first is not listed"
+    )
 
 
 def test_rays_start_leaves_the_dashboard_where_it_is(cluster, grafana_folder):
