@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
 import pytest
@@ -15,6 +16,13 @@ BUDGET_SECONDS, OVERRUN_SECONDS, ENDING_SECONDS = 12, 5, 60
 
 def test_nights_on_a_cluster(start, cluster) -> None:
     first = start(*FLAGS, "--search.max-trials=1", address=cluster.address)
+    first.wait_for(lambda: "starting workers" in first.output)
+    first.process.send_signal(signal.SIGSTOP)  # alive, whatever the machine's speed, until it has been seen
+    second = start(*FLAGS, output_dir=first.output_dir, address=cluster.address)
+    assert second.wait(100) == 1, second.output
+    assert f"(pid {first.process.pid}, since " in second.output.splitlines()[-1]
+    assert " is held by " in second.output.splitlines()[-1]
+    first.process.send_signal(signal.SIGCONT)
     assert first.wait() == 0, first.output
     assert first.result()["finished"]
 
@@ -25,10 +33,6 @@ def test_nights_on_a_cluster(start, cluster) -> None:
     cut = night(f"--study.time-budget={BUDGET_SECONDS}s")
     cut.wait_for(lambda: "starting workers" in cut.output)
     searching = time.monotonic()
-    second = night()
-    assert second.wait(60) == 1, second.output
-    assert f"(pid {cut.process.pid}, since " in second.output.splitlines()[-1]
-    assert " is held by " in second.output.splitlines()[-1]
     while cut.process.poll() is None:  # ranks that hang would go on until trial.timeout, ten minutes
         for rank in cut.ranks():
             rank.suspend()
