@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 HEAD_SECONDS = 10.0
 """How long a head may take to start again (one that keeps its state elsewhere can)."""
 
+_HEAD_CHECK_SECONDS = 1.0
 _CONNECT_SECONDS = 0.5
 _TYPE_PREFIX = "accelerator_type:"
 
@@ -40,10 +43,6 @@ def lanes_on(
     return found
 
 
-class HeadLostError(BaseException):
-    """The cluster's head is gone. No `Exception`, or Ray Tune would clean up first, and wait for the head."""
-
-
 class Room:
     """For how many lanes the connected cluster has room now, each time it is called.
 
@@ -60,25 +59,42 @@ class Room:
         self._needs = device, num_workers, accelerator_type
         self._most = most
         self._last = 0
-        self._refused_since: float | None = None
 
     def __call__(self) -> int:
-        """Count; while the head restarts, as before.
-
-        Raises:
-            HeadLostError: It has refused connections for too long.
-        """
+        """Count; while the head is silent, as before."""
         import ray
 
-        if is_head_silent():
-            self._refused_since = self._refused_since or time.monotonic()
-            if time.monotonic() - self._refused_since > HEAD_SECONDS:
-                raise HeadLostError(f"the head of the Ray cluster is gone ({_head()})")
-            return self._last
-        self._refused_since = None
-        fit = lanes_on([n["Resources"] for n in ray.nodes() if not _is_gone(n)], *self._needs)
-        self._last = fit if self._most is None else min(fit, self._most)
+        if not is_head_silent():
+            fit = lanes_on([n["Resources"] for n in ray.nodes() if not _is_gone(n)], *self._needs)
+            self._last = fit if self._most is None else min(fit, self._most)
         return self._last
+
+
+@contextlib.contextmanager
+def head_watched(on_lost: Callable[[str], object]) -> Iterator[None]:
+    """Call `on_lost`, with the reason, once the connected cluster's head has been silent for too long.
+
+    From a thread of its own: the main one may sit in a call of Ray's that waits for the head, and nothing
+    interrupts that; after a minute Ray itself ends the process, without a word of ours.
+    """
+    head, ended = _head(), threading.Event()
+
+    def watch() -> None:
+        silent_since: float | None = None
+        while not ended.wait(_HEAD_CHECK_SECONDS):
+            now = time.monotonic()
+            silent_since = (silent_since or now) if _refuses(*_split(head)) else None
+            if silent_since is not None and now - silent_since > HEAD_SECONDS:
+                on_lost(f"the head of the Ray cluster is gone ({head})")
+                return
+
+    thread = threading.Thread(target=watch, name="head-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def is_head_silent() -> bool:
@@ -87,8 +103,7 @@ def is_head_silent() -> bool:
 
     if not ray.is_initialized():
         return False
-    host, _, port = _head().rpartition(":")
-    return _refuses(host, int(port))
+    return _refuses(*_split(_head()))
 
 
 def _head() -> str:
@@ -102,6 +117,11 @@ def gone(node_ids: Collection[str]) -> set[str]:
     import ray
 
     return {n["NodeID"] for n in ray.nodes() if n["NodeID"] in node_ids and _is_gone(n)}
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host, int(port)
 
 
 def _is_gone(node: Mapping[str, Any]) -> bool:

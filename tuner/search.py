@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import time
 from functools import partial
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner import interrupt
-from tuner.closing import outlived, say
+from tuner.closing import outlived, say, this_command
 from tuner.config import Config
 
 log = logging.getLogger(__name__)
@@ -139,6 +140,7 @@ class Search:
         """Start Ray where it does not run yet, and run trials until there is nothing left to do."""
         from cluster.loggers import make_loggers
         from cluster.names import name_submitted_job
+        from cluster.room import head_watched
         from cluster.runtime import connected, dashboard_url
         from tuner.watch import Watch
 
@@ -151,6 +153,7 @@ class Search:
             if self._address is None:
                 self._progress.phase("starting Ray")
             stack.enter_context(connected(self._address, name))
+            stack.enter_context(head_watched(self._leave))
             name_submitted_job(name)
             source.record = stack.enter_context(Watch(name, self._record)).record
             if self._study.measured():
@@ -164,9 +167,19 @@ class Search:
                 measured = len(self._study.measured())
                 self._run_lanes(name, loggers)
 
+    def _leave(self, why: str) -> None:
+        """End the process: Ray is gone, and the main thread may wait for it. Called from another thread."""
+        log.error("%s", why)
+        with contextlib.suppress(Exception):
+            self._record()
+        self._progress.stop()
+        say(f"The search ended early: {why}. The same command goes on from here:\n  {this_command()}")
+        sys.stdout.flush()
+        os._exit(1)
+
     def _run_lanes(self, name: str, loggers: list[Any]) -> None:
         from cluster.lane import LaneSpec
-        from cluster.room import HeadLostError, Room
+        from cluster.room import Room
         from cluster.sweep import run_sweep
         from train_fn.environment import worker_environment
 
@@ -184,12 +197,12 @@ class Search:
         room, reuse = Room(device, config.num_workers, kind, most), config.cluster.reuse_workers
         try:
             run_sweep(self._source, lane, room=room, reuse_workers=reuse, name=name, callbacks=loggers)
-        except (Exception, HeadLostError) as error:  # what is measured is in the study
+        except Exception as error:  # what is measured is in the study
             log.exception("the sweep failed")
             self._source.give_up(_in_a_line(error))
 
 
-def _in_a_line(error: BaseException) -> str:
+def _in_a_line(error: Exception) -> str:
     """The first line; of a traceback's text, as Tune wraps what it catches, the last one."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return lines[-1 if lines[0].startswith("Traceback") else 0]
