@@ -410,7 +410,7 @@ def test_what_is_no_run_is_named(folders, capsys):
         str(folders / n) for n in ("none", "broken.json", "other.json")
     ]
     assert "no result.json can be read there; expected an output folder of tuner.run" in lines[0]
-    assert main([str(folders / "one"), "--output", str(folders / "no/where.html")]) == 2
+    assert main([str(folders / "one"), "--output", str(folders / "broken.json/file.html")]) == 2
     assert "--output: " in capsys.readouterr().err
 
 
@@ -440,6 +440,19 @@ def test_a_running_search_writes_now_and_then_and_at_its_end(tmp_path):
     assert "last" in text()
     assert "still running" not in text()
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_no_secret_gets_into_a_report(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "s3cr3t-of-the-hub")
+    result = sample(why='postgresql://me:hunter22@db/x "quoted", s3cr3t-of-the-hub')
+    result["trials"][0]["detail"] = 'password=hunter22"next'
+    LiveReport(tmp_path).finish(result)
+    page = (tmp_path / "report.html").read_text()
+    assert "hunter22" not in page
+    assert "s3cr3t" not in page
+    assert result["trials"][0]["detail"].startswith("password=hunter22"), "the record itself stays"
+    odd = ["a\n\x1e\nb", {"c": [1, None, "token=abcdefgh"]}]
+    assert without_secrets(odd) == ["a\n\x1e\nb", {"c": [1, None, "token=***"]}]
 
 
 def test_a_report_that_cannot_be_written_harms_nothing(tmp_path, caplog):
