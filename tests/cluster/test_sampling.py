@@ -81,6 +81,8 @@ def test_strangers_are_told_from_processes_of_our_own(burning: Any) -> None:
     burning(2 * CPUS, ours=False)
     beside_strangers = taken(watch)
     print(f"cores taken: {alone:.2f}, {beside_ours:.2f} beside ours, {beside_strangers:.2f} beside strangers")
+    if alone > 0.3 * CPUS:
+        pytest.skip("other people's work takes too much of this machine to tell")
     assert beside_strangers > 0.3 * CPUS
     assert beside_strangers > max(alone, beside_ours) + 0.2 * CPUS
 
