@@ -64,13 +64,18 @@ class Output:
     def __str__(self) -> str:
         return redact_url(self.place)
 
-    def write(self, name: str, text: str) -> None:
+    def write(self, name: str, text: str, *, is_redacted: bool = False) -> None:
         """Write a file, or replace the one that is there.
+
+        Args:
+            name: Of the file.
+            text: What it is to hold.
+            is_redacted: There are no secrets in it; in a text of megabytes they take seconds to look for.
 
         Raises:
             OSError: It can't be written.
         """
-        text = redact(text)
+        text = text if is_redacted else redact(text)
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             _write_atomically(self.folder / name, text)

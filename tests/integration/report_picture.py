@@ -14,6 +14,7 @@ from pathlib import Path
 from browser import CHROMIUM, DRIVER, browser
 from PIL import Image
 
+from tuner.output import Output
 from tuner.report.facts import read_run
 from tuner.report.write import REPORT_FILE, write_report
 
@@ -34,7 +35,7 @@ def main(arguments: list[str]) -> int:
         if not arguments:
             subprocess.run([sys.executable, "-m", "tuner.run", "--output-dir", scratch], check=True)
         page = Path(scratch) / REPORT_FILE
-        write_report(page, [read_run(folder)])
+        write_report(Output(scratch), REPORT_FILE, [read_run(folder)])
         photograph(page)
     size = PICTURE.stat().st_size
     print(f"{PICTURE}: {size:,} bytes")

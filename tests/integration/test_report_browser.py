@@ -12,6 +12,7 @@ from browser import CHROMIUM, DRIVER, browser
 sys.path.insert(0, str(Path(__file__).parents[1] / "tuner"))
 from report_samples import CONFIG, HOSTILE, hostile, sample
 
+from tuner.output import Output
 from tuner.report.facts import make_run
 from tuner.report.runs import labelled
 from tuner.report.write import write_report
@@ -35,7 +36,7 @@ def tab():
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     path = tmp_path_factory.mktemp("one") / "report.html"
-    write_report(path, [make_run(sample(), CONFIG)])
+    write_report(Output(path.parent), path.name, [make_run(sample(), CONFIG)])
     return path
 
 
@@ -43,7 +44,11 @@ def page(tmp_path_factory):
 def evil(tmp_path_factory):
     path = tmp_path_factory.mktemp("evil") / "report.html"
     result, config = hostile()
-    write_report(path, labelled([make_run(result, config), make_run(copy.deepcopy(result), config)]))
+    write_report(
+        Output(path.parent),
+        path.name,
+        labelled([make_run(result, config), make_run(copy.deepcopy(result), config)]),
+    )
     return path
 
 

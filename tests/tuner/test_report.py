@@ -22,7 +22,7 @@ from tuner.report.parts import styles
 from tuner.report.plots import across, lanes
 from tuner.report.runs import common_points, differences, gpu_names, is_same_work, labelled
 from tuner.report.timeline import SHOWN_PAUSE_SECONDS, timeline
-from tuner.report.write import LiveReport
+from tuner.report.write import LiveReport, without_secrets
 
 
 def point(*args, **more):
@@ -184,6 +184,31 @@ def test_the_closest_alternatives_are_explained_the_next_larger_batch_first():
         asked.index(a["why"]) for a in (larger, close, beyond)
     )
     assert asked.endswith("And 3 "), "one batch and two settings"
+
+
+def test_a_new_generation_is_compared_with_the_last():
+    before = {
+        "study": "nightly", "recommended": 3, "params": params(4, 2, "bf16"), "samples_per_second": 80.0,
+        "samples_per_second_ci95": [78.0, 82.0], "validation_loss": 2.0, "measured_at": "2026-11-23T22:10:00",
+        "changed": [{"key": "driver", "from": "550.54", "to": "570.1"}],
+    }  # fmt: skip
+    text = Page(render([one(compared_with=before)])).text
+    assert "Since nightly (2026-11-23) driver has changed from 550.54 to 570.1." in text
+    assert "It recommended 4\u00d72 bf16 at 80 samples/s: this is 1.25\u00d7 that." in text
+    nothing = before | {"recommended": None, "params": None, "samples_per_second": None}
+    assert "It recommended nothing." in Page(render([one(compared_with=nothing)])).text
+
+
+def test_a_disturbed_trial_does_not_stand_for_its_point():
+    result = sample()
+    disturbed = trial(5, params(2, 4), 60.0, disturbed=["another process on GPU 0"])
+    result["trials"].append(disturbed)
+    run = make_run(result)
+    assert run.trial_of(point(2, 4)).number == 1
+    assert run.speed_of(point(2, 4)).value == 100
+    text = Page(render([run])).text
+    assert "complete, disturbed" in text
+    assert "another process on GPU 0" in [v for k, v in Page(render([run])).attributes if k == "title"]
 
 
 # Plots.
@@ -410,7 +435,7 @@ def test_what_is_no_run_is_named(folders, capsys):
         str(folders / n) for n in ("none", "broken.json", "other.json")
     ]
     assert "no result.json can be read there; expected an output folder of tuner.run" in lines[0]
-    assert main([str(folders / "one"), "--output", str(folders / "no/where.html")]) == 2
+    assert main([str(folders / "one"), "--output", str(folders / "broken.json/file.html")]) == 2
     assert "--output: " in capsys.readouterr().err
 
 
@@ -440,6 +465,19 @@ def test_a_running_search_writes_now_and_then_and_at_its_end(tmp_path):
     assert "last" in text()
     assert "still running" not in text()
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_no_secret_gets_into_a_report(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "s3cr3t-of-the-hub")
+    result = sample(why='postgresql://me:hunter22@db/x "quoted", s3cr3t-of-the-hub')
+    result["trials"][0]["detail"] = 'password=hunter22"next'
+    LiveReport(tmp_path).finish(result)
+    page = (tmp_path / "report.html").read_text()
+    assert "hunter22" not in page
+    assert "s3cr3t" not in page
+    assert result["trials"][0]["detail"].startswith("password=hunter22"), "the record itself stays"
+    odd = ["a\n\x1e\nb", {"c": [1, None, "token=abcdefgh"]}]
+    assert without_secrets(odd) == ["a\n\x1e\nb", {"c": [1, None, "token=***"]}]
 
 
 def test_a_report_that_cannot_be_written_harms_nothing(tmp_path, caplog):

@@ -32,7 +32,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Write the report of a run as one HTML file, or of several runs compared.",
     )
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="output folder of tuner.run, or its result.json"
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="output folder of tuner.run (a path or a URL), or its result.json",
     )
     parser.add_argument(
         "--output",
@@ -43,8 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _write(paths: list[str], output: Path | None) -> Path:
-    from tuner.report.facts import read_run
+def _write(paths: list[str], file: Path | None) -> str:
+    from tuner.output import Output
+    from tuner.report.facts import read_run, split_place
     from tuner.report.runs import labelled
     from tuner.report.write import REPORT_FILE, write_report
 
@@ -56,14 +60,16 @@ def _write(paths: list[str], output: Path | None) -> Path:
             faults += error.faults
     if faults:
         raise InputError(*faults)
-    if output is None:
-        folder = Path(paths[0]) if Path(paths[0]).is_dir() else Path(paths[0]).parent
-        output = (folder if len(paths) == 1 else Path()) / REPORT_FILE
+    folder, name = (str(file.parent), file.name) if file is not None else (".", REPORT_FILE)
+    if file is None and len(paths) == 1:
+        folder = split_place(paths[0])[0]
+    output = Output(folder)
     try:
-        write_report(output, labelled(runs) if len(runs) > 1 else runs)
+        write_report(output, name, labelled(runs) if len(runs) > 1 else runs)
     except OSError as error:
-        raise InputError(Fault("--output", f"{output} can't be written: {error.strerror or error}")) from None
-    return output
+        problem = f"{output}/{name} can't be written: {error.strerror or error}"
+        raise InputError(Fault("--output", problem)) from None
+    return name if folder == "." else f"{output}/{name}"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ from typing import Any
 
 from train_fn.spec import Fault, InputError, MemoryPoint, Status, TrialParams, TrialResult
 from train_fn.timing import time_ratio
+from tuner.disturbed import counting
 from tuner.explain import Prediction
+from tuner.output import Output, is_url
 from tuner.recommend import Feasible, feasible_trials, within_tolerance
 from tuner.space import Measured, Setting, is_out_of_memory, knobs_of, probed_point, same_setting, setting_of
 
@@ -225,12 +227,15 @@ class Run:
         return probed.peak_bytes is not None and probed.peak_bytes <= (self.budget_bytes or math.inf)
 
     def trial_of(self, point: TrialParams) -> Measured | None:
-        """The trial of a point; of several the complete one that came last."""
+        """The trial of a point; of several the one that counts: complete, not disturbed, the last."""
         return self._trial_of.get(point)
 
     @cached_property
     def _trial_of(self) -> dict[TrialParams, Measured]:
-        in_order = sorted(self.trials, key=lambda t: (t.result.status == Status.COMPLETE, t.number))
+        counts = {t.number for t in counting(self.trials)}
+        in_order = sorted(
+            self.trials, key=lambda t: (t.result.status == Status.COMPLETE, t.number in counts, t.number)
+        )
         return {trial.params: trial for trial in in_order}
 
     def speed_of(self, point: TrialParams) -> Prediction | None:
@@ -265,24 +270,33 @@ class Run:
 # Reading.
 
 
-def read_run(path: Path | str) -> Run:
-    """A run from its output folder, or from the `result.json` in it.
+def read_run(place: Path | str) -> Run:
+    """A run from its output folder, or from the `result.json` in it; either may be a URL.
 
     Raises:
         InputError: There is none, or it is none of ours.
     """
-    path = Path(path)
-    file = path if path.is_file() else path / RESULT_FILE
+    folder, name = split_place(place)
     expected = f"expected an output folder of tuner.run, or its {RESULT_FILE}"
     try:
-        result = json.loads(file.read_text(encoding="utf-8"))
+        result = json.loads(Output(folder).read(name))
     except OSError:
-        raise InputError(Fault(str(path), f"no {RESULT_FILE} can be read there; {expected}")) from None
+        raise InputError(Fault(str(place), f"no {name} can be read there; {expected}")) from None
     except ValueError:
-        raise InputError(Fault(str(path), f"{file.name} is not JSON; {expected}")) from None
+        raise InputError(Fault(str(place), f"{name} is not JSON; {expected}")) from None
     if not isinstance(result, dict) or not {"study", "trials", "pareto_front"} <= result.keys():
-        raise InputError(Fault(str(path), f"{file.name} is no result of a run; {expected}"))
-    return make_run(result, _read_text(file.with_name(CONFIG_FILE)), label=str(path))
+        raise InputError(Fault(str(place), f"{name} is no result of a run; {expected}"))
+    return make_run(result, _config_in(folder), label=str(place))
+
+
+def split_place(place: Path | str) -> tuple[str, str]:
+    """The folder of a run, and the name of its result there."""
+    text = str(place)
+    if is_url(text):
+        folder, _, name = text.rpartition("/")
+        return (folder, name) if name.endswith(".json") else (text, RESULT_FILE)
+    path = Path(place)
+    return (str(path.parent), path.name) if path.is_file() else (text, RESULT_FILE)
 
 
 def make_run(result: Mapping[str, Any], config_text: str = "", label: str = "") -> Run:
@@ -296,9 +310,9 @@ def make_run(result: Mapping[str, Any], config_text: str = "", label: str = "") 
     return Run(label, result, config if isinstance(config, dict) else {}, config_text)
 
 
-def _read_text(path: Path) -> str:
+def _config_in(folder: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return Output(folder).read(CONFIG_FILE)
     except (OSError, ValueError):
         return ""
 

@@ -112,6 +112,7 @@ def _run(run: Run, figures: dict[str, Figure]) -> dict[str, Any]:
         "why": run.result["why"],
         "stopped": run.result.get("stopped"),
         "best": _best(run),
+        "since": _since(run),
         "reasons": _reasons(run),
         "plots": names,
         "memory_unit": unit,
@@ -180,6 +181,22 @@ def _best(run: Run) -> dict[str, Any] | None:
         "notes": list(run.trials_by_number[best.number].result.notes),
         "arguments": textwrap.dedent(training_arguments(params)),
     }
+
+
+def _since(run: Run) -> str:
+    """What has changed since the generation of the study before this one, and what that recommended."""
+    before: Mapping[str, Any] | None = run.result.get("compared_with")
+    if not before:
+        return ""
+    changed = [f"{c['key']} has changed from {c['from']} to {c['to']}" for c in before.get("changed") or []]
+    when = f" ({str(before['measured_at'])[:10]})" if before.get("measured_at") else ""
+    words = f"Since {before['study']}{when} {', '.join(changed) or 'something has changed'}."
+    speed = before.get("samples_per_second")
+    if not before.get("params") or not speed:
+        return f"{words} It recommended nothing."
+    words += f" It recommended {run.point_name(TrialParams.from_dict(before['params']))}"
+    words += f" at {rate_text(speed)} samples/s"
+    return words + (f": this is {times_text(run.best.speed / speed)} that." if run.best is not None else ".")
 
 
 def _in_words(run: Run, params: TrialParams) -> str:

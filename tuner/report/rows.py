@@ -40,13 +40,17 @@ def table_row(run: Run, trial: Measured) -> dict[str, Any]:
     ]
     return {
         "cells": [{"sort": sort, "text": text} for sort, text in cells],
-        "detail": "; ".join([*([result.detail] if result.detail else []), *result.notes]),
+        "detail": "; ".join([*([result.detail] if result.detail else []), *result.disturbed, *result.notes]),
         "is_best": run.best is not None and number == run.best.number,
         "is_complete": result.status == Status.COMPLETE,
     }
 
 
 def _status(run: Run, trial: Measured) -> str:
+    return _outcome(run, trial) + (", disturbed" if trial.result.disturbed else "")
+
+
+def _outcome(run: Run, trial: Measured) -> str:
     number, _, result = trial
     if result.status != Status.COMPLETE:
         return f"{result.status}: {result.reason}" if result.reason else str(result.status)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from train_fn.redaction import redact
 from tuner.output import Output
 from tuner.report.facts import CONFIG_FILE, Run, make_run
 
@@ -19,6 +18,8 @@ REPORT_FILE = "report.html"
 
 LEAST_SECONDS_BETWEEN = 15.0
 """While trials run. The page is 5 MB, most of it plotly.js: not worth writing after every short trial."""
+
+_BETWEEN = "\n\x1e\n"
 
 
 class LiveReport:
@@ -45,7 +46,8 @@ class LiveReport:
 
     def _write(self, result: Mapping[str, Any], is_running: bool) -> None:
         try:
-            self._output.write(REPORT_FILE, _rendered(result, self._config(), is_running))
+            run = make_run(without_secrets(result), self._config())
+            write_report(self._output, REPORT_FILE, [run], is_running=is_running)
         except Exception:
             log.exception("%s could not be written", REPORT_FILE)
         self._written = self._clock()
@@ -57,30 +59,44 @@ class LiveReport:
             return ""
 
 
-def _rendered(result: Mapping[str, Any], config: str, is_running: bool) -> str:
-    from tuner.report.page import render
-
-    return render([make_run(result, config)], is_running=is_running)
-
-
-def write_report(path: Path, runs: Sequence[Run], *, is_running: bool = False) -> None:
-    """Render and replace the file as a whole, so that a reader never sees half of it.
+def write_report(output: Output, name: str, runs: Sequence[Run], *, is_running: bool = False) -> None:
+    """Render and replace the file as a whole.
 
     Raises:
         OSError: It can't be written.
     """
     from tuner.report.page import render
 
-    text = render(runs, is_running=is_running)
-    # Not synchronised to disk, unlike result.json: it can be made again at any time.
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", newline="", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        try:
-            file.write(text)
-            file.close()
-            os.chmod(file.name, 0o644)  # temporary files are private by default
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    # The runs' files are without secrets, and so is a result before it becomes a page. Looking for some in
+    # plotly.js would take seconds in which a trial may be timed.
+    output.write(name, render(runs, is_running=is_running), is_redacted=True)
+
+
+def without_secrets(value: Any) -> Any:
+    """The same records and lists; all their texts are redacted at once."""
+    texts = list(dict.fromkeys(_texts(value)))
+    redacted = redact(_BETWEEN.join(texts)).split(_BETWEEN)
+    if len(redacted) != len(texts):  # somebody else uses that character, too
+        redacted = [redact(text) for text in texts]
+    return _replaced(value, dict(zip(texts, redacted, strict=True)))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+
+
+def _replaced(value: Any, texts: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        return texts[value]
+    if isinstance(value, Mapping):
+        return {key: _replaced(item, texts) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_replaced(item, texts) for item in value]
+    return value
