@@ -31,10 +31,9 @@ import torch.distributed as dist
 from train_fn.custom import TrialContext
 from train_fn.custom_worker import CustomWorker
 from train_fn.model import NUMERICS
-from train_fn.outcome import Attempts, Failure, TrialStoppedError, gravest
+from train_fn.outcome import Attempts, Failure, TrialStoppedError, constraints, gravest
 from train_fn.spec import MEASURED, Reason, Status, TrialParams, TrialResult, TrialSpec
 from train_fn.timing import rate_with_interval, timing_notes
-from train_fn.trial import constraints
 from train_fn.watchdog import Watchdog
 
 _LOST_PEER = re.compile(r"(closed|reset) by peer|remote process exited|Broken pipe")
@@ -47,7 +46,7 @@ def run_custom_trial(worker: CustomWorker, spec: TrialSpec) -> TrialResult:
     """Measure one point. Collective over all ranks; returns the same result on each.
 
     The function alone decides what it probes and how long it trains: of the spec, `probe_sizes`,
-    `known_steps` and `slow_below` are ignored, and the validation loss is always measured.
+    `probe_siblings`, `known_steps` and `slow_below` are ignored, and the validation loss is always measured.
 
     Where the ranks can't go on together, the process ends instead, and rank 0 has posted the result.
 

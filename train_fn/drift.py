@@ -41,13 +41,14 @@ class Drift:
             torch.cuda.synchronize(self._device)
         self._ticks.append(time.perf_counter() - started)
 
-    def end_trial(self) -> None:
-        """Keep the trial's ticks as one; few of them say little."""
+    def end_trial(self) -> float:
+        """Keep the trial's ticks as one (few of them say little); returns `relative_sd`."""
         ticks, self._ticks = self._ticks, []
         if len(ticks) >= 3:
             mean = fmean(ticks)
             variance = math.fsum((t - mean) ** 2 for t in ticks) / (len(ticks) - 1) / len(ticks)
             self._trials.append((mean, variance / mean**2))
+        return self.relative_sd()
 
     def relative_sd(self) -> float:
         """Standard deviation, between trials, of the machine's speed.

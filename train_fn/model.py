@@ -198,18 +198,34 @@ def attached(base: Any, lora: LoraSpec, seed: int, gradient_checkpointing: bool)
             module.reset_lora_parameters("default", init_lora_weights=True)
             # Under autocast, casting inputs to fp32 would only have them cast back again.
             module.cast_input_dtype_enabled = base.dtype == torch.float32
-    if gradient_checkpointing:
-        base.activation_checkpointing_enable({"use_reentrant": False})
-        base.disable_input_require_grads()  # only the reentrant kind needs gradients at its input
+    _set_checkpointing(base, gradient_checkpointing)
     try:
         yield model.train()
     finally:
-        base.activation_checkpointing_disable()
+        _set_checkpointing(base, False)
         for p in model.parameters():
             p.grad = None
         model.unload()
         base.__dict__.pop("peft_config", None)
         base.eval()
+
+
+@contextlib.contextmanager
+def checkpointing(base: Any, enabled: bool, otherwise: bool) -> Iterator[None]:
+    """Checkpoint, or not, inside the block; the base has an adapter attached."""
+    _set_checkpointing(base, enabled)
+    try:
+        yield
+    finally:
+        _set_checkpointing(base, otherwise)
+
+
+def _set_checkpointing(base: Any, enabled: bool) -> None:
+    if not enabled:
+        base.activation_checkpointing_disable()
+        return
+    base.activation_checkpointing_enable({"use_reentrant": False})
+    base.disable_input_require_grads()  # only the reentrant kind needs gradients at its input
 
 
 @contextlib.contextmanager

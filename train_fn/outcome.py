@@ -134,6 +134,18 @@ def gravest(failures: list[Failure]) -> Failure:
     return min(failures, key=lambda f: (order.index(f.reason), -f.needed_bytes))
 
 
+def constraints(failure: Failure | None, peak_bytes: int, budget_bytes: int) -> dict[str, float]:
+    """Optuna's constraints of a trial: violated above 0, `memory` in units of the budget.
+
+    A trial that ran is within its budget by definition, whatever rounding says; one that ran out is beyond.
+    """
+    if failure is None or failure.reason == Reason.SLOWER:
+        return {"memory": min(peak_bytes / budget_bytes - 1, 0.0)}
+    if failure.reason == Reason.OOM:
+        return {"memory": max(failure.needed_bytes / budget_bytes - 1, 0.001)}
+    return {"finite": 1.0} if failure.reason == Reason.DIVERGED else {}
+
+
 def one_line(error: BaseException) -> str:
     """The first line of an exception's text, without PyTorch's source location, at most 200 characters."""
     text = re.sub(r"^\[enforce fail at [^\]]*\] [^.]*\. ", "", str(error).strip())

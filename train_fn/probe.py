@@ -6,12 +6,17 @@ out of memory without any harm to the trial. Each of them says of another point 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
+from itertools import groupby
 
 from train_fn.collective import Ranks
 from train_fn.memory import Memory
-from train_fn.outcome import Attempts, TrialStoppedError
-from train_fn.spec import MemoryPoint, Reason
+from train_fn.outcome import Attempts, Failure, TrialStoppedError
+from train_fn.spec import MemoryPoint, Reason, TrialParams
+
+Turned = Callable[[TrialParams], contextlib.AbstractContextManager[None]]
+"""Turns the attached model into that of a sibling, for the length of a block."""
 
 
 class Probe:
@@ -35,7 +40,7 @@ class Probe:
         self.points: list[MemoryPoint] = []
         self._attempts, self._ranks, self._memory = attempts, ranks, memory
         self._own, self.sizes = own, sorted({own, *others})
-        self._kept_bytes = 0
+        self._kept_bytes = self._held_bytes = 0
 
     def run(self, worst: Callable[[int], object], tokens: Callable[[int], int]) -> None:
         """Probe by ascending size, until one above the trial's own runs out of memory. Collective.
@@ -47,22 +52,11 @@ class Probe:
         Raises:
             TrialStoppedError: The trial's own size or a smaller one failed, or time is over.
         """
-        held_bytes = self._kept_bytes = self._memory.peak_bytes()  # of attaching the adapter, say
+        self._held_bytes = self._kept_bytes = self._memory.peak_bytes()  # of attaching the adapter, say
         for size in self.sizes:
             if size != self.sizes[0]:
                 self._memory.restart_peak()
-            failure = self._attempts.tried(lambda size=size: worst(size))  # type: ignore[misc]
-            peak_bytes = max(self._memory.peak_bytes(), held_bytes)
-            if failure is None or failure.reason == Reason.OOM:
-                agreed_bytes = int(self._ranks.max([peak_bytes])[0])
-                fits = failure is None
-                self.points.append(
-                    MemoryPoint(
-                        per_device_train_batch_size=size,
-                        tokens=tokens(size),
-                        peak_bytes=agreed_bytes if fits else None,
-                    )
-                )
+            failure, peak_bytes = self._measure(worst, size, tokens(size))
             if failure is not None:
                 if size <= self._own or failure.reason == Reason.TIMEOUT:
                     raise TrialStoppedError(failure)
@@ -71,6 +65,67 @@ class Probe:
                 self._kept_bytes = peak_bytes
         if self.sizes[-1] > self._own:
             self._memory.restart_peak()
+
+    def run_siblings(
+        self,
+        siblings: Sequence[TrialParams],
+        turned: Turned,
+        worst: Callable[[int], object],
+        tokens: Callable[[int], int],
+    ) -> None:
+        """Probe other settings, each by ascending size until it runs out of memory. Collective.
+
+        Nothing that fails here is the trial's business, but for its time.
+
+        Args:
+            siblings: See `TrialSpec.probe_siblings`.
+            turned: See `Turned`; one that can't be is left out.
+            worst: As in `run`.
+            tokens: As in `run`.
+
+        Raises:
+            TrialStoppedError: Time is over.
+        """
+        self._kept_bytes = max(self._kept_bytes, self._memory.peak_bytes())
+        for _, points in groupby(siblings, lambda p: (p.gradient_checkpointing, p.knobs)):
+            self._run_setting(list(points), turned, worst, tokens)
+            self._memory.restart_peak()
+
+    def _run_setting(
+        self,
+        points: list[TrialParams],
+        turned: Turned,
+        worst: Callable[[int], object],
+        tokens: Callable[[int], int],
+    ) -> None:
+        with contextlib.ExitStack() as stack:
+            if self._attempts.tried(lambda: stack.enter_context(turned(points[0]))) is not None:
+                return
+            for point in points:
+                self._memory.restart_peak()
+                size = point.per_device_train_batch_size
+                failure, _ = self._measure(worst, size, tokens(size), point)
+                if failure is not None:
+                    if failure.reason == Reason.TIMEOUT:
+                        raise TrialStoppedError(failure)
+                    return
+
+    def _measure(
+        self, worst: Callable[[int], object], size: int, tokens: int, sibling: TrialParams | None = None
+    ) -> tuple[Failure | None, int]:
+        """(Why it failed, or None; this rank's peak); what that says of memory goes to the points."""
+        failure = self._attempts.tried(lambda: worst(size))
+        peak_bytes = max(self._memory.peak_bytes(), self._held_bytes)
+        if failure is None or failure.reason == Reason.OOM:
+            agreed_bytes = int(self._ranks.max([peak_bytes])[0])
+            point = MemoryPoint(
+                per_device_train_batch_size=size,
+                tokens=tokens,
+                peak_bytes=agreed_bytes if failure is None else None,
+                sibling=sibling,
+            )
+            self.points.append(point)
+        return failure, peak_bytes
 
     def peak_bytes(self) -> int:
         """The most that this rank held at once in the trial, larger sizes than its own left out."""

@@ -149,6 +149,8 @@ class TrialSpec(_Record):
         number: The trial's number in the study.
         probe_sizes: Per-device batches whose memory is to be probed beside the point's own, see
             `TrialResult.memory_points`.
+        probe_siblings: Points to be probed besides that differ in more than the batch: in checkpointing or
+            `attn_implementation`, which a model can change in place. By setting, each by ascending size.
         known_steps: Where the trial makes the same steps, it may end once its speed is known, and take the
             validation loss from there.
         slow_below: Samples/sec; a trial whose interval lies below ends as pruned.
@@ -157,6 +159,7 @@ class TrialSpec(_Record):
     number: int
     params: TrialParams
     probe_sizes: list[int] = field(default_factory=list)
+    probe_siblings: list[TrialParams] = field(default_factory=list)
     known_steps: KnownSteps | None = None
     slow_below: float | None = None
 
@@ -168,6 +171,7 @@ class TrialSpec(_Record):
             {
                 **values,
                 "params": TrialParams.from_dict(values["params"]),
+                "probe_siblings": [TrialParams.from_dict(p) for p in values.get("probe_siblings") or []],
                 "known_steps": KnownSteps.from_dict(known) if known else None,
             }
         )
@@ -181,11 +185,19 @@ class MemoryPoint(_Record):
         per_device_train_batch_size: Samples of the micro-batch: the longest ones of the dataset.
         tokens: Of that micro-batch, padding included.
         peak_bytes: Of the larger rank, base model included; None where it ran out of memory.
+        sibling: The point that was probed, where it differs from the trial's in more than the batch.
     """
 
     per_device_train_batch_size: int
     tokens: int
     peak_bytes: int | None
+    sibling: TrialParams | None = None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Rebuild a point from `dataclasses.asdict`."""
+        sibling = values.get("sibling")
+        return super().from_dict({**values, "sibling": TrialParams.from_dict(sibling) if sibling else None})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,7 +301,8 @@ class TrialResult(_Record):
             every trial, so that two trials can be compared step by step.
         tokens_per_step: Mean over the timed steps of the work of the rank that had most, in tokens, padding
             included.
-        memory_points: Peaks of the probed micro-batches by ascending size, the point's own among them.
+        memory_points: Peaks of the probed micro-batches by ascending size, the point's own among them; then
+            those of siblings.
         peak_memory_bytes: Per rank, in rank order: the largest amount held, base model included.
         memory_budget_bytes: The budget that the trial ran under.
         alloc_retries: How often, after warm-up, the allocator had to empty its cache to serve a training

@@ -28,12 +28,12 @@ from train_fn.early import EarlyEnd
 from train_fn.gradients import FlatGradients
 from train_fn.loss import summed_loss
 from train_fn.memory import Memory
-from train_fn.model import NUMERICS, BaseModel, Numerics, attached, attending
+from train_fn.model import NUMERICS, BaseModel, Numerics, attached, attending, checkpointing
 from train_fn.optimizers import allocate_state, make_optimizer
-from train_fn.outcome import Attempts, Failure, TrialStoppedError
+from train_fn.outcome import Attempts, Failure, TrialStoppedError, constraints
 from train_fn.packing import packed, packed_attention
 from train_fn.probe import Probe
-from train_fn.spec import MEASURED, JobSpec, Reason, Status, TrialResult, TrialSpec
+from train_fn.spec import MEASURED, JobSpec, Reason, Status, TrialParams, TrialResult, TrialSpec
 from train_fn.timing import rate_with_interval, timing_notes
 
 
@@ -159,15 +159,7 @@ class _Trial:
 
     def _attach(self, base: Any, stack: contextlib.ExitStack) -> Any:
         job = self.job
-        # `plain` is what the Trainer does, and it pads; images are laid out by the model itself.
-        text_only = self.worker.samples.train.vision is None
-        self.packs = job.batching == "balanced" and text_only and self.worker.base.shortcuts.packable
-        if (attention := self._knob("attn_implementation")) is not None:
-            stack.enter_context(attending(base, attention))
-            self.packs = self.packs and attention == "sdpa"
-        self.packs = self.packs and not self._knob("torch_compile")  # lengths would each make a graph
-        if self.packs:
-            stack.enter_context(packed_attention(base))
+        self._attend(base, self._knob("attn_implementation"), stack)
         model = attached(base, job.lora, job.seed, self.params.gradient_checkpointing)
         self.model = stack.enter_context(model)
         self.head = base.get_output_embeddings()
@@ -177,11 +169,49 @@ class _Trial:
         self.scaler = torch.amp.GradScaler(self.ranks.device.type, enabled=self.numerics.scale_loss)
         return self.model
 
+    def _attend(self, base: Any, attention: str | None, stack: contextlib.ExitStack) -> None:
+        """Choose how attention is computed, and whether micro-batches are packed."""
+        # `plain` is what the Trainer does, and it pads; images are laid out by the model itself; when
+        # compiled, lengths would each make a graph.
+        text_only = self.worker.samples.train.vision is None
+        packs = self.job.batching == "balanced" and text_only and self.worker.base.shortcuts.packable
+        self.packs = packs and attention in (None, "sdpa") and not self._knob("torch_compile")
+        if attention is not None:
+            stack.enter_context(attending(base, attention))
+        if self.packs:
+            stack.enter_context(packed_attention(base))
+
     def _probe(self) -> None:
         """Run worst cases with the optimizer's state in place."""
         self.attempts.run(lambda: allocate_state(self.optimizer))
-        train = self.worker.samples.train
-        self.probe.run(self._worst, lambda size: worst_case_tokens(train, size, self.packs))
+        try:
+            self.probe.run(self._worst, self._worst_tokens)
+        except TrialStoppedError as stopped:
+            if stopped.failure.reason == Reason.OOM:
+                self._probe_siblings()
+            raise
+        self._probe_siblings()
+
+    def _probe_siblings(self) -> None:
+        if not self._knob("torch_compile"):  # each would be compiled anew
+            siblings = self.spec.probe_siblings
+            self.probe.run_siblings(siblings, self._turned, self._worst, self._worst_tokens)
+
+    def _worst_tokens(self, per_device: int) -> int:
+        return worst_case_tokens(self.worker.samples.train, per_device, self.packs)
+
+    @contextlib.contextmanager
+    def _turned(self, sibling: TrialParams) -> Iterator[None]:
+        """Be a sibling's trial, as far as memory goes, inside the block."""
+        packs, own, base = self.packs, self._knob("attn_implementation"), self._load_base(self.worker.base)
+        attention = knobs.value_of(sibling.knobs, "attn_implementation")
+        with contextlib.ExitStack() as stack:
+            stack.callback(lambda: setattr(self, "packs", packs))
+            if attention != own:
+                self._attend(base, attention, stack)
+            own_checkpointing = self.params.gradient_checkpointing
+            stack.enter_context(checkpointing(base, sibling.gradient_checkpointing, own_checkpointing))
+            yield
 
     def _worst(self, per_device: int) -> None:
         """The worst micro-batch, and the worst evaluation batch."""
@@ -345,10 +375,6 @@ class _Trial:
         finally:
             self.seconds[name] = time.perf_counter() - started
 
-    def _drift(self) -> float:
-        self.worker.drift.end_trial()
-        return self.worker.drift.relative_sd()
-
     def _synchronize(self) -> None:
         if self.ranks.device.type == "cuda":
             torch.cuda.synchronize(self.ranks.device)
@@ -361,7 +387,7 @@ class _Trial:
         if failure is None or failure.reason == Reason.SLOWER:
             work = self.step_work[self.job.warmup_steps :]
             tokens = fmean(work)
-            between_sd = self.ranks.max([self._drift()])[0]
+            between_sd = self.ranks.max([self.worker.drift.end_trial()])[0]
             batch = self.job.global_batch_size
             rate, interval = rate_with_interval(batch, self.step_seconds, work, between_sd)
             if failure is None:
@@ -385,15 +411,3 @@ class _Trial:
             seconds=self.seconds,
             notes=notes,
         )
-
-
-def constraints(failure: Failure | None, peak_bytes: int, budget_bytes: int) -> dict[str, float]:
-    """Optuna's constraints of a trial: violated above 0, `memory` in units of the budget.
-
-    A trial that ran is within its budget by definition, whatever rounding says; one that ran out is beyond.
-    """
-    if failure is None or failure.reason == Reason.SLOWER:
-        return {"memory": min(peak_bytes / budget_bytes - 1, 0.0)}
-    if failure.reason == Reason.OOM:
-        return {"memory": max(failure.needed_bytes / budget_bytes - 1, 0.001)}
-    return {"finite": 1.0} if failure.reason == Reason.DIVERGED else {}

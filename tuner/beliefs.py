@@ -16,7 +16,15 @@ from train_fn.spec import Reason, Status, TrialParams, TrialResult
 from train_fn.timing import student_t_975
 from tuner.costs import AffineCosts, Effect, Feature, Observation, Point, Priors
 from tuner.explain import Prediction
-from tuner.space import Measured, Numerics, Setting, is_out_of_memory, numerics_of, setting_of
+from tuner.space import (
+    Measured,
+    Numerics,
+    Setting,
+    is_out_of_memory,
+    numerics_of,
+    probed_point,
+    setting_of,
+)
 
 _MEMORY = Priors(
     constant={
@@ -326,10 +334,10 @@ def _probed(measured: Sequence[Measured]) -> dict[tuple[Setting, int], float | N
     """Peak by setting and batch, None where memory ran out: of trials, and of what their probes tried."""
     found: dict[tuple[Setting, int], float | None] = {}
     for _, params, result in measured:
-        setting = setting_of(params)
-        for point in result.memory_points:
-            found[setting, point.per_device_train_batch_size] = point.peak_bytes
-        own = (setting, params.per_device_train_batch_size)
+        for probed in result.memory_points:
+            point = probed_point(params, probed)
+            found[setting_of(point), point.per_device_train_batch_size] = probed.peak_bytes
+        own = (setting_of(params), params.per_device_train_batch_size)
         if is_out_of_memory(result):
             found[own] = None
         elif own not in found and result.peak_memory_bytes and result.samples_per_second:

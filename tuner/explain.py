@@ -16,7 +16,15 @@ from typing import Protocol
 from train_fn.spec import Reason, Status, TrialParams
 from train_fn.timing import time_ratio
 from tuner.recommend import TIE_WIDTH, Feasible, feasible_trials, within_tolerance
-from tuner.space import Measured, is_out_of_memory, proven_infeasible, same_numerics, same_setting, setting_of
+from tuner.space import (
+    Measured,
+    is_out_of_memory,
+    probed_point,
+    proven_infeasible,
+    same_numerics,
+    same_setting,
+    setting_of,
+)
 from tuner.units import human_bytes
 
 
@@ -304,11 +312,11 @@ class _Judge:
         return replace(found or _unmeasured(point, Verdict.OPEN, "not measured"), slower_by=slower_by)
 
     def _probed(self, point: TrialParams) -> Alternative | None:
-        """Where another trial of the setting has shown that the point does not fit."""
+        """Where another trial has shown that the point does not fit."""
         for trial in self._trials:
             budget = trial.result.memory_budget_bytes
-            for probe in trial.result.memory_points if same_setting(trial.params, point) else []:
-                if probe.per_device_train_batch_size != point.per_device_train_batch_size:
+            for probe in trial.result.memory_points:
+                if probed_point(trial.params, probe) != point:
                     continue
                 peak = probe.peak_bytes
                 over = None if peak is None or budget is None else peak - budget

@@ -14,10 +14,10 @@ from functools import cached_property
 
 import numpy as np
 
-from train_fn.spec import KnownSteps, Status, TrialParams, TrialSpec
+from train_fn.spec import Knob, KnownSteps, Status, TrialParams, TrialSpec
 from tuner.beliefs import Beliefs
 from tuner.recommend import recommend
-from tuner.space import Measured, SearchState, is_out_of_memory, same_numerics, same_setting
+from tuner.space import Measured, SearchState, is_out_of_memory, same_numerics, same_setting, setting_of
 
 FASTEST_FIRST = {
     "cuda": ("bf16", "fp16", "nf4", "tf32", "fp32"),
@@ -88,7 +88,7 @@ class Outlook:
 
     def choose(self) -> TrialParams:
         """The point to measure next; there must be an open one."""
-        if not self._can_predict:
+        if not self.can_predict:
             return min(self.state.open, key=self._safety)
         chances = self.beliefs.fits(self.state.open)
         _, mean_gains = self._gains
@@ -102,7 +102,7 @@ class Outlook:
 
     def stopped(self) -> str | None:
         """Why nothing more need be measured, in a sentence, or None."""
-        if self.settings.stop_within <= 0 or not self.state.open or not self._can_predict:
+        if self.settings.stop_within <= 0 or not self.state.open or not self.can_predict:
             return None
         best_gains, _ = self._gains
         worth = np.log1p(self.settings.stop_within)
@@ -111,7 +111,7 @@ class Outlook:
         return self._why_stopped()
 
     @property
-    def _can_predict(self) -> bool:
+    def can_predict(self) -> bool:
         """Whether a trial is complete: there is a speed, a loss and a front."""
         return bool(self.beliefs.losses) and self.beliefs.predict_speed(self.state.open[:1]) is not None
 
@@ -203,6 +203,8 @@ def next_step(state: SearchState, max_trials: int, settings: ModelSettings) -> S
     if left <= 0:
         return Step()
     outlook = Outlook(state, settings)
+    if state.running and not outlook.can_predict:
+        return Step(waits=True)  # the first trial says more about all points than another one blind would
     stopped = outlook.stopped()
     if state.open and stopped is None and left > 1:
         return Step(outlook.choose())
@@ -241,15 +243,16 @@ def spec_of(
         settings: See `ModelSettings`.
         in_full: Nothing is left out.
     """
-    sizes = _unprobed_sizes(state, point)
+    sizes, siblings = _unprobed_sizes(state, point), _unprobed_siblings(state, point)
     if in_full:
-        return TrialSpec(number=number, params=point, probe_sizes=sizes)
+        return TrialSpec(number=number, params=point, probe_sizes=sizes, probe_siblings=siblings)
     known = _known_steps(state, point)
     slow_below = _needed_speed(state, known, settings) if settings.prune and known else None
     return TrialSpec(
         number=number,
         params=point,
         probe_sizes=sizes,
+        probe_siblings=siblings,
         known_steps=known if settings.reuse_loss else None,
         slow_below=slow_below,
     )
@@ -275,6 +278,38 @@ def _unprobed_sizes(state: SearchState, point: TrialParams) -> list[int]:
             sizes.append(size)
             last = size
     return sizes
+
+
+def _unprobed_siblings(state: SearchState, point: TrialParams) -> list[TrialParams]:
+    """Points of other settings that the model of this one can be turned into, where nothing is known of them.
+
+    Of each setting the smallest batch, and on from there twice the last. A micro-batch of each costs little,
+    and then it is known where memory ends with checkpointing, say, before a trial is spent on it.
+    """
+    if any(_is_sibling(running, point) for running in state.running):
+        return []  # that trial's probe looks at them
+    beliefs = Beliefs(state.candidates, state.measured)
+    found: list[TrialParams] = []
+    ordered = sorted(state.candidates, key=lambda c: c.per_device_train_batch_size)
+    for setting in dict.fromkeys(setting_of(c) for c in state.candidates):
+        points = [c for c in ordered if setting_of(c) == setting]
+        if same_setting(points[0], point) or not _is_sibling(points[0], point):
+            continue
+        last = 0
+        for other in points if not any(map(beliefs.is_probed, points)) else []:
+            if other.per_device_train_batch_size >= 2 * last:
+                found.append(other)
+                last = other.per_device_train_batch_size
+    return found
+
+
+def _is_sibling(one: TrialParams, other: TrialParams) -> bool:
+    """Whether a model can be turned from one into the other in place."""
+
+    def fixed(point: TrialParams) -> dict[str, Knob]:
+        return {name: value for name, value in point.knobs.items() if name != "attn_implementation"}
+
+    return one.precision == other.precision and fixed(one) == fixed(other)
 
 
 def _known_steps(state: SearchState, point: TrialParams) -> KnownSteps | None:

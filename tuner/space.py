@@ -168,21 +168,20 @@ def proven_infeasible(point: TrialParams, measured: Iterable[tuple[TrialParams, 
     size = point.per_device_train_batch_size
     proofs: list[tuple[int, str]] = []
     for params, result in measured:
-        if not same_setting(params, point):
-            continue
-        if is_out_of_memory(result):
+        if same_setting(params, point) and is_out_of_memory(result):
             proofs.append((params.per_device_train_batch_size, f"{params} ran out of memory"))
-        proofs += [
-            (probed.per_device_train_batch_size, f"{_named(probed, params)} ran out of memory when probed")
-            for probed in result.memory_points
-            if probed.peak_bytes is None
-        ]
+        for probed in result.memory_points:
+            other = probed_point(params, probed)
+            if probed.peak_bytes is None and same_setting(other, point):
+                proofs.append((other.per_device_train_batch_size, f"{other} ran out of memory when probed"))
     proof = min((p for p in proofs if p[0] <= size), default=None)
     return None if proof is None else f"{proof[1]}, a batch of {size} needs at least as much"
 
 
-def _named(probed: MemoryPoint, params: TrialParams) -> TrialParams:
-    """The point of a probed batch in the trial's setting."""
+def probed_point(params: TrialParams, probed: MemoryPoint) -> TrialParams:
+    """The point that the probe of a trial of `params` looked at."""
+    if probed.sibling is not None:
+        return probed.sibling
     samples = params.per_device_train_batch_size * params.gradient_accumulation_steps
     size = probed.per_device_train_batch_size
     return replace(params, per_device_train_batch_size=size, gradient_accumulation_steps=samples // size)

@@ -8,6 +8,9 @@ per strategy, as median / 95th percentile over the seeds: trials until then, and
 for strategies that stop by themselves: trials until they do, how often they are within 2% then, and their
 mean regret; repeated points. For `model` also its beliefs about points that it has not measured: the mean
 error of peak memory after 3 trials, and the share of right verdicts (fits or not) after 5.
+
+A trial's answer is one of the point's recorded measurements, with the machine's drift in it. `--averaged`
+answers with their mean instead: what the strategies do where a machine's speed does not drift.
 """
 
 from __future__ import annotations
@@ -227,9 +230,10 @@ def _cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _load(name: str) -> Surface:
+def _load(name: str, averaged: bool) -> Surface:
     kind = name.removeprefix("synthetic-")
-    return synthetic(kind) if kind in KINDS else surfaces.load(name)
+    surface = synthetic(kind) if kind in KINDS else surfaces.load(name)
+    return surface.averaged() if averaged else surface
 
 
 def parse() -> argparse.Namespace:
@@ -240,6 +244,7 @@ def parse() -> argparse.Namespace:
         "--surface", action="append", help="name, file or synthetic-cpu; default: all recorded"
     )
     parser.add_argument("--only", action="append", help="strategies whose name begins so")
+    parser.add_argument("--averaged", action="store_true", help="answer with the mean of the repeats")
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--json", type=Path, help="write all figures there")
@@ -254,7 +259,7 @@ def main() -> None:
     console, written = Console(width=None if sys.stdout.isatty() else 150), {}
     with ProcessPoolExecutor(args.jobs) as pool:
         for name in names:
-            source = partial(_load, name)
+            source = partial(_load, name, args.averaged)
             surface = source()
             wanted = [
                 s

@@ -33,7 +33,7 @@ from train_fn.spec import (
 from train_fn.timing import rate_with_interval
 from tuner.model_search import ModelSettings
 from tuner.sampler import make_sampler
-from tuner.space import Measured, is_out_of_memory
+from tuner.space import Measured, Setting, is_out_of_memory, setting_of
 from tuner.study import DIRECTIONS, TuningStudy
 
 
@@ -173,6 +173,20 @@ class Answers:
             points.append(_memory_point(self.surface, other, result))
             if points[-1].peak_bytes is None:
                 break
+        return [*points, *self._siblings(spec)]
+
+    def _siblings(self, spec: TrialSpec) -> list[MemoryPoint]:
+        """Of the settings that are probed besides, each up to the first size that runs out."""
+        points: list[MemoryPoint] = []
+        out: set[Setting] = set()
+        for sibling in spec.probe_siblings:
+            result = self._draw(sibling, 1)
+            if setting_of(sibling) in out or (peak_bytes(result) is None and not is_out_of_memory(result)):
+                continue
+            point = dataclasses.replace(_memory_point(self.surface, sibling, result), sibling=sibling)
+            points.append(point)
+            if point.peak_bytes is None:
+                out.add(setting_of(sibling))
         return points
 
 

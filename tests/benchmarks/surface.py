@@ -14,7 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from train_fn.spec import MemoryPoint, Status, TrialParams, TrialResult
+from train_fn.spec import Status, TrialParams, TrialResult
+from train_fn.timing import rate_with_interval
 from tuner.space import setting_of
 
 FOLDER = Path(__file__).with_name("surfaces")
@@ -37,7 +38,8 @@ KEPT = (
 )
 """What a surface keeps of a `TrialResult`; detail and notes may name machines and folders."""
 
-_MEMORY_POINT = tuple(f.name for f in dataclasses.fields(MemoryPoint))
+_MEMORY_POINT = ("per_device_train_batch_size", "tokens", "peak_bytes")
+"""The grid probes no siblings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +113,14 @@ class Surface:
         good = self.good(loss_tolerance)
         return 1 - good.get(point, 0.0) / max(good.values()) if point else 1.0
 
+    def averaged(self) -> Surface:
+        """The surface with each point's mean over its repeats as its only measurement.
+
+        As a machine shows it whose speed does not drift from trial to trial; the noise within a trial stays.
+        """
+        repeats = [[self._average(point)] for point in self.points]
+        return dataclasses.replace(self, name=f"{self.name}, averaged", repeats=repeats)
+
     @cached_property
     def step_profile(self) -> list[float]:
         """How long each timed step takes relative to the mean one, over all points: its share of the work.
@@ -133,6 +143,23 @@ class Surface:
     @cached_property
     def _by_size(self) -> dict[tuple[Any, int], TrialParams]:
         return {(setting_of(p), p.per_device_train_batch_size): p for p in self.points}
+
+    def _average(self, point: TrialParams) -> TrialResult:
+        results = self.of(point)
+        complete = [r for r in results if r.status == Status.COMPLETE]
+        if point not in self.speeds:
+            return next(r for r in results if r.status != Status.COMPLETE)
+        steps = [
+            statistics.fmean(seconds) for seconds in zip(*(r.step_seconds for r in complete), strict=False)
+        ]
+        rate, interval = rate_with_interval(self.global_batch_size, steps, self.step_profile[: len(steps)])
+        return dataclasses.replace(
+            complete[0],
+            samples_per_second=rate,
+            samples_per_second_ci95=interval,
+            step_seconds=steps,
+            validation_loss=self.losses[point],
+        )
 
     def _means(self, name: str) -> dict[TrialParams, float]:
         complete = {p: [r for r in self.of(p) if r.status == Status.COMPLETE] for p in self.points}
@@ -192,7 +219,7 @@ def _params(point: TrialParams) -> dict[str, Any]:
 
 def _kept(result: TrialResult) -> dict[str, Any]:
     values = {key: getattr(result, key) for key in KEPT}
-    values["memory_points"] = [dataclasses.astuple(p) for p in result.memory_points]
+    values["memory_points"] = [[getattr(p, name) for name in _MEMORY_POINT] for p in result.memory_points]
     return {key: _rounded(value) for key, value in values.items() if value not in (None, [], {}, 0)}
 
 

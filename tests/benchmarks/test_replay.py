@@ -79,6 +79,17 @@ def test_a_point_outside_the_loss_tolerance_is_never_the_best():
     assert surface.regret(SURFACE.best(0.01), 0.01) == 1
 
 
+def test_an_averaged_surface_has_one_measurement_per_point_the_mean():
+    averaged = SURFACE.averaged()
+    assert averaged.best(0.01) == SURFACE.best(0.01)
+    assert set(averaged.speeds) == set(SURFACE.speeds)
+    for one, repeats in zip(SURFACE.points, averaged.repeats, strict=True):
+        assert len(repeats) == 1
+        if SURFACE.fits(one):
+            mean_step = sum(sum(r.step_seconds) for r in SURFACE.of(one)) / len(SURFACE.of(one))
+            assert sum(repeats[0].step_seconds) == pytest.approx(mean_step)
+
+
 def test_answers_are_drawn_from_the_repeats_and_follow_the_seed():
     drawn = {seed: Answers(SURFACE, seed).of(spec(4)).samples_per_second for seed in range(30)}
     assert set(drawn.values()) == {r.samples_per_second for r in SURFACE.of(point(4))}

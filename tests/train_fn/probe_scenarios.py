@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from parts import CPU, ran, with_budget
+from parts import CPU, params, ran, with_budget
 
 from train_fn.collate import worst_case, worst_case_tokens
 from train_fn.packing import packed
-from train_fn.session import open_worker
-from train_fn.spec import JobSpec
+from train_fn.session import open_worker, run_trial
+from train_fn.spec import JobSpec, Knobs, TrialParams, TrialSpec
 from train_fn.trial import Worker
 
 
@@ -18,7 +18,46 @@ def probes(job: JobSpec, sizes: list[int], settings: list[Any]) -> Any:
     """Per setting (precision, checkpointing): peaks and verdicts, by probe and by a trial each."""
     worker = open_worker(job, CPU)
     _points(worker, sizes[-1], [], *settings[0])  # what libraries allocate in the first trial
-    return {"settings": [_setting(worker, sizes, *how) for how in settings], "tokens": _tokens(worker, sizes)}
+    return {
+        "settings": [_setting(worker, sizes, *how) for how in settings],
+        "tokens": _tokens(worker, sizes),
+        "siblings": _siblings(worker, sizes),
+    }
+
+
+def _siblings(worker: Worker, sizes: list[int]) -> dict[str, Any]:
+    """Every setting that a model can be turned into, probed by trials of its siblings and by its own."""
+    settings = [
+        (attention, checkpointing) for attention in ("sdpa", "eager") for checkpointing in (False, True)
+    ]
+    points = {how: [_point(worker, size, *how) for size in sizes] for how in settings}
+    whole = {
+        how: run_trial(worker, TrialSpec(number=0, params=p[0], probe_sizes=sizes))
+        for how, p in points.items()
+    }
+    fitting = [p.peak_bytes or 0 for p in whole["sdpa", True].memory_points]
+    tight = with_budget(worker, (fitting[-2] + fitting[-1]) // 2)
+    found = []
+    for how, own in points.items():
+        others = [p for other, of_it in points.items() if other != how for p in of_it]
+        for probed_by in (worker, tight):
+            spec = TrialSpec(number=1, params=own[0], probe_siblings=others)
+            found.append(dataclasses.asdict(run_trial(probed_by, spec)))
+    beyond = TrialSpec(number=2, params=points["sdpa", False][-1], probe_siblings=points["sdpa", True])
+    alone = [[dataclasses.asdict(p) for p in result.memory_points] for result in whole.values()]
+    losses = [result.train_loss for result in whole.values()]
+    return {
+        "alone": alone,
+        "losses": losses,
+        "found": found,
+        "budget": tight.memory.budget_bytes,
+        "beyond": dataclasses.asdict(run_trial(tight, beyond)),
+    }
+
+
+def _point(worker: Worker, size: int, attention: str, checkpointing: bool) -> TrialParams:
+    chosen = params(size, worker.job.global_batch_size // size, "fp32", checkpointing)
+    return dataclasses.replace(chosen, knobs=Knobs(attn_implementation=attention))
 
 
 def _setting(worker: Worker, sizes: list[int], *how: Any) -> dict[str, Any]:

@@ -175,13 +175,19 @@ def trials_in_one_process(job: JobSpec, points: list[Any]) -> Any:
     return [dataclasses.asdict(ran(worker, *point)) for point in points]
 
 
-def repeats(job: JobSpec, times: int, point: list[Any], longer: int) -> Any:
-    """The same trial again and again, then once with more steps; one unrecorded trial goes before."""
+def repeats(job: JobSpec, times: int, longs: int, point: list[Any], longer: int) -> Any:
+    """The same trial again and again, then long ones between short ones; one unrecorded trial goes before.
+
+    Returns all short trials, the last `longs + 1` of which stand around the long ones, and the long ones.
+    """
     dist.init_process_group("gloo")
     worker = open_worker(job, CPU)
-    results = [ran(worker, *point) for _ in range(times + 1)][1:]
-    long_one = ran(with_job(worker, steps=job.warmup_steps + longer * (job.steps - job.warmup_steps)), *point)
-    return [dataclasses.asdict(r) for r in (*results, long_one)]
+    long_job = with_job(worker, steps=job.warmup_steps + longer * (job.steps - job.warmup_steps))
+    short_ones, long_ones = [ran(worker, *point) for _ in range(times + 1)][1:], []
+    for _ in range(longs):
+        long_ones.append(ran(long_job, *point))
+        short_ones.append(ran(worker, *point))
+    return [[dataclasses.asdict(r) for r in results] for results in (short_ones, long_ones)]
 
 
 SCENARIOS: dict[str, Callable[..., Any]] = {

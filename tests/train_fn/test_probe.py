@@ -83,3 +83,45 @@ def test_what_was_measured_before_memory_ran_out_is_kept(setting: dict[str, Any]
 def test_tokens_are_those_of_the_worst_case(found: dict[str, Any]) -> None:
     for said, counted in found["tokens"]:
         assert said == counted > 0
+
+
+def test_siblings_are_what_their_own_trials_are(found: dict[str, Any]) -> None:
+    """With other attention and checkpointing; the trial itself is that of a model that was never turned."""
+    siblings = found["siblings"]
+    for own, result in enumerate(siblings["found"][::2]):
+        assert result["status"] == Status.COMPLETE, result["detail"]
+        assert result["train_loss"] == siblings["losses"][own]
+        probed = [p for p in result["memory_points"] if p["sibling"]]
+        expected = [p for place, points in enumerate(siblings["alone"]) if place != own for p in points]
+        assert [p["sibling"]["per_device_train_batch_size"] for p in probed] == SIZES * 3
+        for point, alone in zip(probed, expected, strict=True):
+            assert point["tokens"] == alone["tokens"]
+            assert point["peak_bytes"] == pytest.approx(alone["peak_bytes"], abs=NEAR_BYTES)
+
+
+def test_siblings_that_run_out_are_none_of_the_trials_business(found: dict[str, Any]) -> None:
+    siblings = found["siblings"]
+    for own, result in enumerate(siblings["found"][1::2]):
+        if siblings["alone"][own][0]["peak_bytes"] <= siblings["budget"]:
+            assert result["status"] == Status.COMPLETE, result["detail"]
+            assert result["train_loss"] == siblings["losses"][own]
+        probed = [p for p in result["memory_points"] if p["sibling"]]
+        outcome: list[bool] = []
+        for place, points in enumerate(siblings["alone"]):
+            fits = [p["peak_bytes"] <= siblings["budget"] for p in points]
+            if place != own:
+                outcome += fits[: fits.index(False) + 1] if False in fits else fits
+        assert [p["peak_bytes"] is not None for p in probed] == outcome
+        assert not all(outcome)
+
+
+def test_siblings_are_probed_even_where_the_point_itself_runs_out(found: dict[str, Any]) -> None:
+    siblings = found["siblings"]
+    result = siblings["beyond"]
+    assert (result["status"], result["reason"]) == (Status.INFEASIBLE, Reason.OOM)
+    assert result["constraints"]["memory"] > 0
+    own, *probed = result["memory_points"]
+    assert own["peak_bytes"] is None
+    checkpointed = siblings["alone"][1]
+    fits = [p["peak_bytes"] <= siblings["budget"] for p in checkpointed]
+    assert [p["peak_bytes"] is not None for p in probed] == fits[: fits.index(False) + 1]

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from train_fn.outcome import constraints
 from train_fn.spec import DataSpec, JobSpec, OptimizerSpec, Reason, Status, TrialResult
-from train_fn.trial import constraints
 
 MIB = 1 << 20
 SMALL = JobSpec(global_batch_size=8, steps=3, warmup_steps=1, data=DataSpec(max_validation_samples=12))

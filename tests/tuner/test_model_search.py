@@ -8,7 +8,7 @@ from train_fn.spec import MEASURED, Knobs, MemoryPoint, TrialResult
 from tuner.beliefs import Beliefs
 from tuner.model_search import ModelSettings, next_step, spec_of
 from tuner.recommend import recommend
-from tuner.space import Measured, SearchState, candidates, is_out_of_memory, proven_infeasible
+from tuner.space import Measured, SearchState, candidates, is_out_of_memory, proven_infeasible, setting_of
 from tuner.study import open_study
 
 POINTS = candidates(48, 2, ("fp32", "bf16"), (False, True))
@@ -31,6 +31,21 @@ def seconds(point):
     return point.gradient_accumulation_steps * again * slow * (0.05 + 0.1 * size / SPEEDUP[point.precision])
 
 
+def siblings_of(spec, budget):
+    """What the probe says of other settings: up to the first point of each that runs out."""
+    probed, out = [], set()
+    for point in spec.probe_siblings:
+        if setting_of(point) not in out:
+            size, peak = point.per_device_train_batch_size, need(point)
+            known = peak if peak <= budget else out.add(setting_of(point))
+            probed.append(
+                MemoryPoint(
+                    per_device_train_batch_size=size, tokens=100 * size, peak_bytes=known, sibling=point
+                )
+            )
+    return probed
+
+
 def measure(spec, budget=BUDGET):
     point = spec.params
     probed = []
@@ -40,6 +55,7 @@ def measure(spec, budget=BUDGET):
         probed.append(MemoryPoint(per_device_train_batch_size=size, tokens=100 * size, peak_bytes=peak))
         if not fits:
             break
+    probed += siblings_of(spec, budget)
     memory = {"memory_points": probed, "memory_budget_bytes": budget}
     if need(point) > budget:
         return TrialResult(status="infeasible", reason="oom", **memory)
@@ -108,6 +124,36 @@ def test_begins_with_the_smallest_batch_of_the_usually_fastest_precision_and_pro
     assert str(on_a_cpu) == "1x24 fp32"
 
 
+def test_the_first_trial_of_a_precision_probes_the_settings_that_its_model_can_be_turned_into():
+    knobs = {"attn_implementation": ["sdpa", "eager"], "optimizer": ["adamw_torch", "sgd"]}
+    points = candidates(16, 2, ("bf16", "fp32"), (False, True), knobs=knobs)
+    first = next_step(state_of(points), 24, SETTINGS).point
+    spec = spec_of(state_of(points), 0, first, SETTINGS)
+    assert [str(p) for p in spec.probe_siblings] == [
+        f"{size}x{8 // size} bf16{ckpt} attn_implementation={attention} optimizer=adamw_torch"
+        for ckpt, attention in (("", "eager"), (" ckpt", "sdpa"), (" ckpt", "eager"))
+        for size in (1, 2, 4, 8)
+    ]
+    measured = [Measured(0, first, measure(spec))]
+    again = spec_of(state_of(points, measured), 1, spec.probe_siblings[5], SETTINGS)
+    assert not again.probe_siblings, "nobody needs to look twice"
+    in_flight = spec_of(state_of(points, running=[first]), 1, spec.probe_siblings[0], SETTINGS)
+    assert not in_flight.probe_siblings, "nor two lanes at once"
+
+
+def test_one_trial_tells_what_fits_with_checkpointing_as_well():
+    first = spec_of(state_of(POINTS), 0, POINTS[16], SETTINGS)
+    measured = [Measured(0, POINTS[16], measure(first))]
+    setting = [p for p in POINTS if (p.precision, p.gradient_checkpointing) == ("bf16", True)]
+    beliefs = Beliefs(POINTS, measured)
+    assert ((beliefs.fits(setting) > 0.5).tolist()) == [need(p) <= BUDGET for p in setting]
+    fitting = [p for p in setting if need(p) <= BUDGET]
+    predicted, _ = beliefs.predict_memory(fitting)
+    assert predicted == pytest.approx([need(p) for p in fitting], rel=0.03)
+    refused = [p for p in setting if proven_infeasible(p, [(m.params, m.result) for m in measured])]
+    assert refused == [p for p in setting if need(p) > BUDGET]
+
+
 def test_one_trial_tells_what_fits_in_its_setting():
     first = spec_of(state_of(POINTS), 0, POINTS[16], SETTINGS)
     measured = [Measured(0, POINTS[16], measure(first))]
@@ -125,10 +171,10 @@ def test_after_the_smallest_batch_ran_out_it_turns_to_what_takes_least():
     assert len(failed) <= 2
 
 
-def test_where_nothing_fits_it_tries_each_setting_once_at_most():
+def test_where_nothing_fits_it_tries_each_precision_once_at_most():
     measured, _ = search(budget=500)
     assert {m.params.per_device_train_batch_size for m in measured} == {1}
-    assert len(measured) == 4
+    assert len(measured) == 2, "the probes have seen that checkpointing does not help"
 
 
 def test_the_loss_of_the_recommended_point_is_its_own():
