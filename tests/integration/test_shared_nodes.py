@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 
 FOLDER = Path({folder!r})
-WORK = {{1: 2.0, 2: 1.35, 4: 1.0}}  # so the batch of 4 is the fastest
+WORK = {{1: 2.4, 2: 1.7, 4: 1.0}}  # so the batch of 4 is the fastest
 
 def train(context):
     size = context.params.per_device_train_batch_size
@@ -115,7 +115,7 @@ def test_a_disturbance_makes_the_wrong_point_win_unless_its_trial_is_measured_ag
     assert [t["params"]["per_device_train_batch_size"] for t in result["trials"][:3]] == [1, 2, 4]
     assert "samples/s, validation loss 0.5000" in run.output
     assert ", disturbed | known 3 of 3" in run.output
-    assert result["recommended"] == max(fastest, key=lambda t: t["samples_per_second"])["number"]
+    assert result["recommended"] in [t["number"] for t in fastest[1:]]
 
 
 def test_what_a_lane_held_is_given_back_when_its_time_is_over(start, cluster, tmp_path):
