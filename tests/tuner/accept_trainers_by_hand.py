@@ -64,7 +64,7 @@ PACKAGES = {
             "colorama",
             "requests",
         ),
-        *("psutil", "pyyaml", "typer", "rich-click", "click", "python-dotenv", "posthog"),
+        *("psutil", "pyyaml", "typer", "rich-click", "click", "python-dotenv", "posthog", "pillow"),
     ],
 }
 WITHOUT_DEPENDENCIES = {"llamafactory": "llamafactory==0.9.5", "axolotl": "axolotl==0.19.0"}
@@ -187,7 +187,8 @@ def run(command: list[Any], folder: Path, python: Path, **variables: str) -> str
         check=False,
     )
     if done.returncode:
-        raise SystemExit(f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}\n{command} failed")
+        first = max(done.stderr.find("Traceback"), 0)  # the launcher's own come after it
+        raise SystemExit(f"{done.stdout[-3000:]}\n{done.stderr[first:][:6000]}\n{command} failed")
     return done.stdout
 
 
