@@ -93,6 +93,18 @@ class WorkerGroup:
         """Whether the Train run goes on; it restarts its workers by itself."""
         return self._thread.is_alive()
 
+    @property
+    def has_died(self) -> bool:
+        """Whether a worker of the group that joined last is dead; Ray Train is about to replace it."""
+        for worker in ray.get(self.mailbox.workers.remote()).values():
+            try:
+                ray.get(worker["actor"].__ray_ready__.remote(), timeout=1.0)
+            except ray.exceptions.RayActorError:
+                return True
+            except ray.exceptions.GetTimeoutError:
+                continue
+        return False
+
     def kill_workers(self) -> None:
         """Kill the present workers, and their processes with them; the Train run starts new ones."""
         for worker in ray.get(self.mailbox.workers.remote()).values():
@@ -179,14 +191,18 @@ class Lane(tune.Trainable):
             waits, elsewhere = ray.get(mailbox.waiting.remote())
             seconds = ray.get(mailbox.seconds_in_flight.remote())
             self._watch.enter("waiting" if waits else "measuring" if seconds else "starting")
-            if elsewhere and self._has_moved():
-                mailbox = self._group.mailbox
             if waits != self._waits:
                 self._waits = waits
                 return None
+            if elsewhere and self._has_moved():
+                mailbox = self._group.mailbox
             if seconds > limit:
-                detail = f"a worker hung: no answer {TIMEOUT_GRACE_SECONDS:g} s after the timeout"
-                ray.get(mailbox.fail.remote(Reason.TIMEOUT, detail))
+                if self._group.has_died:
+                    failed = Reason.WORKER_DIED, "a worker process died during the trial"
+                else:
+                    detail = f"a worker hung: no answer {TIMEOUT_GRACE_SECONDS:g} s after the timeout"
+                    failed = Reason.TIMEOUT, detail
+                ray.get(mailbox.fail.remote(*failed))
                 self._group.kill_workers()
 
     def _has_moved(self) -> bool:

@@ -131,6 +131,8 @@ class Beliefs:
         }
         budgets = [m.result.memory_budget_bytes for m in self._measured if m.result.memory_budget_bytes]
         self.budget_bytes = budgets[-1] if budgets else None
+        self._chances: dict[TrialParams, float] = {}
+        self._known_tokens: dict[int, float] = {}
 
     # Memory.
 
@@ -147,6 +149,12 @@ class Beliefs:
 
     def fits(self, points: Sequence[TrialParams]) -> np.ndarray:
         """The probability of each point to run within the budget; 1 or 0 where that is known."""
+        missing = [p for p in points if p not in self._chances]
+        if missing:
+            self._chances.update(zip(missing, self._chances_of(missing).tolist(), strict=True))
+        return np.array([self._chances[p] for p in points])
+
+    def _chances_of(self, points: Sequence[TrialParams]) -> np.ndarray:
         known = [self._known_to_fit(p) for p in points]
         predicted = self.predict_memory(points)
         if predicted is None or self.budget_bytes is None:
@@ -202,10 +210,13 @@ class Beliefs:
 
     def _tokens_of(self, size: int) -> float:
         """Tokens of the worst micro-batch; where it was never seen, in proportion to the nearest one."""
-        if not self._tokens:
-            return float(size)
-        nearest = min(self._tokens, key=lambda known: abs(math.log(known / size)))
-        return self._tokens[nearest] * size / nearest
+        if size not in self._known_tokens:
+            tokens = float(size)
+            if self._tokens:
+                nearest = min(self._tokens, key=lambda known: abs(math.log(known / size)))
+                tokens = self._tokens[nearest] * size / nearest
+            self._known_tokens[size] = tokens
+        return self._known_tokens[size]
 
     # Speed.
 

@@ -89,6 +89,7 @@ class Outlook:
         settings: ModelSettings,
         beliefs: Beliefs | None = None,
         front: list[Measured] | None = None,
+        draws: int = _DRAWS,
     ) -> None:
         """Look at the record.
 
@@ -97,7 +98,9 @@ class Outlook:
             settings: See `ModelSettings`.
             beliefs: Those of the state; None: they are made here.
             front: The finished trials that others are compared with; None: all that are complete.
+            draws: How many.
         """
+        self._draws = draws
         self.state, self.settings = state, settings
         self.beliefs = beliefs_of(state, settings) if beliefs is None else beliefs
         complete = (m for m in state.measured if m.result.status == Status.COMPLETE)
@@ -156,7 +159,7 @@ class Outlook:
         state, settings = self.state, self.settings
         front = list(dict.fromkeys(m.params for m in self._front))
         points = [*state.open, *state.running, *front]
-        draws = self.beliefs.draws(points, _DRAWS, np.random.default_rng([settings.seed, state.turn]))
+        draws = self.beliefs.draws(points, self._draws, np.random.default_rng([settings.seed, state.turn]))
         quality = self._quality(draws.loss)
         runs = draws.fits[:, :, None] & (quality[:, :, None] >= _QUALITIES)
         speed = np.where(runs, draws.log_speed[:, :, None], -np.inf)

@@ -11,12 +11,16 @@ import functools
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
 import sqlalchemy
+from optuna.storages._cached_storage import _CachedStorage
+from optuna.storages._rdb import models
+from optuna.storages._rdb.storage import _create_scoped_session
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
@@ -74,7 +78,7 @@ def engine_options(url: URL) -> dict[str, Any]:
 def open_storage(url: URL) -> optuna.storages.BaseStorage:
     """Connect."""
     address, options = url.render_as_string(hide_password=False), engine_options(url)
-    return optuna.storages.get_storage(PatientStorage(address, engine_kwargs=options))
+    return _OneWriterCache(PatientStorage(address, engine_kwargs=options))
 
 
 class _WriteAheadConnection(sqlite3.Connection):
@@ -87,6 +91,16 @@ class _WriteAheadConnection(sqlite3.Connection):
         super().__init__(*args, **kwargs)
         self.execute("PRAGMA journal_mode = WAL")
         self.execute("PRAGMA synchronous = NORMAL")
+
+
+class _OneWriterCache(_CachedStorage):
+    """Nobody else enqueues trials, so none need be looked for, and all read for it, before each of ours."""
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """As Optuna's, but for waiting trials."""
+        return [] if states == (TrialState.WAITING,) else super().get_all_trials(study_id, deepcopy, states)
 
 
 class PatientStorage(optuna.storages.RDBStorage):
@@ -107,6 +121,17 @@ class PatientStorage(optuna.storages.RDBStorage):
         self._patience_seconds, self._say = seconds, say
         if self.engine.name == "sqlite":
             sqlalchemy.event.listen(self.engine, "checkout", _answer_soon)
+
+    def set_trial_user_attrs(self, trial_id: int, values: Mapping[str, Any]) -> None:
+        """As `set_trial_user_attr`, in one transaction."""
+
+        def write() -> None:
+            with _create_scoped_session(self.scoped_session) as session:
+                for key, value in values.items():
+                    table = models.TrialUserAttributeModel
+                    self._set_trial_attr_without_commit(session, table, trial_id, key, value)
+
+        self._insist(write)
 
     def _insist(self, call: Callable[[], Any]) -> Any:
         """Call until it works, or patience is spent, or the person interrupts.

@@ -193,7 +193,8 @@ class TuningStudy:
             }:
                 return
             raise ValueError(f"trial {spec.number} was not asked for in this run")
-        result = _with_finite_objectives(result)
+        # As the storage gives it back, so that a resumed study is the same to the last type.
+        result = TrialResult.from_dict(dataclasses.asdict(_with_finite_objectives(result)))
         _set_constraints(trial, result)
         list_constraints(self._storage, trial._trial_id, trial.constraints)
         self._store(spec.number, result)
@@ -255,14 +256,13 @@ class TuningStudy:
             self._finish(trial.number, result)
 
     def _store(self, number: int, result: TrialResult) -> None:
-        """Write a result to the trial's user attributes; `status` comes last and says that all are there."""
+        """Write a result to the trial's user attributes, all or none; `status` says that they are there."""
         trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
         values = dataclasses.asdict(result)
         values |= in_words(result)
         values["status"] = str(values.pop("status"))
-        for key, value in values.items():
-            if value not in (None, [], {}):
-                self._storage.set_trial_user_attr(trial_id, key, value)
+        told = {key: value for key, value in values.items() if value not in (None, [], {})}
+        self._backend.set_trial_user_attrs(trial_id, told)
 
     def _finish(self, number: int, result: TrialResult) -> None:
         complete = result.status == Status.COMPLETE

@@ -1,7 +1,7 @@
 """The `model` strategy over thousands of points, fast enough for dozens of lanes.
 
 Beliefs hardly change with one more trial among hundreds, and most points are far from being the next one. So
-the cost models are fitted anew only when the record has grown by an eighth, and gains are worked out for the
+the cost models are fitted anew only when the record has grown by a quarter, and gains are worked out for the
 points that may be fastest alone, against the fastest trials.
 """
 
@@ -19,9 +19,10 @@ from tuner.space import Measured, SearchState
 WIDE = 400
 """Candidates; with fewer, everything is looked at every time."""
 
-_GROWTH = 8
-_SHORTLIST = 96
-_LEADERS = 48
+_GROWTH = 4
+_SHORTLIST = 64
+_LEADERS = 16
+_DRAWS = 128
 _OPTIMISM = 2.0
 """Standard deviations by which a point may be faster than predicted, for the shortlist."""
 _LEAST_CHANCE = 0.02
@@ -52,7 +53,7 @@ class WideSearch:
             return Outlook(state, self._settings, beliefs)
         scores = self._scores
         shortlist = sorted(state.open, key=lambda p: -scores[p])[:_SHORTLIST]
-        return Outlook(replace(state, open=shortlist), self._settings, beliefs, _leaders(state))
+        return Outlook(replace(state, open=shortlist), self._settings, beliefs, _leaders(state), _DRAWS)
 
 
 def _scores(beliefs: Beliefs, candidates: list[TrialParams]) -> dict[TrialParams, float] | None:

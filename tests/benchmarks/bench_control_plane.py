@@ -19,7 +19,6 @@ import random
 import sys
 import tempfile
 import time
-import uuid
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -103,7 +102,7 @@ class SleepingLane(tune.Trainable):
     """A lane without workers. It tells how long it had nothing to do before each trial."""
 
     def setup(self, config: dict[str, Any], lane: LaneSpec | None = None, storage_path: str = "") -> None:
-        self._seconds, self._name = float(lane.worker_environment["seconds"]), uuid.uuid4().hex
+        self._seconds, self._number = float(lane.worker_environment["seconds"]), config["lane"]
         self._ended: float | None = None
         self.reset_config(config)
 
@@ -118,7 +117,7 @@ class SleepingLane(tune.Trainable):
         result = dataclasses.asdict(measure(self._trial))
         result["seconds"] = {"total": seconds, "idle": idle}
         self._ended = time.perf_counter()
-        return {"trial_result": json.dumps(result), "lane_name": self._name, "done": True}
+        return {"trial_result": json.dumps(result), "lane": self._number, "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Tune needs it."""

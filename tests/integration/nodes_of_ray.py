@@ -2,9 +2,9 @@
 
     python tests/integration/nodes_of_ray.py FOLDER '{"num_cpus": 0}'     # the head's arguments
 
-Every node has an address of its own (127.0.0.1, .2, ...), so that Ray takes them for machines. Answers in
-lines of JSON: first `{"address": ..., "dashboard": ...}`, then one answer for each command on standard input:
-`{"add": {"num_cpus": 2}}` gives `{"node": 1}`, and `{"kill": 1}` kills that node's processes at once.
+Every node but the head has an address of its own (127.0.0.2, .3, ...), so that Ray takes them for machines.
+Answers in lines of JSON: first `{"address": ...}`, then one answer for each command on standard input:
+`{"add": {"num_cpus": 2}}` gives `{"node": 1, "host": ...}`; `{"kill": 1}` kills all of its processes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ def main() -> None:
         initialize_head=True,
         head_node_args={
             **COMMON,
-            "node_ip_address": "127.0.0.1",
             "temp_dir": folder,
             "include_dashboard": True,  # Ray Train frees what a lost run held through it
             "dashboard_host": "127.0.0.1",

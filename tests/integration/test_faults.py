@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 COMPLETE = re.compile(r"^trial (\d+): .* samples/s", re.MULTILINE)
 STARTED = re.compile(r"^trial (\d+): .* started$", re.MULTILINE)
-TIMEOUT_SECONDS = 3
+TIMEOUT_SECONDS = 10
 NOT_AGAIN = "everything measured; the trial's point counts as failed and is not tried again"
 AGAIN = "everything measured; the trial's point is measured again"
 ALL = "everything measured, the trial in flight too"

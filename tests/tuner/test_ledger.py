@@ -28,17 +28,19 @@ ENDINGS = [
 
 
 @pytest.mark.parametrize("skip_proven", [True, False])
-@pytest.mark.parametrize("seed", range(3))
-def test_ledger_and_storage_agree_after_every_change(tmp_path, seed, skip_proven):
+@pytest.mark.parametrize("seed", range(2))
+def test_ledger_and_storage_agree(tmp_path, seed, skip_proven):
     url, rng = f"sqlite:///{tmp_path}/study.db", random.Random(seed)
     batch = {"global_batch_size": 32}
     study = open_study("demo", url, POINTS, "random", seed, 1000, batch, skip_proven=skip_proven)
     stored, flying = optuna.load_study(study_name="demo", storage=url), []
-    for _ in range(60):
+    for step in range(48):
         if flying and rng.random() < 0.5:
             study.tell(flying.pop(rng.randrange(len(flying))), rng.choice(ENDINGS))
         elif (spec := study.ask()) is not None:
             flying.append(spec)
+        if step % 6:
+            continue
         expected = search_state(POINTS, stored.get_trials(), skip_proven)
         state = study._state()
         assert state.measured == expected.measured

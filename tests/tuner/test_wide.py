@@ -71,17 +71,17 @@ def test_it_stops_near_the_best_point_after_a_few_trials():
     assert study.stopped.startswith(f"stopped after {len(measured)} of {len(POINTS)}")
 
 
-def test_beliefs_are_kept_until_the_record_has_grown_by_an_eighth():
+def test_beliefs_are_kept_until_the_record_has_grown_by_a_quarter():
     wide, fitted = WideSearch(SETTINGS), []
-    measured = [Measured(n, p, measure(replace(SPEC, params=p))) for n, p in enumerate(POINTS[::7][:60])]
+    measured = [Measured(n, p, measure(replace(SPEC, params=p))) for n, p in enumerate(POINTS[::11][:36])]
     for count in range(1, len(measured) + 1):
         beliefs = wide.beliefs(SearchState(POINTS, measured[:count], [], POINTS))
         if not fitted or beliefs is not fitted[-1][1]:
             fitted.append((count, beliefs))
     counts = [count for count, _ in fitted]
-    assert counts[:9] == [1, 2, 3, 4, 5, 6, 7, 8, 9]
-    assert len(counts) < 30
-    assert all(b - a <= max(1, a // 8) for a, b in itertools.pairwise(counts))
+    assert counts[:9] == [1, 2, 3, 4, 5, 6, 7, 8, 10]
+    assert len(counts) < 16
+    assert all(b - a <= max(1, a // 4) for a, b in itertools.pairwise(counts))
 
 
 def test_points_in_flight_are_not_chosen_again():
