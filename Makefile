@@ -26,8 +26,9 @@ types: .venv/installed-dev
 imports: .venv/installed-dev
 	$(BIN)/lint-imports
 
+# Two files at a time: a good part of them waits for processes to start and to end.
 unit: .venv/installed-dev
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 # Warm lanes against one TorchTrainer.fit() per trial; takes some minutes.
 bench: .venv/installed-dev
