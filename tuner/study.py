@@ -229,8 +229,8 @@ class TuningStudy:
 
     @property
     def _backend(self) -> PatientStorage:
-        backend = getattr(self._storage, "_backend", self._storage)
-        assert isinstance(backend, PatientStorage)
+        # Optuna wraps it in a cache.
+        backend: PatientStorage = getattr(self._storage, "_backend", self._storage)
         return backend
 
     def _state(self) -> SearchState:
