@@ -34,4 +34,5 @@ def few_trials(points: int = 8, pace: int = 1) -> list[str]:
         f"--search.knobs.pace={knobs}",
         f"--search.max-trials={points}",
         "--cluster.memory-budget=2GiB",
+        "--cluster.disturbance-check=false",
     ]

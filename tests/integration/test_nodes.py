@@ -121,12 +121,13 @@ def recorded(output_dir: Path) -> list[optuna.trial.FrozenTrial]:
     return optuna.load_study(study_name=name, storage=f"sqlite:///{output_dir}/study.db").get_trials()
 
 
+@pytest.mark.timeout(600)
 def test_lanes_follow_the_nodes_and_a_killed_node_loses_no_point(start, nodes, folder, faults):
     first = [nodes.add("A100") for _ in range(3)]
     flags = few_trials(points=POINTS, pace=24)
     run = start(*flags, output_dir=folder / "four", address=nodes.address, folder=folder)
     both = [0, 1]
-    run.wait_for(lambda: nodes.ranks() == {host: both for _, host in first})
+    run.wait_for(lambda: nodes.ranks() == {host: both for _, host in first}, 200)
     run.wait_for(lambda: COMPLETE.search(run.output))
 
     _, added = nodes.add("L4")  # a node more, a lane more
