@@ -126,6 +126,12 @@ class OneTrial:
     def tell(self, spec: TrialSpec, result: TrialResult) -> None:
         self.results.append(result)
 
+    def room_for(self, lanes: int) -> None:
+        assert lanes == 1
+
+    def give_up(self, why: str) -> None:
+        raise AssertionError(why)
+
 
 def in_vain(storage: str) -> dict[str, Any]:
     """A whole sweep."""

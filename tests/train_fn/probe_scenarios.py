@@ -47,6 +47,7 @@ def _siblings(worker: Worker, sizes: list[int]) -> dict[str, Any]:
     alone = [[dataclasses.asdict(p) for p in result.memory_points] for result in whole.values()]
     losses = [result.train_loss for result in whole.values()]
     return {
+        "points": [[dataclasses.asdict(p) for p in of_it] for of_it in points.values()],
         "alone": alone,
         "losses": losses,
         "found": found,
