@@ -146,8 +146,8 @@ class Search:
 
         source, name = self._source, str(self._config.study.name)
         if not source.has_work():
-            unchanged = "model, data, settings, GPU, driver and versions are as they were"
-            self._progress.note(f"Nothing to do: study {self._study.name} is finished, {unchanged}.")
+            self._progress.note(f"Nothing to do: study {self._study.name} is finished.")
+            self._progress.note("Model, data, settings, GPU, driver and versions are as they were.")
             return
         with contextlib.ExitStack() as stack:
             if self._address is None:

@@ -171,7 +171,7 @@ cluster: {{memory_budget: 1MiB}}
     assert known(cluster)["small-1"]["driver_exit_code"] == 3
 
     files = {file.name: file.read_text() for file in (served / "runs/small").iterdir()}
-    assert files.keys() == {"config.yaml", "result.json", "trials.csv", "tuner.log"}
+    assert files.keys() == {"config.yaml", "result.json", "trials.csv", "report.html", "tuner.log"}
     assert json.loads(files["result.json"])["recommended"] is None
     assert f"{url.replace(PASSWORD, '***')}/runs/small" in files["config.yaml"]
     assert "trial 0 ends" in files["tuner.log"]

@@ -177,8 +177,12 @@ def test_loggers_have_every_trial_of_every_run(story):
         hparams = hparams_of(events)
         if "status" in hparams:  # others were in flight when their run was interrupted
             logged[int(hparams["trial"])] = (hparams, last_scalars(events))
-    assert sorted(logged) == [t["number"] for t in story.finished.trials]
+    numbers = {t["number"] for t in story.finished.trials}
+    before = {t["number"] for t in story.hung_up.trials}  # the signal may come before their loggers' turn
+    assert numbers - before <= set(logged) <= numbers
     for trial in story.finished.trials:
+        if trial["number"] not in logged:
+            continue
         hparams, values = logged[trial["number"]]
         assert hparams["status"] == trial["status"]
         assert hparams["precision"] == "fp32"

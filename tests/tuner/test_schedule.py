@@ -437,7 +437,7 @@ def test_nights(tonight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     code, said, again = tonight()
     assert code == 0
-    assert "Nothing to do: study mine is finished, model, data, settings, GPU, driver and versions" in said
+    assert "Nothing to do: study mine is finished.\nModel, data, settings, GPU, driver and versions" in said
     assert "Recommended: #3" in said
     assert [again[key] for key in ("study", "trials", "recommended", "finished")] == [
         "mine", first["trials"], first["recommended"], True
