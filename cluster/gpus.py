@@ -60,7 +60,6 @@ class Gpu:
     name: str
     memory_total_bytes: int
     compute_capability: tuple[int, int]
-    driver_version: str = ""
     parent: str | None = None
 
 
@@ -229,16 +228,7 @@ def _read(handle: Any, compute_capability: tuple[int, int] | None = None) -> Gpu
         name=_text(pynvml.nvmlDeviceGetName(handle)),
         memory_total_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
         compute_capability=compute_capability,
-        driver_version=_driver_version(),
     )
-
-
-def _driver_version() -> str:
-    """Empty where it can't be known."""
-    try:
-        return _text(pynvml.nvmlSystemGetDriverVersion())
-    except pynvml.NVMLError:
-        return ""
 
 
 def _state(gpu: Gpu, handle: Any) -> GpuState:

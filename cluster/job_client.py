@@ -50,9 +50,8 @@ def connect(address: str | None) -> Any:
     try:
         return JobSubmissionClient()
     except ray.exceptions.AuthenticationError as error:
-        sent = (
-            "does not take our token" if "403" in str(error) or "invalid" in str(error) else "wants a token"
-        )
+        refused = "Authentication failed" in str(error)
+        sent = "does not take our token" if refused else "wants a token, and none was sent"
         raise InputError(Fault("--address", f"the Ray at {where} {sent}; {auth.ADVICE}")) from None
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         advice = "" if where else "; start one (`ray start --head`) or name its dashboard, http://HOST:8265"
@@ -188,6 +187,11 @@ def _host_and_port(address: str) -> str:
 
 
 def _quiet() -> None:
-    for name in ("job.sdk", "dashboard_sdk"):
-        logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
+    modules = (
+        "dashboard.modules.job.sdk",
+        "dashboard.modules.dashboard_sdk",
+        "_private.runtime_env.packaging",
+    )
+    for name in modules:
+        logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)
     logging.getLogger("ray._private.runtime_env.working_dir").setLevel(logging.ERROR)

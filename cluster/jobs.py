@@ -28,12 +28,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.names import STUDY_KEY, job_metadata
 from train_fn.redaction import redacted_output
 from train_fn.spec import Fault, InputError
 
 EXIT_OK, EXIT_ERROR, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
-STUDY_KEY = "study"
-"""Of a job's metadata."""
 STOP_SECONDS = 30.0
 """Ray kills what has not ended 3 s (`RAY_JOB_STOP_WAIT_TIME_S` of its head) after it was asked to."""
 
@@ -259,7 +258,7 @@ def _submit(client: Any, study: str, entrypoint: str, folder: Path) -> str:
                 entrypoint=entrypoint,
                 submission_id=job_id,
                 runtime_env={"working_dir": str(folder)},
-                metadata={STUDY_KEY: study},
+                metadata=job_metadata(study),
             )
             return job_id
         except ValueError as error:

@@ -191,11 +191,11 @@ class Lane(tune.Trainable):
             waits, elsewhere = ray.get(mailbox.waiting.remote())
             seconds = ray.get(mailbox.seconds_in_flight.remote())
             self._watch.enter("waiting" if waits else "measuring" if seconds else "starting")
-            if elsewhere and self._has_moved():
-                mailbox = self._group.mailbox
             if waits != self._waits:
                 self._waits = waits
                 return None
+            if elsewhere and self._has_moved():
+                mailbox = self._group.mailbox
             if seconds > limit:
                 if self._group.has_died:
                     failed = Reason.WORKER_DIED, "a worker process died during the trial"

@@ -170,7 +170,9 @@ def _mlflow(study: str, folder: Path) -> tuple[_Tracker, Path, str]:
     class MLflow(_Tracker, MLflowLoggerCallback):
         label = "mlflow"
 
-    store = os.environ.get("MLFLOW_TRACKING_URI") or (folder / "mlruns").as_uri()
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    # A database: MLflow 3 refuses a folder unless it is told not to.
+    store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder}/mlflow.db"
     # With the parameters comes how a trial ended, and that is known at its end.
     tracker = MLflow(tracking_uri=store, experiment_name=study, log_params_on_trial_end=True)
     return tracker, folder, f"mlflow ui --backend-store-uri {store}"

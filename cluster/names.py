@@ -16,6 +16,11 @@ STUDY_KEY = "study"
 """Of a job's metadata."""
 
 
+def job_metadata(study: str) -> dict[str, str]:
+    """Of a job: for those who look for the study, and the name that the dashboard's page of jobs shows."""
+    return {STUDY_KEY: study, "job_name": study}
+
+
 def lane_name(study: str, lane: int) -> str:
     """As the dashboard lists the actors of a lane."""
     return f"{study} lane {lane}"
@@ -41,7 +46,7 @@ def name_submitted_job(study: str) -> None:
         from ray.dashboard.modules.job.common import JobInfoStorageClient
 
         jobs = JobInfoStorageClient(global_worker.gcs_client)
-        asyncio.run(_add_metadata(jobs, submission, {STUDY_KEY: study}))
+        asyncio.run(_add_metadata(jobs, submission, study))
     except (ImportError, AttributeError, TypeError, RuntimeError, ray.exceptions.RayError) as error:
         log.warning("the job's metadata could not be written: %s", error)
 
@@ -53,8 +58,8 @@ def submission_id() -> str | None:
     return str(value) if value else None
 
 
-async def _add_metadata(jobs: Any, submission: str, more: dict[str, str]) -> None:
+async def _add_metadata(jobs: Any, submission: str, study: str) -> None:
     info = await jobs.get_info(submission)
     if info is not None:
-        metadata = {**(info.metadata or {}), **more}
+        metadata = {**job_metadata(study), **(info.metadata or {}), STUDY_KEY: study}
         await jobs.put_info(submission, dataclasses.replace(info, metadata=metadata))

@@ -14,22 +14,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster import auth
-from cluster.gpus import Gpu, gpus
-from cluster.names import STUDY_KEY
+from cluster.gpus import Gpu, driver, gpus
+from cluster.names import job_metadata
 from cluster.room import accelerator_type_of, is_head_silent
 from train_fn.spec import Fault, InputError
 
 OBJECT_STORE_BYTES = 256 << 20
 """Of a local Ray. Results are small; the default, 30% of the machine, would be reserved for nothing."""
 
+_UNLISTED = "_ray_internal_look"  # the dashboard lists no driver of a namespace that begins so
+
 
 @dataclass(frozen=True)
 class Node:
-    """A node that lanes can run on, as scheduling sees it."""
+    """A node that lanes can run on, as scheduling sees it; `driver` is the version of its GPUs' driver."""
 
     num_cpus: int
     gpus: list[Gpu] = field(default_factory=list)
     accelerator_type: str | None = None
+    driver: str | None = None
 
     def num_devices(self, device: str) -> int:
         """How many workers of a kind it can hold."""
@@ -38,7 +41,7 @@ class Node:
 
 def this_node() -> Node:
     """This machine, without starting anything."""
-    return Node(num_cpus=len(os.sched_getaffinity(0)), gpus=gpus())
+    return Node(num_cpus=len(os.sched_getaffinity(0)), gpus=gpus(), driver=driver()[0])
 
 
 def lanes_that_fit(nodes: list[Node], device: str, num_workers: int) -> int:
@@ -50,13 +53,27 @@ def lanes_that_fit(nodes: list[Node], device: str, num_workers: int) -> int:
     )
 
 
+def look(address: str | None) -> list[Node]:
+    """The nodes of a running Ray, or this machine. Starts nothing, and is not listed among the Ray's jobs.
+
+    Raises:
+        InputError: There is no Ray at `address`, or it does not take our token.
+    """
+    if address is None:
+        return [this_node()]
+    with connected(address, namespace=_UNLISTED):
+        return _nodes()
+
+
 @contextlib.contextmanager
-def connected(address: str | None, study: str | None = None) -> Iterator[list[Node]]:
-    """Connect to Ray for the length of the block and list its nodes.
+def connected(address: str | None, study: str | None = None, namespace: str | None = None) -> Iterator[None]:
+    """Connect to Ray for the length of the block.
 
     Args:
         address: Of a running Ray; None starts a local one, which ends with the block.
-        study: For the metadata of this driver, which the dashboard's page of jobs shows.
+        study: For the metadata of this driver, which the dashboard's page of jobs shows. A driver can't
+            change it while it is connected.
+        namespace: Of its named actors; None: one of its own.
 
     Raises:
         InputError: There is no Ray at `address`, or it does not take our token.
@@ -64,9 +81,9 @@ def connected(address: str | None, study: str | None = None) -> Iterator[list[No
     import ray
 
     _quiet()
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": namespace}
     if study is not None:
-        options["job_config"] = ray.job_config.JobConfig(metadata={STUDY_KEY: study})
+        options["job_config"] = ray.job_config.JobConfig(metadata=job_metadata(study))
     with _sigterm_kept():
         if address is None:
             with _hangups_held_back():
@@ -84,7 +101,7 @@ def connected(address: str | None, study: str | None = None) -> Iterator[list[No
         else:
             _join(address, options)
     try:
-        yield _nodes(is_local=address is None)
+        yield
     finally:
         if is_head_silent():
             # It would wait for a minute, and then end the process its own way.
@@ -141,8 +158,8 @@ def _join(address: str, options: dict[str, Any]) -> None:
         problem = f"{address} is a dashboard's address, good for `ray job submit`"
         raise InputError(Fault("cluster.address", f"{problem}; here it is auto or HOST:PORT of the head"))
     auth.use_token()
-    if unusable := auth.problem():
-        raise InputError(Fault("cluster.address", unusable))
+    if no_token := auth.problem():
+        raise InputError(Fault("cluster.address", no_token))
     if is_silent(address):
         raise InputError(
             Fault("cluster.address", f"no Ray answers at {address}; start one there, or name none")
@@ -176,31 +193,33 @@ def _why_not_joined(address: str, error: Exception) -> str:
     return f"the Ray at {address} can't be joined: {reason}"
 
 
-def _nodes(is_local: bool) -> list[Node]:
+def _nodes() -> list[Node]:
     import ray
 
-    if is_local:
-        return [this_node()]
     found = []
     for node in ray.nodes():
         if node["Alive"]:
             resources = node["Resources"]
             num_gpus = int(resources.get("GPU", 0))
-            there = _gpus_of(node["NodeID"])[:num_gpus] if num_gpus else []
+            there, version = _gpus_of(node["NodeID"]) if num_gpus else ([], None)
             num_cpus, kind = int(resources.get("CPU", 0)), accelerator_type_of(resources)
-            found.append(Node(num_cpus=num_cpus, gpus=there, accelerator_type=kind))
+            found.append(Node(num_cpus, there[:num_gpus], accelerator_type=kind, driver=version))
     return found
 
 
-def _gpus_of(node_id: str) -> list[Gpu]:
-    """Ask NVML on another node, in a task that needs nothing."""
+def _gpus_of(node_id: str) -> tuple[list[Gpu], str | None]:
+    """Ask NVML on another node, in a task that needs nothing: its GPUs, and their driver's version."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     there = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    ask = ray.remote(num_cpus=0)(gpus).options(scheduling_strategy=there)
-    result: list[Gpu] = ray.get(ask.remote())
+    ask = ray.remote(num_cpus=0)(_gpus_here).options(scheduling_strategy=there)
+    result: tuple[list[Gpu], str | None] = ray.get(ask.remote())
     return result
+
+
+def _gpus_here() -> tuple[list[Gpu], str | None]:
+    return gpus(), driver()[0]
 
 
 def _quiet() -> None:

@@ -25,9 +25,10 @@ from ray.train.collective import broadcast_from_rank_zero
 
 from cluster import gpus
 from cluster.admission import Sharing
+from cluster.disturbance import Reading
 from cluster.gpus import Gpu, GpuState
 from cluster.mailbox import CLOSED, IDLE
-from cluster.sampling import QUIET_READINGS, OwnProcesses, Reading, Watch, wait_until_quiet
+from cluster.sampling import QUIET_READINGS, OwnProcesses, Watch, wait_until_quiet
 from train_fn.spec import GROUP_ENDS, JobSpec, Reason, Status, TrialResult
 
 POLL_SECONDS = 5.0
@@ -190,8 +191,8 @@ class _Guard:
     def measured(self, process: RankProcess, trial: dict[str, Any]) -> dict[str, Any]:
         """Let the process run a trial, and add what disturbed it to its result."""
         watch = self._watch if self._sharing.disturbance_check else None
-        watched: AbstractContextManager[list[Reading]] = watch.readings() if watch else nullcontext([])
-        with watched as readings:
+        looking: AbstractContextManager[list[Reading]] = watch.readings() if watch else nullcontext([])
+        with looking as readings:
             began = time.monotonic()
             process.send(trial)
             result = process.receive()

@@ -41,7 +41,7 @@ def identity(config: Config, device: str, nodes: Sequence[Node], versions: Mappi
     if device == "cuda":
         gpus = [gpu for node in nodes for gpu in node.gpus]
         found[GPU] = _listed(gpu.name for gpu in gpus)
-        found[DRIVER] = _listed(gpu.driver_version for gpu in gpus)
+        found[DRIVER] = _listed(node.driver for node in nodes if node.gpus)
     return {**found, **{f"{VERSION}{package}": version for package, version in versions.items()}}
 
 
@@ -70,5 +70,5 @@ def _in_words(key: str, old: str | None, new: str | None) -> str:
     return f"{key.removeprefix(VERSION)} {old} -> {new}"
 
 
-def _listed(values: Iterable[str]) -> str | None:
+def _listed(values: Iterable[str | None]) -> str | None:
     return ", ".join(sorted({value for value in values if value})) or None

@@ -80,7 +80,7 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
         InputError: Something is wrong with the input; nothing was started.
         StudyHeldError: Another run works on the study.
     """
-    from cluster.runtime import connected, this_node
+    from cluster.runtime import look
     from tuner import preflight
     from tuner.console import print_dry_run
     from tuner.identity import identity
@@ -96,7 +96,7 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
     address = config.cluster.address or os.environ.get("RAY_ADDRESS") or None
     with contextlib.ExitStack() as stack:
         # Joining a Ray that runs already starts nothing, and only it knows which devices there are.
-        nodes = stack.enter_context(connected(address)) if address else [this_node()]
+        nodes = look(address)
         device = preflight.choose_device(config, nodes)
         config = resolve(config, device)
         name, storage = str(config.study.name), str(config.study.storage)

@@ -25,7 +25,7 @@ class Search:
         config: Resolved.
         device: `cpu` or `cuda`.
         nodes: Those that may have lanes.
-        address: Of the Ray that is connected; None: a local one is started where there is work.
+        address: Of the Ray to join where there is work; None: a local one is started.
         study: The record.
         output: Where the files go.
         rescue_dir: Where results go that neither storage nor output take.
@@ -152,7 +152,7 @@ class Search:
         with contextlib.ExitStack() as stack:
             if self._address is None:
                 self._progress.phase("starting Ray")
-                stack.enter_context(connected(None, name))
+            stack.enter_context(connected(self._address, name))
             stack.enter_context(head_watched(self._leave))
             name_submitted_job(name)
             source.record = stack.enter_context(Watch(name, self._record)).record

@@ -193,7 +193,8 @@ class TuningStudy:
             }:
                 return
             raise ValueError(f"trial {spec.number} was not asked for in this run")
-        result = _with_finite_objectives(result)
+        # As the storage gives it back, so that a resumed study is the same to the last type.
+        result = TrialResult.from_dict(dataclasses.asdict(_with_finite_objectives(result)))
         _set_constraints(trial, result)
         list_constraints(self._storage, trial._trial_id, trial.constraints)
         self._store(spec.number, result)

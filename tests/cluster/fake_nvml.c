@@ -1,7 +1,6 @@
 /* A stand-in for NVIDIA's driver library: the symbols of NVML that `cluster.gpus` reaches through pynvml.
 
-   FAKE_NVML_INIT is what initialisation returns, FAKE_NVML_COUNT how many GPUs there are (at most 4),
-   FAKE_NVML_DRIVER the driver's version.
+   FAKE_NVML_INIT is what initialisation returns, FAKE_NVML_COUNT how many GPUs there are (at most 4).
    FAKE_NVML_STATE names a text file that is read again at every call, so that a test can change what happens:
 
      gpu INDEX used=BYTES util=PERCENT temp=CELSIUS throttle=BITS lost=CODE mig=INSTANCES memory2=0|1
@@ -131,10 +130,7 @@ int nvmlShutdown(void) {
     return SUCCESS;
 }
 
-int nvmlSystemGetDriverVersion(char *version, unsigned length) {
-    const char *value = getenv("FAKE_NVML_DRIVER");
-    return copy(version, length, value ? value : "580.65.06");
-}
+int nvmlSystemGetDriverVersion(char *version, unsigned length) { return copy(version, length, "580.65.06"); }
 
 int nvmlDeviceGetCount_v2(unsigned *count) {
     if (users == 0) return UNINITIALIZED;

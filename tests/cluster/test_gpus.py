@@ -54,9 +54,9 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> FakeDriver:
     return FakeDriver(tmp_path_factory.mktemp("driver"))
 
 
-def asked(driver: FakeDriver, **environment: str) -> tuple[list[dict[str, Any]], str]:
+def asked(driver: FakeDriver, code: str = ASK, **environment: str) -> tuple[Any, str]:
     """What a new process lists, and its standard error."""
-    done = driver.python("-c", ASK, FAKE_NVML_SAY_SHUTDOWN="1", **environment)
+    done = driver.python("-c", code, FAKE_NVML_SAY_SHUTDOWN="1", **environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), done.stderr
 
@@ -69,6 +69,11 @@ def test_gpus_are_read_from_the_driver(driver: FakeDriver) -> None:
     found, errors = asked(driver)
     assert found == as_json(*PRESENT)
     assert errors == "nvml is shut down\n"
+
+
+def test_the_drivers_version(driver: FakeDriver) -> None:
+    ask = "import json; from cluster.gpus import driver; print(json.dumps(driver()))"
+    assert asked(driver, ask)[0] == ["580.65.06", None]
 
 
 def test_cuda_visible_devices_narrows_them_down(driver: FakeDriver) -> None:

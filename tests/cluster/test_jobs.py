@@ -101,7 +101,7 @@ def test_of_two_submissions_at_once_one_is_refused(tmp_path) -> None:
     server = Server(job("s-1"))
     assert jobs._submit(server, "s", "python", tmp_path) == "s-2"
     (request,) = server.submitted
-    assert request["metadata"] == {"study": "s"}
+    assert request["metadata"] == {"study": "s", "job_name": "s"}
 
 
 def test_a_study_means_its_latest_job() -> None:

@@ -114,16 +114,21 @@ def test_tensorboard_has_curves_figures_and_the_point_as_hparams(made, tmp_path)
     assert told == [f"loggers: tensorboard --logdir {tmp_path}/tensorboard"]
 
 
-def test_mlflow_has_them_in_a_local_file_store(made, tmp_path, monkeypatch):
+@pytest.mark.parametrize("store", ["", "file://{folder}/store", "sqlite:///{folder}/other.db"])
+def test_mlflow_has_them_in_a_local_store_ours_or_the_one_that_is_named(made, tmp_path, monkeypatch, store):
     mlflow = pytest.importorskip("mlflow")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store = store.format(folder=tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     callback, told = made("mlflow")
     drive(callback, TuneTrial(3), COMPLETE)
     drive(callback, TuneTrial(4, size=8), OOM)
     drive(callback, TuneTrial(5), None)
 
-    assert told[-1].startswith("loggers: mlflow ui --backend-store-uri file:")
-    client = mlflow.MlflowClient(f"file://{tmp_path}/mlruns")
+    ours = f"sqlite:///{tmp_path}/mlflow.db"
+    assert told == [f"loggers: mlflow ui --backend-store-uri {store or ours}"]
+    assert (tmp_path / "mlflow.db").exists() == (not store)
+    client = mlflow.MlflowClient(store or ours)
     experiment = client.get_experiment_by_name("mine")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     assert sorted(runs) == ["003 4x2 bf16 ckpt", "004 8x1 bf16 ckpt", "005 4x2 bf16 ckpt"]
@@ -138,15 +143,6 @@ def test_mlflow_has_them_in_a_local_file_store(made, tmp_path, monkeypatch):
     assert (oom.info.status, oom.data.params["reason"]) == ("FINISHED", "oom")
     lost = runs["005 4x2 bf16 ckpt"]
     assert (lost.info.status, lost.data.params["reason"]) == ("FAILED", "interrupted")
-
-
-def test_a_server_that_is_named_is_used_instead(made, tmp_path, monkeypatch):
-    pytest.importorskip("mlflow")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path}/elsewhere")
-    callback, _ = made("mlflow")
-    drive(callback, TuneTrial(3), COMPLETE)
-    assert (tmp_path / "elsewhere").is_dir()
-    assert not (tmp_path / "mlruns").exists()
 
 
 def test_a_tracker_that_breaks_is_switched_off_and_says_so_once(made, tmp_path):

@@ -46,7 +46,8 @@ def test_lanes_that_fit(nodes: list[Node], device: str, num_workers: int, lanes:
 def test_this_node_has_the_cores_that_we_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 6})
     monkeypatch.setattr("cluster.runtime.gpus", lambda: [GPU])
-    assert this_node() == Node(3, [GPU])
+    monkeypatch.setattr("cluster.runtime.driver", lambda: ("580.65.06", None))
+    assert this_node() == Node(3, [GPU], driver="580.65.06")
 
 
 @pytest.mark.parametrize(

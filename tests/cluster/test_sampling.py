@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -41,11 +42,13 @@ def burning() -> Iterator[Any]:
             pids = [subprocess.Popen([sys.executable, "-c", BURN]).pid for _ in range(count)]
         else:
             launch = (
-                "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', sys.argv[1]]).pid)"
+                "import subprocess, sys\n"
+                "burn = [sys.executable, '-c', sys.argv[1]]\n"
+                "print(subprocess.Popen(burn, stdout=subprocess.DEVNULL, start_new_session=True).pid)"
             )
             command = [sys.executable, "-c", launch, BURN]
             pids = [
-                int(subprocess.run(command, capture_output=True, check=True).stdout) for _ in range(count)
+                int(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout) for _ in range(count)
             ]
         started.extend(pids)
         return pids
@@ -54,7 +57,8 @@ def burning() -> Iterator[Any]:
     for pid in started:
         process = psutil.Process(pid)
         process.kill()
-        process.wait(5)
+        with contextlib.suppress(psutil.TimeoutExpired):  # an orphan that nobody reaps
+            process.wait(2)
 
 
 def taken(watch: Watch) -> float:
@@ -77,6 +81,8 @@ def test_strangers_are_told_from_processes_of_our_own(burning: Any) -> None:
     burning(2 * CPUS, ours=False)
     beside_strangers = taken(watch)
     print(f"cores taken: {alone:.2f}, {beside_ours:.2f} beside ours, {beside_strangers:.2f} beside strangers")
+    if alone > 0.3 * CPUS:
+        pytest.skip("other people's work takes too much of this machine to tell")
     assert beside_strangers > 0.3 * CPUS
     assert beside_strangers > max(alone, beside_ours) + 0.2 * CPUS
 
@@ -87,22 +93,22 @@ def test_children_that_have_ended_count_once(burning: Any) -> None:
     run = f"subprocess.run([sys.executable, '-c', {work!r}])"
     parent = f"import subprocess, sys\nfor _ in range(2): {run}\ninput()"
     process = subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE)
-    own = OwnProcesses(process.pid, "", None)
+    own, us = OwnProcesses(process.pid, "", None), psutil.Process()
     own.refresh()
     own.cpu_seconds()
+    before = us.cpu_times()
     deadline = time.monotonic() + 20
-    while psutil.Process(process.pid).cpu_times().children_user < 0.7 and time.monotonic() < deadline:
+    while sum(psutil.Process(process.pid).cpu_times()[2:4]) < 0.79 and time.monotonic() < deadline:
         own.refresh()
         own.cpu_seconds()
         time.sleep(0.05)
     own.refresh()
-    children, parents = psutil.Process(process.pid).cpu_times(), psutil.Process().cpu_times()
-    total = own.cpu_seconds()
+    children, after = psutil.Process(process.pid).cpu_times(), us.cpu_times()
+    total = own.cpu_seconds() - sum(after[:4]) + sum(before[:4])  # we are of the family, too
     process.communicate(b"\n")
     expected = sum(children[:4])
-    assert expected >= 0.8
-    # This process, which looks, is of the family, too.
-    assert expected - 0.3 < total < expected + parents.user + parents.system + 0.3
+    assert expected > 0.75
+    assert total == pytest.approx(expected, abs=0.2)
 
 
 @pytest.fixture(scope="module")

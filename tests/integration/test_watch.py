@@ -96,9 +96,9 @@ def grafana_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(environment, grafana_folder) -> Iterator[Cluster]:
-    """A Ray of this module's own: it reports every second instead of every ten."""
+    """A Ray of this module's own: it reports every other second instead of every ten."""
     more = {
-        "RAY_metrics_report_interval_ms": "1000",
+        "RAY_metrics_report_interval_ms": "2000",
         "RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR": str(grafana_folder),
     }
     folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
@@ -122,13 +122,24 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def watched(cluster, tmp_path_factory) -> Iterator[Watched]:
+def prometheus(cluster, tmp_path_factory) -> Iterator[Prometheus | None]:
+    """None where it is not installed."""
+    if shutil.which("prometheus") is None:
+        yield None
+        return
+    folder = tmp_path_factory.mktemp("prometheus")
+    running = Prometheus(folder, cluster.folder / "prom_metrics_service_discovery.json")
+    try:
+        running.wait_for('up{job="ray"} == 1', 60)
+        yield running
+    finally:
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def watched(cluster, prometheus, tmp_path_factory) -> Watched:
     """Submitted as a job, by a command line that knows nothing of metadata."""
     folder = tmp_path_factory.mktemp("watched")
-    prometheus = None
-    if shutil.which("prometheus"):
-        prometheus = Prometheus(folder, cluster.folder / "prom_metrics_service_discovery.json")
-        prometheus.wait_for('up{job="ray"} == 1', 60)
     ray = [str(Path(sys.executable).parent / "ray"), "job", "submit", f"--address={cluster.dashboard}"]
     flags = [*SMALL, *GRID, f"--study.name={STUDY}", f"--output-dir={folder / 'out'}"]
     began = time.time()
@@ -141,18 +152,16 @@ def watched(cluster, tmp_path_factory) -> Iterator[Watched]:
         timeout=200,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    time.sleep(2)  # two scrapes; what was shown last can be scraped for two report intervals
+    time.sleep(3)  # some scrapes; what was shown last can be scraped for two report intervals
     result = json.loads((folder / "out/result.json").read_text())
-    yield Watched(prometheus, done.stdout, result, began, time.time())
-    if prometheus is not None:
-        prometheus.close()
+    return Watched(prometheus, done.stdout, result, began, time.time())
 
 
 @needs_prometheus
 def test_every_query_of_the_dashboard_returns_data(watched):
     dashboard = json.loads(DASHBOARD.read_text())
     seconds = int(watched.ended - watched.began) + 1
-    values = {"$study": STUDY, "$lane": ".*", "$__rate_interval": "4s", "$__range": f"{seconds}s"}
+    values = {"$study": STUDY, "$lane": ".*", "$__rate_interval": "8s", "$__range": f"{seconds}s"}
     empty, asked = [], 0
     for panel in dashboard["panels"]:
         for target in panel["targets"]:
@@ -222,7 +231,7 @@ def test_nothing_is_left_in_rays_agents(watched, cluster):
             break
         assert time.monotonic() < deadline, samples
         time.sleep(0.5)
-    assert "ray_node_mem_total{" in exposed
+    assert "\nray_" in exposed
     assert cluster.token not in exposed
 
 
@@ -231,7 +240,7 @@ def test_rays_dashboard_shows_the_study_by_its_name(watched, cluster):
 
     jobs = get(f"{cluster.dashboard}/api/jobs/", cluster.token)
     submitted = [job for job in json.loads(jobs) if job["type"] == "SUBMISSION"]
-    assert [job["metadata"]["study"] for job in submitted] == [STUDY]
+    assert [job["metadata"] for job in submitted] == [{"study": STUDY, "job_name": STUDY}]
     assert submitted[0]["status"] == "SUCCEEDED"
 
     train = get(f"{cluster.dashboard}/api/train/v2/runs/v1", cluster.token)
@@ -240,12 +249,10 @@ def test_rays_dashboard_shows_the_study_by_its_name(watched, cluster):
     assert runs[0]["status"] == "FINISHED"
     assert runs[0]["job_details"]["submission_id"] == submitted[0]["submission_id"]
 
-    # Ray's dashboard has no page for Tune: its trials' actors stand among the actors.
+    # Ray's dashboard has no page for Tune: a trial's lane is one of the actors.
     actors = get(f"{cluster.dashboard}/api/v0/actors", cluster.token, detail=True, limit=1000)
-    shown = {
-        a["class_name"]: a["repr_name"] or a["name"] for a in json.loads(actors)["data"]["result"]["result"]
-    }
-    assert shown["Lane"] == shown["MailboxState"] == f"{STUDY} lane 0"
+    listed = json.loads(actors)["data"]["result"]["result"]
+    assert [a["repr_name"] for a in listed if a["repr_name"].startswith(STUDY)] == [f"{STUDY} lane 0"]
 
     for text in (jobs, train, actors, watched.output):
         assert cluster.token not in text
@@ -263,7 +270,9 @@ def test_a_driver_that_joins_has_the_study_in_its_metadata(cluster, tmp_path):
     study = run.result()["study"]
     jobs = json.loads(get(f"{cluster.dashboard}/api/jobs/", cluster.token))
     drivers = [job for job in jobs if job["type"] == "DRIVER"]
-    assert study in [job["metadata"].get("study") for job in drivers]
+    assert [job["metadata"] for job in drivers] == [{"study": study, "job_name": study}], (
+        "that it looked first is not listed"
+    )
 
 
 def test_rays_start_leaves_the_dashboard_where_it_is(cluster, grafana_folder):

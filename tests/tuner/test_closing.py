@@ -52,7 +52,7 @@ def test_a_full_disk_is_no_reader_that_went_away() -> None:
         (["python", "--study.storage=postgresql://me@host/db?password=secret"],
          "python '--study.storage=postgresql://me@host/db?password=***'"),
         (["python", "--study.storage=postgresql://me:secret@host:port/db"],
-         "python '--study.storage=postgresql://***'"),
+         "python '--study.storage=postgresql://me:***@host:port/db'"),
         (["python", "--study.storage=sqlite:///study.db"], "python --study.storage=sqlite:///study.db"),
     ],
 )  # fmt: skip

@@ -25,7 +25,7 @@ import pytest
 from tensorboard_files import events_of, hparams_of, last_scalars
 from terminal import COLUMNS, Terminal
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 LOGGERS = ["tensorboard", *(["mlflow"] if find_spec("mlflow") else [])]
@@ -139,7 +139,7 @@ def test_a_terminal_that_closes_ends_the_run_like_ctrl_c(story):
     assert len(run.trials) > len(before)
     assert run.left_behind == []
     log = (story.folder / "out" / "tuner.log").read_text()
-    assert log.count("INFO tuner: interrupted") == 2
+    assert log.count("interrupted\n") == 2
     print(f"hang-up to the end: {run.seconds_to_end:.1f} s")
 
 
@@ -164,7 +164,7 @@ def test_the_live_panel_goes_and_the_table_fits_80_columns(story):
     assert len(rows) == len(run.trials)
     assert all("…" not in line for line in [header, *rows])
     assert any(line.startswith("Recommended: #") for line in run.lines)
-    assert run.lines[-2] == "Results: out"
+    assert "Results: out (to look at: report.html)" in run.lines
 
 
 def test_loggers_have_every_trial_of_every_run(story):

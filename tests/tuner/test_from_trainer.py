@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -359,7 +357,7 @@ def settings_to_keep(draw: st.DrawFn) -> Setting:
 
 
 @hypothesis_settings(max_examples=150, deadline=None)
-@for_all(settings_to_keep())
+@for_all(given=settings_to_keep())
 def test_what_ms_swift_is_given_is_read_back_the_same(given: Setting) -> None:
     script = ms_swift.render(given)
     present = swift.read(script, {})
@@ -374,7 +372,7 @@ def test_what_ms_swift_is_given_is_read_back_the_same(given: Setting) -> None:
 
 
 @hypothesis_settings(max_examples=150, deadline=None)
-@for_all(settings_to_keep())
+@for_all(given=settings_to_keep())
 def test_what_is_written_as_json_is_read_back_the_same(given: Setting, tmp_path_factory) -> None:
     path = written(tmp_path_factory.getbasetemp(), as_json.render(given))
     present = hf.read(path)
@@ -495,32 +493,21 @@ def test_faults_of_the_command_line(
     assert [word for word in words if word not in err] == []
 
 
-def test_a_dry_run_shows_what_was_read(command: str, tmp_path: Path) -> None:
-    argv = [
-        "--from-swift",
-        command,
-        "--cluster.device",
-        "cpu",
-        "--output-dir",
-        f"{tmp_path}/out",
-        "--dry-run",
-    ]
-    done = subprocess.run(
-        [sys.executable, "-m", "tuner.run", *argv],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
+def test_a_dry_run_shows_what_was_read(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    argv = ["--from-swift", command, "--cluster.device", "cpu", "--output-dir", f"{tmp_path}/out"]
+    assert run.main([*argv, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    lines = out.splitlines()
     read = next(n for n, line in enumerate(lines) if line.startswith("# Read from"))
     assert "# 4x2 bf16 ckpt" in lines[:read]
     assert lines[read] == "# Read from ms-swift: global batch 16 = 2 x 4 x 2, at present 4x2 bf16 ckpt."
     assert "per_device_train_batch_size 4, " in lines[read + 1]
     assert lines[-1] == "# Not understood, left out: --deepspeed zero1."
     again = tmp_path / "again.yaml"
-    again.write_text(done.stdout)  # it still is a configuration
+    again.write_text(out)  # it still is a configuration
     assert load(["--config", str(again)])[0].data.max_length == 64
 
 
@@ -533,12 +520,8 @@ def test_the_end_of_a_run_says_what_to_change(
         trial(1, best, samples_per_second=6.0),
     ]
 
-    def search(config: Config, *_: Any) -> int:
-        result = {"trials": trials, "recommended": 1}
-        Path(str(config.output_dir), "result.json").write_text(json.dumps(result))
-        return 0
-
-    monkeypatch.setattr(run, "_search", search)
+    result = {"trials": trials, "recommended": 1}
+    monkeypatch.setattr("tuner.search.Search.run", lambda *_: result)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     argv = ["--from-swift", command, "--cluster.device", "cpu", "--output-dir", f"{tmp_path}/out"]
     assert run.main(argv) == 0

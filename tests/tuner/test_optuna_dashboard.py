@@ -123,7 +123,7 @@ def test_an_infeasible_trial_violates_its_constraint_and_has_no_invented_values(
     assert infeasible["constraints"] == [0.25]
     assert attributes(infeasible)["outcome"] == "infeasible (oom)"
     assert running["state"] == "Running"
-    assert attributes(running)["setting"] == "4x2 bf16"
+    assert attributes(running)["setting"] == "1x8 bf16 ckpt"  # 4x2 is proven not to fit
     assert [trial["number"] for trial in detail["best_trials"]] == [0]
 
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
-import plotly.graph_objects as go
 import pytest
 from report_samples import BUDGET, CONFIG, HOSTILE, hostile, params, sample, trial
 
@@ -136,7 +135,7 @@ def test_the_sentence_has_the_numbers():
     assert (
         "1.25\u00d7 the largest batch that fits at all (8\u00d71 fp32, checkpointing, 80 samples/s)" in text
     )
-    assert "200 MiB of 1000 MiB, 80% free" in text
+    assert "200 MiB of 0.98 GiB, 80% free" in text
 
 
 @pytest.mark.parametrize(
@@ -171,6 +170,22 @@ def test_a_result_of_an_older_version_makes_a_report_too():
     assert point(4, 2) in run.candidates, "named in the explanation"
 
 
+def test_the_closest_alternatives_are_explained_the_next_larger_batch_first():
+    result = sample()
+    why = result["explanation"]
+    larger = {"params": params(4, 2), "why": "slower by 30%, needs 900 MiB", "slower_by": {"value": 0.3}}
+    close = {"params": params(1, 8), "why": "slower by 3%", "slower_by": {"value": 0.03}}
+    beyond = {"params": params(8, 1), "why": "out of memory", "slower_by": None}
+    why |= {"next_larger": larger, "batches": [close, larger | {"why": "slower by 30%"}, beyond, beyond]}
+    why["settings"] *= 7
+    text = Page(render([make_run(result)])).text
+    asked = text[text.index("Why not another?") : text.index("more in result.json")]
+    assert [asked.index(a["why"]) for a in (larger, close, beyond)] == sorted(
+        asked.index(a["why"]) for a in (larger, close, beyond)
+    )
+    assert asked.endswith("And 3 "), "one batch and two settings"
+
+
 # Plots.
 
 
@@ -186,6 +201,8 @@ def every_figure(run):
 
 @pytest.mark.parametrize("changes", [{}, {"trials": [], "pareto_front": [], "recommended": None}])
 def test_plotly_accepts_every_figure(changes):
+    import plotly.graph_objects as go  # a second of it
+
     run = one(**changes)
     for figure in [*every_figure(run), across([run, run])]:
         if figure is not None:
@@ -209,7 +226,7 @@ def test_settings_differ_in_colour_and_symbol_and_checkpointing_in_dash_too():
 
 def test_points_without_a_result_stand_apart_in_the_pareto_plot():
     figure = pareto(one())
-    main = [x for t in figure["data"] if "xaxis" not in t and t["mode"] == "markers+text" for x in t["x"]]
+    main = [x for t in figure["data"] if "error_x" in t for x in t["x"]]
     apart = [t for t in figure["data"] if t.get("xaxis") == "x2"]
     assert sorted(main) == [50.0, 80.0, 100.0, 100.1]
     assert [(t["name"], t["text"]) for t in apart] == [("fp32", ["8\u00d71"]), ("bf16", ["8\u00d71"])]
@@ -426,7 +443,8 @@ def test_a_running_search_writes_now_and_then_and_at_its_end(tmp_path):
 
 
 def test_a_report_that_cannot_be_written_harms_nothing(tmp_path, caplog):
-    report = LiveReport(tmp_path / "gone")
+    (tmp_path / "no folder").touch()
+    report = LiveReport(tmp_path / "no folder")
     report.update(sample())
     report.finish({"trials": "nonsense"})
     assert caplog.text.count("report.html could not be written") == 2

@@ -5,13 +5,13 @@ In this process, with the demo's model and data; Ray never starts.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +24,7 @@ from cluster.runtime import Node
 from train_fn.demo import demo
 from tuner import interrupt, run
 from tuner.cli import load
+from tuner.output import Output
 from tuner.resolve import resolve, to_yaml
 
 HEAVY = {"torch", "ray", "optuna", "transformers", "datasets", "sqlalchemy", "rich", "pynvml"}
@@ -187,12 +188,11 @@ def test_cuda_without_a_gpu(refused, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_running_ray_says_which_devices_there_are(refused, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str | None] = []
 
-    @contextlib.contextmanager
-    def connected(address: str | None) -> Iterator[list[Node]]:
+    def look(address: str | None) -> list[Node]:
         asked.append(address)
-        yield [Node(64, [Gpu("GPU-1", "Tesla T4", 16 << 30, (7, 5))] * 2)]
+        return [Node(64, [Gpu("GPU-1", "Tesla T4", 16 << 30, (7, 5))] * 2)]
 
-    monkeypatch.setattr("cluster.runtime.connected", connected)
+    monkeypatch.setattr("cluster.runtime.look", look)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     (line,) = refused("--cluster.device", "auto", "--search.precision", "bf16")
     assert line == "search.precision: bf16 is not supported on cuda here; use some of: fp32, fp16"
@@ -201,7 +201,8 @@ def test_a_running_ray_says_which_devices_there_are(refused, monkeypatch: pytest
 
 
 def test_a_study_that_was_measured_under_other_settings(refused, folder: Path, monkeypatch) -> None:
-    monkeypatch.setattr(run, "_search", lambda *_: 0)
+    monkeypatch.setattr("tuner.search.Search.run", lambda *_: {})
+    monkeypatch.setattr(run, "_outcome", lambda *_: 0)
     argv = ["--output-dir", f"{folder}/out", "--study.name", "mine", "--cluster.device", "cpu"]
     assert run.main(argv) == 0
     (line,) = refused("--study.name", "mine", "--lora.r", "4")
@@ -237,7 +238,8 @@ def test_a_dry_run_checks_everything(refused) -> None:
 
 
 def test_the_run_folder_holds_the_resolved_configuration(folder: Path, monkeypatch) -> None:
-    monkeypatch.setattr(run, "_search", lambda *_: 0)
+    monkeypatch.setattr("tuner.search.Search.run", lambda *_: {})
+    monkeypatch.setattr(run, "_outcome", lambda *_: 0)
     argv = ["--output-dir", f"{folder}/deep/out", "--study.storage", f"sqlite:///{folder}/other.db"]
     assert run.main([*argv, "--cluster.device", "cpu"]) == 0
     written, _ = load(["--config", f"{folder}/deep/out/config.yaml"])
@@ -270,11 +272,15 @@ def logging_as_it_was() -> Iterator[None]:
         ("no such model", True, None, 130, "Interrupted."),
     ],
 )
-def test_exit_codes(folder: Path, capfd, broken, interrupted, recommended, code, words) -> None:
+def test_exit_codes(folder: Path, capfd, monkeypatch, broken, interrupted, recommended, code, words) -> None:
     config = resolve(load(["--output-dir", f"{folder}/out"])[0], "cpu")
+    event = threading.Event()
+    monkeypatch.setattr("tuner.interrupt.INTERRUPTED", event)
+    if interrupted:
+        event.set()
     why = "nothing is feasible: all out of memory"
     result: dict[str, Any] = {"trials": [{}, {}], "recommended": recommended, "why": why}
-    assert run._exit_code(config, broken, interrupted, result) == code
+    assert run._outcome(config, result, broken, Output(f"{folder}/out"), None) == code
     out, err = capfd.readouterr()
     assert words in (err if code else out)
 

@@ -113,15 +113,15 @@ def test_a_model_of_the_hub_has_its_commit(tmp_path: Path, monkeypatch: pytest.M
 # ---- identity ----
 
 
-def gpus(*names: str, driver: str = "550.54.15") -> list[Node]:
-    return [Node(8, [Gpu(f"GPU-{i}", name, 24 << 30, (8, 9), driver_version=driver)]) for i, name in
-            enumerate(names)]  # fmt: skip
+def nodes_with(*names: str) -> list[Node]:
+    gpus = [Gpu(f"GPU-{i}", name, 24 << 30, (8, 9)) for i, name in enumerate(names)]
+    return [Node(8, [gpu], driver="550.54.15") for gpu in gpus]
 
 
 def test_identity_names_model_data_gpu_driver_and_versions(model: Path) -> None:
     flags = [f"--model={model}", f"--data.train={model}/config.json", "--data.validation=0.1"]
     config, _ = load(flags)
-    found = identity(config, "cuda", gpus("T4", "A10", "T4"), {"torch": "2.13.0"})
+    found = identity(config, "cuda", nodes_with("T4", "A10", "T4"), {"torch": "2.13.0"})
     assert found == {
         "model": model_stamp(str(model)),
         "data.train": data_stamp(f"{model}/config.json"),
@@ -129,7 +129,7 @@ def test_identity_names_model_data_gpu_driver_and_versions(model: Path) -> None:
         "driver": "550.54.15",
         "versions.torch": "2.13.0",
     }
-    assert "gpu" not in identity(config, "cpu", gpus("T4"), {})
+    assert "gpu" not in identity(config, "cpu", nodes_with("T4"), {})
 
 
 def test_names_that_only_the_users_function_understands_are_no_hub_ids(monkeypatch) -> None:
@@ -372,7 +372,7 @@ def test_a_first_trial_starts_in_any_budget(tmp_path: Path) -> None:
 def test_a_study_with_a_trial_in_flight_is_not_finished(tmp_path: Path) -> None:
     study = opened(tmp_path)
     specs = [study.ask() for _ in POINTS]
-    assert not study.has_work()
+    assert study.ask() is None
     for spec in specs:
         assert not study.is_finished
         study.tell(spec, COMPLETE)
@@ -393,11 +393,12 @@ def tonight(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.Captu
     before = [(log, log.handlers[:], log.level, log.propagate) for log in loggers]
 
     def night(*flags: str, driver: str = "550.54.15", sweep: Any = None) -> tuple[int, str, dict[str, Any]]:
-        gpu = Gpu("GPU-1", "NVIDIA GeForce RTX 4090", 24 << 30, (8, 9), driver_version=driver)
+        gpu = Gpu("GPU-1", "NVIDIA GeForce RTX 4090", 24 << 30, (8, 9))
         monkeypatch.setattr("cluster.runtime.gpus", lambda: [gpu, dataclasses.replace(gpu, uuid="GPU-2")])
+        monkeypatch.setattr("cluster.runtime.driver", lambda: (driver, None))
         with monkeypatch.context() as patched:
             if sweep is not None:
-                patched.setattr(run, "_sweep", sweep)
+                patched.setattr("tuner.search.Search._sweep", lambda search: sweep(search._source))
             code = run.main(["--output-dir", str(tmp_path / "out"), "--study.name=mine", *FLAGS, *flags])
         out, err = capfd.readouterr()
         file = tmp_path / "out" / "result.json"
@@ -419,7 +420,7 @@ FLAGS = ["--search.precision=fp32", "--search.gradient-checkpointing=false", "--
 
 
 def measure(speed: float):
-    def sweep(config: Any, device: str, source: StudySource, *_: Any) -> None:
+    def sweep(source: StudySource) -> None:
         while source.has_work():
             spec = source.ask()
             assert spec is not None
@@ -454,7 +455,7 @@ def test_nights(tonight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert aside["trials"] == first["trials"]
     assert (tmp_path / "out" / "trials.mine.csv").exists()
 
-    def spent(config: Any, device: str, source: StudySource, *_: Any) -> None:
+    def spent(source: StudySource) -> None:
         assert source.ask() is not None
         source.deadline = time.monotonic() - 1
         raise KeyboardInterrupt  # as `interrupt.time_limit` does

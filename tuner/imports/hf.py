@@ -117,15 +117,15 @@ def _load(path: str) -> dict[str, Any]:
 
 def _flattened(values: dict[str, Any]) -> dict[str, Any]:
     """Groups dissolved, keys of an adapter with their prefix."""
-    flat: dict[str, Any] = {k: v for k, v in values.items() if k not in _GROUPS}
+    flat = {k: v for k, v in values.items() if k not in _GROUPS}
     for group in _GROUPS:
         inner = values.get(group)
         if inner is None:
             continue
         if not isinstance(inner, dict):
             raise InputError(Fault(FLAG, f"{group} must hold keys"))
-        is_adapter = group in ("lora_config", "peft_config")
-        flat |= {str(_LORA_NAMES.get(k, k) if is_adapter else k): v for k, v in inner.items()}
+        names = _LORA_NAMES if group in ("lora_config", "peft_config") else {}
+        flat |= {names.get(str(key), str(key)): value for key, value in inner.items()}
     if isinstance(quantization := flat.pop("quantization_config", None), dict):
         flat |= quantization
     return {_renamed(key): value for key, value in flat.items()}

@@ -29,6 +29,9 @@ from tuner.report.parts import (
 from tuner.space import Setting, setting_of
 from tuner.units import human_bytes
 
+MOST_WITH_WHISKERS = 4
+"""Settings; with more of them, predictions have their intervals only when pointed at."""
+
 
 def speed(run: Run) -> Figure:
     """Samples/sec over per-device batch: measured with whiskers, dotted where it is only predicted."""
@@ -99,7 +102,7 @@ def _predicted(run: Run, setting: Setting, points: Sequence[TrialParams], shift:
         **trace_of(run, setting, "markers"),
         "x": [p.per_device_train_batch_size * shift for p in points],
         "y": [s.value for s in speeds],
-        "error_y": whiskers(style, speeds),
+        **({"error_y": whiskers(style, speeds)} if len(run.settings) <= MOST_WITH_WHISKERS else {}),
         "opacity": 0.55,
         "marker": {"symbol": "circle-open", "size": 5, "color": style.colour},
         "hovertext": [
@@ -143,7 +146,7 @@ def _memory_traces(run: Run, setting: Setting, unit: int) -> list[Trace]:
     style = styles(run)[setting]
     points = points_of(run, setting)
     predicted = [(p, m) for p in points if (m := run.candidates[p].memory) is not None]
-    measured = [(p, *peak) for p in points if (peak := _peak(run, p))]
+    measured = [(p, *known) for p in points if (known := _peak(run, p)) is not None]
     found: list[Trace] = []
     if predicted:
         found.append(
@@ -160,7 +163,7 @@ def _memory_traces(run: Run, setting: Setting, unit: int) -> list[Trace]:
     if measured:
         found.append(
             {
-                **trace_of(run, setting, "lines+markers"),
+                **trace_of(run, setting, "markers" if predicted else "lines+markers"),
                 "x": [p.per_device_train_batch_size for p, _, _ in measured],
                 "y": [peak / unit for _, peak, _ in measured],
                 "line": {"color": style.colour, "width": 2, "dash": style.dash},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -28,8 +29,8 @@ from tuner.report.swatch import phase_swatch, run_swatch, setting_swatch
 from tuner.report.timeline import Timeline, timeline
 from tuner.units import human_bytes, human_seconds
 
-SHOWN_REASONS = 8
-"""Settings that are explained; the table of all trials and `result.json` have the rest."""
+SHOWN_BATCHES, SHOWN_SETTINGS = 3, 5
+"""That are explained; `result.json` has the rest."""
 
 
 def render(runs: Sequence[Run], *, is_running: bool = False) -> str:
@@ -117,7 +118,7 @@ def _run(run: Run, figures: dict[str, Figure]) -> dict[str, Any]:
         "legend": _legend(run),
         "has_ties": bool(run.ties),
         "num_measured": len(run.trials),
-        "num_feasible": len(run.feasible),
+        "has_outsiders": "yaxis2" in plots["pareto"]["layout"],
         "phases": _phases(found),
         "is_exact": found.is_exact,
         "columns": table_columns(run),
@@ -148,7 +149,9 @@ def _best(run: Run) -> dict[str, Any] | None:
         return None
     params, comparisons = best.params, run.comparisons
     rate = Prediction(best.speed, best.slowest, best.fastest)
-    scale = 100 / max([best.speed, *(c.speed.value for c in comparisons if c.speed is not None)])
+    rates = [rate, *(c.speed for c in comparisons if c.speed is not None)]
+    longest = max(r.value for r in rates)
+    scale = 100 / max(min(r.high, 1.3 * longest) for r in rates)
     return {
         "params": params,
         "number": best.number,
@@ -175,7 +178,7 @@ def _best(run: Run) -> dict[str, Any] | None:
         "memory": _memory(best.peak_bytes, best.budget_bytes),
         "ties": [run.point_name(run.feasible[n].params) + f" (#{n})" for n in run.ties],
         "notes": list(run.trials_by_number[best.number].result.notes),
-        "arguments": training_arguments(params),
+        "arguments": textwrap.dedent(training_arguments(params)),
     }
 
 
@@ -202,20 +205,20 @@ def _clause(run: Run, found: Comparison) -> dict[str, str]:
 def _comparison(run: Run, found: Comparison, scale: float) -> dict[str, Any]:
     bar = {"name": run.point_name(found.params), "what": found.what, "is_best": False}
     if found.speed is None or found.ratio is None:
-        return bar | {"measured": True, "rate": found.problem, "ratio": "", "width": 0, "low": 0, "high": 0}
+        return bar | {"measured": True, "rate": found.problem, "ratio": "", "width": 0}
     interval = f"{times_text(found.ratio.low)} to {times_text(found.ratio.high)}"
     ratio = f"gain {times_text(found.ratio.value)} ({interval})" + (", a tie" if found.is_tie else "")
     return bar | {"measured": found.number is not None, "ratio": ratio} | _bar(found.speed, scale)
 
 
 def _bar(rate: Prediction, scale: float) -> dict[str, Any]:
-    """Percentages of the widest bar's length; whiskers end where the page does."""
-    high = min(rate.high * scale, 118.0)
+    """Percentages of the track; a whisker that would leave it has no end."""
     return {
         "rate": rate_text(rate.value),
         "width": round(rate.value * scale, 2),
         "low": round(rate.low * scale, 2),
-        "high": round(high, 2),
+        "high": round(min(rate.high * scale, 100.0), 2),
+        "is_open": rate.high * scale > 100.01,
     }
 
 
@@ -235,13 +238,23 @@ def _memory(peak: int | None, budget: int | None) -> str:
     return f"{human_bytes(peak)} of {human_bytes(budget)}, {max(1 - peak / budget, 0):.0%} free"
 
 
-def _reasons(run: Run) -> list[tuple[str, str]]:
-    """Why not another: (point, in a few words)."""
-    why: Mapping[str, Any] | None = run.result.get("explanation")
-    if not why:
-        return []
-    others = [*(why.get("batches") or []), *(why.get("settings") or [])[:SHOWN_REASONS]]
-    return [(run.point_name(TrialParams.from_dict(a["params"])), str(a["why"])) for a in others]
+def _reasons(run: Run) -> dict[str, Any]:
+    """Why not another: (point, in a few words) of the closest ones; how many are left out."""
+    why: Mapping[str, Any] = run.result.get("explanation") or {}
+    batches, settings = list(why.get("batches") or []), list(why.get("settings") or [])
+    larger = why.get("next_larger")
+    batches.sort(key=lambda b: (larger is None or b["params"] != larger["params"], _slower_by(b)))
+    others = [larger or b if i == 0 else b for i, b in enumerate(batches[:SHOWN_BATCHES])]
+    others += settings[:SHOWN_SETTINGS]
+    return {
+        "rows": [(run.point_name(TrialParams.from_dict(a["params"])), str(a["why"])) for a in others],
+        "more": len(batches) + len(settings) - len(others),
+    }
+
+
+def _slower_by(alternative: Mapping[str, Any]) -> float:
+    by = alternative.get("slower_by")
+    return math.inf if not by or by.get("value") is None else float(by["value"])
 
 
 def _legend(run: Run) -> list[dict[str, Any]]:

@@ -51,9 +51,11 @@ def pareto(run: Run) -> Figure:
         ]
         data += _rings(run)
     if outside:
-        layout["yaxis"]["domain"] = [0.3, 1]
+        layout["margin"]["b"] = 6
+        layout["yaxis"]["domain"] = [0.29, 1]
         layout["xaxis2"] = {"range": [-0.6, len(outside) - 0.4], "visible": False, "anchor": "y2"}
-        layout["yaxis2"] = {"domain": [0, 0.15], "range": [-1, 1], "visible": False, "anchor": "x2"}
+        layout["yaxis2"] = {"domain": [0, 0.14], "range": [-1, 1], "visible": False, "anchor": "x2"}
+        layout.setdefault("annotations", []).append(_heading("apart: points without a result"))
         data += _apart(run, outside)
     return {"data": data, "layout": layout}
 
@@ -62,23 +64,23 @@ def _pareto_points(run: Run, setting: Setting, known: Sequence[Feasible]) -> Tra
     trials = [t for t in known if setting_of(t.params) == setting]
     if not trials:
         return None
-    style, named = styles(run)[setting], _worth_a_name(run)
+    style = styles(run)[setting]
     return {
-        **trace_of(run, setting, "markers+text"),
+        **trace_of(run, setting, "markers"),
         "x": [t.speed for t in trials],
         "y": [t.loss for t in trials],
         "error_x": whiskers(style, [Prediction(t.speed, t.slowest, t.fastest) for t in trials]),
-        "text": [split_of(t.params) if t.number in named else "" for t in trials],
-        "textposition": "top center",
-        "textfont": {"color": "@ink", "size": 11.5},
         "marker": marker_of(style, 11, [1.0 if t.number in run.front else 0.5 for t in trials]),
         "hovertext": [hover_text(run, run.trials_by_number[t.number]) for t in trials],
     }
 
 
-def _worth_a_name(run: Run) -> set[int]:
-    compared = {c.number for c in run.comparisons if c.number is not None}
-    return compared | ({run.best.number} if run.best is not None else set())
+def _names(run: Run) -> list[dict[str, Any]]:
+    """Of the recommended point and those that it is compared with, above their marks."""
+    named = {c.number for c in run.comparisons} | ({run.best.number} if run.best is not None else set())
+    trials = [run.feasible[n] for n in named if n in run.feasible]
+    above = {"xref": "x", "xanchor": "center", "yshift": 9, "font": {"color": "@ink", "size": 11.5}}
+    return [note_at(split_of(t.params), t.loss) | {"x": t.speed, **above} for t in trials]
 
 
 def _front_line(run: Run, known: Sequence[Feasible]) -> Trace:
@@ -130,7 +132,7 @@ def _apart(run: Run, outside: Sequence[tuple[TrialParams, Measured | None]]) -> 
             "xaxis": "x2",
             "yaxis": "y2",
             "x": [i for i, _, _ in here],
-            "y": [0.2 for _ in here],
+            "y": [-0.1 for _ in here],
             "text": labels,
             "textposition": "bottom center",
             "textfont": {"color": "@muted", "size": 11},
@@ -157,8 +159,8 @@ def _loss_range(known: Sequence[Feasible], tolerance: float) -> list[float]:
     if not known:
         return [0.0, 1.0]
     lowest, highest = min(t.loss for t in known), max(t.loss for t in known)
-    width = max(highest - lowest, 1.5 * tolerance * abs(lowest), 1e-9)
-    return [lowest - 0.2 * width, lowest + 1.25 * width]
+    width = max(highest - lowest, 1.2 * tolerance * abs(lowest), 1e-9)
+    return [lowest - 0.45 * width, lowest + 1.2 * width]
 
 
 def _speed_range(known: Sequence[Feasible]) -> list[float]:
@@ -184,3 +186,8 @@ def _band(low: float, high: float) -> dict[str, Any]:
         "line": {"width": 0},
         "layer": "below",
     }
+
+
+def _heading(text: str) -> dict[str, Any]:
+    """Of the strip below the plot."""
+    return note_at(text, 0.15) | {"xref": "paper", "yref": "paper"}

@@ -39,9 +39,10 @@ SHOWN_POINTS = 24
 
 def lanes(found: Timeline) -> Figure:
     """Lanes from top to bottom, time from left to right, phases by colour."""
-    layout = new_layout(height=110 + 44 * max(len(found.lanes), 1))
+    layout = new_layout(height=100 + 44 * max(len(found.lanes), 1))
     minutes = max((s.start + s.seconds for s in found.spans), default=0.0) > 300
     unit, word = (60.0, "minutes") if minutes else (1.0, "seconds")
+    layout["margin"]["t"] = 28 if found.breaks else 12
     layout["barmode"], layout["bargap"] = "overlay", 0.25
     layout["xaxis"] |= {"title": axis_title(f"{word} since the first trial began"), "rangemode": "tozero"}
     layout["yaxis"] |= {

@@ -63,7 +63,9 @@
       const key = button.dataset.setting;
       if (!off.delete(key)) off.add(key);
       hidden.set(run, off);
-      button.setAttribute("aria-pressed", String(!off.has(key)));
+      document.querySelectorAll(".legend button").forEach((other) => {
+        if (owner(other) === run) other.setAttribute("aria-pressed", String(!off.has(other.dataset.setting)));
+      });
       plots().filter((div) => owner(div) === run).forEach(draw);
     });
   });

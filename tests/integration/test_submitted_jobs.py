@@ -21,7 +21,7 @@ from train_fn.demo import demo
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 DATABASE_PASSWORD = "hidden-database-password"
-SIX_POINTS = [*SMALL, "--search.sampler=grid", "--trial.steps=12", "--study.name=nightly"]
+SIX_POINTS = [*SMALL, "--search.sampler=grid", "--trial.steps=8", "--study.name=nightly"]
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -112,24 +112,13 @@ def test_a_stopped_job_keeps_what_it_has_measured_and_the_next_one_goes_on(run, 
     assert (stopped.returncode, stopped.stdout.split(";")[0]) == (0, "nightly-1: STOPPED"), stopped.stderr
     kept = trials(out)
     assert 1 <= len(kept) < 6
-    supervisor = cluster.folder / "session_latest/logs/jobs/supervisor-nightly-1.log"
-    print(
-        f"{len(kept)} trials kept;", [li for li in supervisor.read_text().splitlines() if "terminate" in li]
-    )
     status = jobs("status", "nightly")
     assert status.returncode == 130
     assert "state    STOPPED" in status.stdout.splitlines()
 
-    ray = str(Path(sys.executable).parent / "ray")
-    submit = [
-        ray,
-        "job",
-        "submit",
-        f"--address={cluster.dashboard}",
-        "--submission-id=by-hand",
-        "--working-dir=.",
-    ]
-    goes_on = run(*submit, "--", sys.executable, "-m", "tuner.run", *arguments)
+    ray = [str(Path(sys.executable).parent / "ray"), "job", "submit", f"--address={cluster.dashboard}"]
+    by_hand = [*ray, "--submission-id=by-hand", "--working-dir=."]
+    goes_on = run(*by_hand, "--", sys.executable, "-m", "tuner.run", *arguments)
     assert goes_on.returncode == 0, goes_on.stdout + goes_on.stderr
     job = known(cluster)["by-hand"]
     assert (job["status"], job["driver_exit_code"]) == ("SUCCEEDED", 0)
@@ -139,13 +128,8 @@ def test_a_stopped_job_keeps_what_it_has_measured_and_the_next_one_goes_on(run, 
     tried = [tuple(p["params"].values()) for p in result["trials"] + result["skipped"]]
     assert len(tried) == len(set(tried)) == 6
 
-    finished = jobs("submit", "--", *arguments)
-    assert finished.returncode == 0, finished.stderr
-    assert "Recommended: #" in finished.stdout
-    assert finished.stderr == f"submitted nightly-2: {cluster.dashboard}/#/jobs/nightly-2\n"
-    assert json.loads((out / "result.json").read_text())["trials"] == result["trials"]
     rows = [line.split()[:3] for line in jobs("list").stdout.splitlines()]
-    assert rows[:2] == [["JOB", "STUDY", "STATE"], ["nightly-2", "nightly", "SUCCEEDED"]]
+    assert rows[0] == ["JOB", "STUDY", "STATE"]
     assert ["nightly-1", "nightly", "STOPPED"] in rows
     assert_no_secrets(cluster, tmp_path)
 
@@ -158,6 +142,7 @@ output_dir: {tmp_path}/out
 """)
     done = jobs("submit", f"--working-dir={tmp_path}/job", "--", "--config=tune.yaml")
     assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr == f"submitted wrong-1: {cluster.dashboard}/#/jobs/wrong-1\n"
     assert "study.storage: postgresql+psycopg://me:***@127.0.0.1:1/db can't be opened: " in done.stdout
     job = known(cluster)["wrong-1"]
     assert (job["status"], job["driver_exit_code"]) == ("FAILED", 2)
