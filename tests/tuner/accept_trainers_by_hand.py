@@ -118,6 +118,10 @@ def install(trainer: str, folder: Path) -> None:
     subprocess.run([*pip, *PACKAGES[trainer]], check=True)
     if trainer in WITHOUT_DEPENDENCIES:
         subprocess.run([*pip, "--no-deps", WITHOUT_DEPENDENCIES[trainer]], check=True)
+    if trainer == "llamafactory":
+        # PyPI's torchaudio needs CUDA's libraries. It is imported for sound only, which is not trained on here.
+        (packages,) = folder.glob("lib/python*/site-packages")
+        (packages / "torchaudio.py").touch()
 
 
 def write_inputs(folder: Path) -> None:
