@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from ray.air.constants import TRAINING_ITERATION
-from ray.tune import Callback
 from ray.tune.logger import LoggerCallback, TBXLoggerCallback
 
 from train_fn.spec import Reason, Status, TrialResult, TrialSpec
@@ -30,6 +29,7 @@ class TrialView:
     def __init__(self, trial: Any, folder: Path) -> None:
         spec = TrialSpec.from_dict(trial.config["trial"])
         self._trial = trial
+        self.result: TrialResult | None = None
         self.name = f"{spec.number:03d} {spec.params}"
         point = {**vars(spec.params), **spec.params.knobs}
         self.config: dict[str, Any] = {
@@ -58,7 +58,7 @@ class TrialView:
         self.config |= {"status": str(status), "reason": reason or "-"}
 
 
-class _Tracker(LoggerCallback):
+class Tracker(LoggerCallback):
     """Stands before one of Ray's callbacks and translates."""
 
     label = ""
@@ -84,22 +84,26 @@ class _Tracker(LoggerCallback):
         self._attempt(super().log_trial_start, view)
 
     def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
-        """A trial's only result: its loss curve step by step, and the figures at its last step."""
-        if "trial_result" not in result:
-            return
-        found = TrialResult.from_dict(json.loads(result["trial_result"]))
-        view = self._view(trial)
-        view.ended(found.status, found.reason)
-        for values in _by_step(found):
-            self._attempt(super().log_trial_result, values[TRAINING_ITERATION], view, values)
+        """Keep a trial's only result: Tune tells it to callbacks before it is in the study."""
+        if "trial_result" in result:
+            self._view(trial).result = TrialResult.from_dict(json.loads(result["trial_result"]))
 
     def log_trial_end(self, trial: Any, failed: bool = False) -> None:
-        """A trial has ended; without a result its lane broke."""
-        view = self._view(trial)
-        if "status" not in view.config:
-            view.ended(Status.FAILED, Reason.INTERRUPTED)
-        self._attempt(super().log_trial_end, view, failed or view.config["status"] == Status.FAILED)
-        self._views.pop(trial.trial_id, None)
+        """A trial has ended and is recorded: log its loss curve, and figures at its last step."""
+        self._finish(self._view(trial))
+        self._views.pop(trial.trial_id)
+
+    def close(self) -> None:
+        """Log what an interrupted sweep leaves: its last result, and that others came to none."""
+        while self._views:
+            self._finish(self._views.popitem()[1])
+
+    def _finish(self, view: TrialView) -> None:
+        result = view.result or TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED)
+        view.ended(result.status, result.reason)
+        for values in _by_step(result) if view.result else ():
+            self._attempt(super().log_trial_result, values[TRAINING_ITERATION], view, values)
+        self._attempt(super().log_trial_end, view, result.status == Status.FAILED)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         """Uploads may still be under way."""
@@ -156,18 +160,18 @@ def scalars(result: TrialResult) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
 
 
-def _tensorboard(study: str, folder: Path) -> tuple[_Tracker, Path, str]:
-    class TensorBoard(_Tracker, TBXLoggerCallback):
+def _tensorboard(study: str, folder: Path) -> tuple[Tracker, Path, str]:
+    class TensorBoard(Tracker, TBXLoggerCallback):
         label = "tensorboard"
 
     files = folder / "tensorboard"
     return TensorBoard(), files, f"tensorboard --logdir {files}"
 
 
-def _mlflow(study: str, folder: Path) -> tuple[_Tracker, Path, str]:
+def _mlflow(study: str, folder: Path) -> tuple[Tracker, Path, str]:
     from ray.air.integrations.mlflow import MLflowLoggerCallback
 
-    class MLflow(_Tracker, MLflowLoggerCallback):
+    class MLflow(Tracker, MLflowLoggerCallback):
         label = "mlflow"
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -178,10 +182,10 @@ def _mlflow(study: str, folder: Path) -> tuple[_Tracker, Path, str]:
     return tracker, folder, f"mlflow ui --backend-store-uri {store}"
 
 
-def _wandb(study: str, folder: Path) -> tuple[_Tracker, Path, str]:
+def _wandb(study: str, folder: Path) -> tuple[Tracker, Path, str]:
     from ray.air.integrations.wandb import WandbLoggerCallback
 
-    class WandB(_Tracker, WandbLoggerCallback):
+    class WandB(Tracker, WandbLoggerCallback):
         label = "wandb"
         needs_folder = True  # its process goes there
         AUTO_CONFIG_KEYS = ["status", "reason"]  # noqa: RUF012 - Ray's own type
@@ -195,7 +199,7 @@ _MAKERS = {"tensorboard": _tensorboard, "mlflow": _mlflow, "wandb": _wandb}
 
 def make_loggers(
     names: Sequence[str], study: str, folder: Path | str, tell: Callable[[str], None]
-) -> list[Callback]:
+) -> list[Tracker]:
     """Callbacks for a sweep; each says through `tell` where to look, and when it breaks.
 
     Args:

@@ -19,6 +19,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from cluster.lane import Lane, LaneSpec
+from cluster.loggers import Tracker
 from train_fn.spec import Reason, Status, TrialResult, TrialSpec
 
 ROOM_SECONDS = 600.0
@@ -182,7 +183,7 @@ def run_sweep(
     reuse_workers: bool,
     name: str,
     trainable: type[tune.Trainable] = Lane,
-    callbacks: Sequence[tune.Callback] = (),
+    callbacks: Sequence[Tracker] = (),
 ) -> None:
     """Run trials until the source has none left. Ray must be connected.
 
@@ -193,7 +194,7 @@ def run_sweep(
         reuse_workers: Keep worker groups from trial to trial; otherwise each trial starts its own.
         name: Of the experiment, as the Ray dashboard shows it.
         trainable: The class of a lane.
-        callbacks: Tune's, see `cluster.loggers`.
+        callbacks: Trackers that hear of every trial.
     """
     os.environ.update(_TUNE_ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
@@ -212,4 +213,8 @@ def run_sweep(
             ),
             run_config=tune.RunConfig(name=name, storage_path=scratch, verbose=0, callbacks=list(callbacks)),
         )
-        tuner.fit()
+        try:
+            tuner.fit()
+        finally:
+            for callback in callbacks:
+                callback.close()

@@ -145,6 +145,22 @@ def test_mlflow_has_them_in_a_local_store_ours_or_the_one_that_is_named(made, tm
     assert (lost.info.status, lost.data.params["reason"]) == ("FAILED", "interrupted")
 
 
+def test_what_an_interrupt_leaves_is_logged_at_the_end_of_the_sweep(made, tmp_path):
+    """The interrupt comes out of the study's record of a result, which Tune tells to callbacks before."""
+    callback, _ = made("tensorboard")
+    measured, in_flight = TuneTrial(3), TuneTrial(4)
+    for trial in (measured, in_flight):
+        callback.on_trial_start(0, [trial], trial)
+    reported = {"trial_result": json.dumps(dataclasses.asdict(COMPLETE)), "training_iteration": 1}
+    callback.on_trial_result(1, [measured], measured, reported)
+    folder = tmp_path / "tensorboard"
+    assert not last_scalars(events_of(folder / "003-4x2-bf16-ckpt"))  # not before it is recorded
+    callback.close()
+    assert last_scalars(events_of(folder / "003-4x2-bf16-ckpt"))["samples_per_second"] == 6.5
+    assert hparams_of(events_of(folder / "003-4x2-bf16-ckpt"))["status"] == "complete"
+    assert not last_scalars(events_of(folder / "004-4x2-bf16-ckpt"))
+
+
 def test_a_tracker_that_breaks_is_switched_off_and_says_so_once(made, tmp_path):
     (tmp_path / "tensorboard").write_text("a file where the folder should be")
     callback, told = made("tensorboard")
