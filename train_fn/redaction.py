@@ -69,12 +69,19 @@ def know_url(url: str) -> None:
 
 @contextlib.contextmanager
 def redacted_output() -> Iterator[None]:
-    """Within the block, what Python writes to standard output and standard error is free of secrets."""
+    """Within the block, what Python writes to standard output and standard error is free of secrets.
+
+    Those that were named within it are forgotten with it: a password may be a word that others need.
+    """
     import sys
 
+    before = set(_named)
     output, error = (cast(TextIO, _RedactedStream(stream)) for stream in (sys.stdout, sys.stderr))
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(error):
-        yield
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(error):
+            yield
+    finally:
+        _named.intersection_update(before)
 
 
 class _RedactedStream:

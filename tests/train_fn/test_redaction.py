@@ -103,7 +103,10 @@ def test_output_is_free_of_secrets_within_the_block(capsys: pytest.CaptureFixtur
         sys.stdout.writelines(["open sesame\n"])
         assert sys.stdout.encoding
         assert not sys.stdout.isatty()
+        know("secret")
+        assert redact("holds a secret") == "holds a ***"
     print("ftp://u:pw@h")
+    assert redact("holds a secret, open sesame") == "holds a secret, ***"
     out, err = capsys.readouterr()
     assert out == "say *** ftp://u:***@h\n***\nftp://u:pw@h\n"
     assert err == "***\n"
