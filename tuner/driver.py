@@ -61,6 +61,7 @@ class StudySource:
     _losses: Counter[TrialParams] = field(default_factory=Counter, init=False)
     _lanes: int | None = field(default=None, init=False)
     _next_record: float = field(default=0.0, init=False)
+    _is_behind: bool = field(default=False, init=False)
     _files_problem: str | None = field(default=None, init=False)
 
     def ask(self) -> TrialSpec | None:
@@ -98,8 +99,9 @@ class StudySource:
         if result.disturbed:
             log.warning("trial %d was disturbed: %s", spec.number, "; ".join(result.disturbed))
         self.progress.trial_finished(spec.number, spec.params, result)
+        self._is_behind = True
         if time.monotonic() >= self._next_record:
-            self._write()
+            self.flush()
         interrupt.check()
 
     def waits(self, spec: TrialSpec, text: str | None) -> None:
@@ -173,9 +175,11 @@ class StudySource:
             log.error("trial %d is lost: %s: %s", spec.number, problem, result)
             self.progress.note(f"trial {spec.number} could not be kept anywhere: {problem.strerror}")
 
-    def _write(self) -> None:
-        """Write the files; what is wrong with them ends no search."""
-        started = time.monotonic()
+    def flush(self) -> None:
+        """Write the files where trials have ended since; what is wrong with them ends no search."""
+        if not self._is_behind:
+            return
+        started, self._is_behind = time.monotonic(), False
         try:
             self.record()
         except OSError as error:

@@ -156,6 +156,7 @@ class Search:
             stack.enter_context(head_watched(self._leave))
             name_submitted_job(name)
             source.record = stack.enter_context(Watch(name, self._record)).record
+            stack.callback(source.flush)  # so that the last figures are those of all trials
             if self._study.measured():
                 source.record()  # what earlier runs have measured is shown from the start
             self._progress.phase("starting workers")

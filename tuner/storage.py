@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import random
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Container, Mapping
@@ -29,6 +31,9 @@ from tuner import interrupt
 from tuner.units import exact_duration
 
 RESCUE_FILE = "unstored.jsonl"
+
+_TRIES_TO_MAKE_TABLES = 6
+_MADE_TWICE = re.compile("already exists|duplicate key|UNIQUE constraint|concurrently updated")
 
 _BUSY_TIMEOUT_SECONDS = 30
 _PATIENT_BUSY_TIMEOUT_MS = 1000
@@ -76,9 +81,33 @@ def engine_options(url: URL) -> dict[str, Any]:
 
 
 def open_storage(url: URL) -> optuna.storages.BaseStorage:
-    """Connect."""
+    """Connect, and make the tables where there are none; another run may be just making them."""
     address, options = url.render_as_string(hide_password=False), engine_options(url)
-    return _OneWriterCache(PatientStorage(address, engine_kwargs=options))
+    for left in reversed(range(_TRIES_TO_MAKE_TABLES)):
+        try:
+            return _OneWriterCache(PatientStorage(address, engine_kwargs=options))
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            if not left or not _MADE_TWICE.search(f"{error} {error.__cause__}"):
+                raise
+            time.sleep(random.uniform(0.05, 0.5))
+    raise AssertionError
+
+
+def write_attributes(storage: optuna.storages.BaseStorage, trial_id: int, values: Mapping[str, Any]) -> None:
+    """Set a trial's user attributes, all or none where the storage can do that; the last one is set last."""
+    backend = getattr(storage, "_backend", None)
+    if isinstance(backend, PatientStorage):
+        backend.set_trial_user_attrs(trial_id, values)
+        return
+    for key, value in values.items():
+        storage.set_trial_user_attr(trial_id, key, value)
+
+
+def be_patient(storage: optuna.storages.BaseStorage, seconds: float, say: Callable[[str], None]) -> None:
+    """See `PatientStorage.be_patient`; other storages answer at once or never."""
+    backend = getattr(storage, "_backend", None)
+    if isinstance(backend, PatientStorage):
+        backend.be_patient(seconds, say)
 
 
 class _WriteAheadConnection(sqlite3.Connection):

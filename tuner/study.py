@@ -37,7 +37,14 @@ from tuner.sampler import (
     samples_per_worker,
 )
 from tuner.space import Measured, SearchState, knobs_of
-from tuner.storage import PatientStorage, Rescued, open_storage, parse_storage, why_not_opened
+from tuner.storage import (
+    Rescued,
+    be_patient,
+    open_storage,
+    parse_storage,
+    why_not_opened,
+    write_attributes,
+)
 from tuner.units import shown
 from tuner.wide import WIDE, WideSearch
 
@@ -225,13 +232,7 @@ class TuningStudy:
 
     def be_patient(self, seconds: float, say: Callable[[str], None]) -> None:
         """From here on, wait so long for a storage that does not answer, and say so; see `PatientStorage`."""
-        self._backend.be_patient(seconds, say)
-
-    @property
-    def _backend(self) -> PatientStorage:
-        # Optuna wraps it in a cache.
-        backend: PatientStorage = getattr(self._storage, "_backend", self._storage)
-        return backend
+        be_patient(self._storage, seconds, say)
 
     def _state(self) -> SearchState:
         return self._ledger.state()
@@ -262,7 +263,7 @@ class TuningStudy:
         values |= in_words(result)
         values["status"] = str(values.pop("status"))
         told = {key: value for key, value in values.items() if value not in (None, [], {})}
-        self._backend.set_trial_user_attrs(trial_id, told)
+        write_attributes(self._storage, trial_id, told)
 
     def _finish(self, number: int, result: TrialResult) -> None:
         complete = result.status == Status.COMPLETE

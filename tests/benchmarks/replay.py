@@ -13,7 +13,7 @@ import itertools
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import optuna
@@ -114,18 +114,10 @@ def replay(
     return found
 
 
-class Memory(optuna.storages.InMemoryStorage):
-    """A record for a replay: a database would take most of its time."""
-
-    def set_trial_user_attrs(self, trial_id: int, values: Mapping[str, Any]) -> None:
-        for key, value in values.items():
-            self.set_trial_user_attr(trial_id, key, value)
-
-
 def study(surface: Surface, sampler: str, seed: int, max_trials: int, **options: Any) -> TuningStudy:
     """The tuner's own study over a surface's points, with its record in memory."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = Memory()
+    storage = optuna.storages.InMemoryStorage()
     settings = ModelSettings(device=surface.device, seed=seed)
     made = optuna.create_study(
         storage=storage,

@@ -82,6 +82,23 @@ def test_results_are_recorded_after_each_trial_when_the_study_has_them(tmp_path:
     assert run.recorded == [1, 2, 2]  # a lost trial measures nothing, but its end is written, too
 
 
+def test_files_that_take_long_are_written_less_often_but_in_the_end(tmp_path: Path, monkeypatch) -> None:
+    run = Run(opened(tmp_path))
+    now = [100.0]
+    monkeypatch.setattr("tuner.driver.time.monotonic", lambda: now[0])
+    run.source.record = lambda: (run.record(), now.__setitem__(0, now[0] + 1.0))
+    run.one(COMPLETE)  # a second of writing: the next time 19 s later
+    run.one(COMPLETE)
+    assert run.recorded == [1]
+    now[0] += 19.0
+    run.one(COMPLETE)
+    assert run.recorded == [1, 3]
+    run.one(COMPLETE)
+    run.source.flush()
+    run.source.flush()
+    assert run.recorded == [1, 3, 4]
+
+
 def test_a_person_sees_each_trial_start_and_end(tmp_path: Path) -> None:
     run = Run(opened(tmp_path))
     spec = run.one(OOM)

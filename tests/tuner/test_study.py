@@ -177,8 +177,8 @@ study.tell(study.ask(), OOM)
 if sys.argv[2] == "between":  # the result is stored, the state is not
     study._finish = lambda number, result: os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[2] == "storing":  # only a part of the result is stored
-    write = study._backend._set_trial_attr_without_commit
-    study._backend._set_trial_attr_without_commit = lambda session, table, trial, key, value: (
+    write = study._storage._backend._set_trial_attr_without_commit
+    study._storage._backend._set_trial_attr_without_commit = lambda session, table, trial, key, value: (
         os.kill(os.getpid(), signal.SIGKILL) if key == "status" else write(session, table, trial, key, value)
     )
 if sys.argv[2] == "asking":  # the trial exists, its parameters do not
