@@ -119,7 +119,7 @@ def install(trainer: str, folder: Path) -> None:
     if trainer in WITHOUT_DEPENDENCIES:
         subprocess.run([*pip, "--no-deps", WITHOUT_DEPENDENCIES[trainer]], check=True)
     if trainer == "llamafactory":
-        # PyPI's torchaudio needs CUDA's libraries. It is imported for sound only, which is not trained on here.
+        # PyPI's torchaudio needs CUDA's libraries. It is for sound only, of which there is none.
         (packages,) = folder.glob("lib/python*/site-packages")
         (packages / "torchaudio.py").touch()
 
