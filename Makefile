@@ -26,9 +26,10 @@ types: .venv/installed-dev
 imports: .venv/installed-dev
 	$(BIN)/lint-imports
 
-# Two files at a time: a good part of them waits for processes to start and to end.
+# Two files at a time, but those that start a Ray, which need the machine for themselves.
 unit: .venv/installed-dev
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest -m 'not ray and not faults' --numprocesses 2 --dist loadfile
+	$(BIN)/pytest -m 'ray and not faults'
 
 # Warm lanes against one TorchTrainer.fit() per trial; takes some minutes.
 bench: .venv/installed-dev
@@ -46,10 +47,10 @@ bench-search: .venv/installed-dev
 bench-control-plane: .venv/installed-dev
 	$(BIN)/python tests/benchmarks/bench_control_plane.py $(ARGS)
 
-# All tests that break something, those that `make test` leaves out too; about five minutes.
+# All that `make test` leaves out: what breaks something, or needs the machine for itself.
 FAULTS := tests/integration/test_faults.py tests/integration/test_nodes.py tests/integration/test_postgresql.py
 faults: .venv/installed-dev
-	$(BIN)/pytest -m 'faults or not faults' $(FAULTS)
+	$(BIN)/pytest -m faults
 
 # The same, and deploy/FAULTS.md from what they note.
 fault-table: .venv/installed-dev

@@ -29,6 +29,9 @@ MAX_LOSSES_OF_A_POINT = 3
 _WRITING_SHARE = 0.05
 """Of the driver's time, at most, goes into files: with thousands of trials they are long."""
 
+_LONGEST_PAUSE_SECONDS = 2.0
+"""Files are no older than this, whatever share that takes."""
+
 
 def overrun_seconds(time_budget: float) -> float:
     """How far a trial in flight may go beyond a time budget before it is stopped: 5% of it, 5 s to 1 min."""
@@ -188,4 +191,5 @@ class StudySource:
                 self.progress.note(problem)
             self._files_problem = problem
         ended = time.monotonic()
-        self._next_record = ended + (ended - started) * (1 / _WRITING_SHARE - 1)
+        pause = (ended - started) * (1 / _WRITING_SHARE - 1)
+        self._next_record = ended + min(pause, _LONGEST_PAUSE_SECONDS)

@@ -26,7 +26,7 @@ import pytest
 from conftest import Cluster, Run
 from sleepy import SLEEPY, few_trials
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
 
 COMPLETE = re.compile(r"^trial (\d+): .* samples/s", re.MULTILINE)
 STARTED = re.compile(r"^trial (\d+): .* started$", re.MULTILINE)

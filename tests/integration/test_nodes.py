@@ -19,7 +19,7 @@ import pytest
 from conftest import ROOT
 from sleepy import SLEEPY, few_trials
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
 
 POINTS = 26
 COMPLETE = re.compile(r"^trial (\d+): .* samples/s", re.MULTILINE)

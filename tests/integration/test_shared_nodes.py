@@ -17,7 +17,7 @@ from conftest import ROOT, Cluster
 sys.path.append(str(Path(__file__).parents[1] / "cluster"))
 from fake_driver import H100, MIG, RTX4090, SECOND_RTX4090, T4, FakeDriver
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
 
 OWN_FUNCTION = """
 import time

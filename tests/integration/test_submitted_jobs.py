@@ -18,7 +18,7 @@ from ftp_server import PASSWORD, serving
 
 from train_fn.demo import demo
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
 
 DATABASE_PASSWORD = "hidden-database-password"
 SIX_POINTS = [*SMALL, "--search.sampler=grid", "--trial.steps=8", "--study.name=nightly"]

@@ -8,7 +8,7 @@ import time
 import pytest
 from conftest import SMALL
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
 
 FLAGS = [*SMALL, "--search.sampler=grid", "--search.per-device-train-batch-size=1,2"]
 BUDGET_SECONDS, OVERRUN_SECONDS, ENDING_SECONDS = 12, 5, 60

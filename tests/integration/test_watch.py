@@ -19,7 +19,7 @@ import pytest
 import yaml
 from conftest import ROOT, SMALL, Cluster, Run, _free_port
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
 
 needs_prometheus = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="needs prometheus (Debian's package of this name)"

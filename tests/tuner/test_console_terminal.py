@@ -25,7 +25,7 @@ import pytest
 from tensorboard_files import events_of, hparams_of, last_scalars
 from terminal import COLUMNS, Terminal
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 LOGGERS = ["tensorboard", *(["mlflow"] if find_spec("mlflow") else [])]
