@@ -259,6 +259,14 @@ def test_points_without_a_result_stand_apart_in_the_pareto_plot():
     assert max(figure["layout"]["yaxis2"]["domain"]) < min(figure["layout"]["yaxis"]["domain"])
 
 
+def test_the_recommended_point_and_those_it_is_compared_with_have_names():
+    notes = {a["text"]: (a.get("x"), a["y"]) for a in pareto(one())["layout"]["annotations"]}
+    assert notes["2\u00d74"] == (100.0, 2.0)
+    assert notes["1\u00d78"] == (50.0, 2.0)
+    assert notes["8\u00d71"] == (80.0, 2.001)
+    assert notes["within 1% of the lowest loss: a tie"][1] == pytest.approx(2.02), "in the band's upper edge"
+
+
 def test_the_loss_axis_is_never_narrower_than_the_tolerance():
     low, high = pareto(one())["layout"]["yaxis"]["range"]
     assert low < 2.0

@@ -41,10 +41,10 @@ def pareto(run: Run) -> Figure:
     data: list[Trace] = []
     if known:
         lowest = min(t.loss for t in known)
-        layout["shapes"] = [_band(lowest, lowest + run.tolerance * abs(lowest))]
-        layout["annotations"] = [
-            note_at(f"within {100 * run.tolerance:.3g}% of the lowest loss: a tie", lowest)
-        ]
+        top = lowest + run.tolerance * abs(lowest)
+        words = f"within {100 * run.tolerance:.3g}% of the lowest loss: a tie"
+        layout["shapes"] = [_band(lowest, top)]
+        layout["annotations"] = [note_at(words, top) | {"yanchor": "top"}, *_names(run)]
         data = [_front_line(run, known)]
         data += [
             trace for setting in run.settings if (trace := _pareto_points(run, setting, known)) is not None
