@@ -127,7 +127,6 @@ def serve(config: dict[str, Any]) -> None:
     if "broken" in started:
         ray.get(mailbox.report_broken.remote(f"workers could not start: {started['broken']}"))
         raise RuntimeError(started["broken"])
-    rank = ray.train.get_context().get_world_rank()
     here = ray.get_runtime_context()
     worker = {"pid": started["ready"], "actor": here.current_actor, "node": here.get_node_id()}
     ray.get(mailbox.join.remote(group["id"], rank, worker))

@@ -24,11 +24,6 @@ def check(config: Config, known_bad: Collection[str] = ()) -> list[Fault]:
     return [fault for rule in rules for fault in rule(config)]
 
 
-def masked_storage(storage: str) -> str:
-    """The storage URL with its password replaced by `***`, fit to be written down."""
-    return redact_url(storage)
-
-
 def _divisible(config: Config) -> Iterator[Fault]:
     size, workers = config.global_batch_size, config.num_workers
     below = size // workers * workers

@@ -29,9 +29,6 @@ MAX_LOSSES_OF_A_POINT = 3
 _WRITING_SHARE = 0.05
 """Of the driver's time, at most, goes into files: with thousands of trials they are long."""
 
-_LONGEST_PAUSE_SECONDS = 2.0
-"""Files are no older than this, whatever share that takes."""
-
 
 def overrun_seconds(time_budget: float) -> float:
     """How far a trial in flight may go beyond a time budget before it is stopped: 5% of it, 5 s to 1 min."""
@@ -65,6 +62,7 @@ class StudySource:
     _lanes: int | None = field(default=None, init=False)
     _next_record: float = field(default=0.0, init=False)
     _is_behind: bool = field(default=False, init=False)
+    _last_write_seconds: float = field(default=0.0, init=False)
     _files_problem: str | None = field(default=None, init=False)
 
     def ask(self) -> TrialSpec | None:
@@ -182,7 +180,7 @@ class StudySource:
         """Write the files where trials have ended since; what is wrong with them ends no search."""
         if not self._is_behind:
             return
-        started, self._is_behind = time.monotonic(), False
+        started, self._is_behind, before = time.monotonic(), False, self._last_write_seconds
         try:
             self.record()
         except OSError as error:
@@ -191,5 +189,7 @@ class StudySource:
                 self.progress.note(problem)
             self._files_problem = problem
         ended = time.monotonic()
-        pause = (ended - started) * (1 / _WRITING_SHARE - 1)
-        self._next_record = ended + min(pause, _LONGEST_PAUSE_SECONDS)
+        # The cheaper of two: the first one loads libraries, and now and then one writes the report, too.
+        self._last_write_seconds = ended - started
+        usual = min(before, self._last_write_seconds)
+        self._next_record = ended + usual * (1 / _WRITING_SHARE - 1)

@@ -143,7 +143,7 @@ def load_result(path: Path | str) -> Result:
     Raises:
         FileNotFoundError: There is none.
     """
-    from tuner.results import RESULT_FILE
+    from tuner.output import RESULT_FILE
     from tuner.results import load_result as read
 
     try:

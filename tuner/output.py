@@ -19,6 +19,12 @@ from typing import Any, TypeVar
 
 from train_fn.redaction import know_url, redact, redact_url
 
+RESULT_FILE = "result.json"
+TRIALS_FILE = "trials.csv"
+CONFIG_FILE = "config.yaml"
+REPORT_FILE = "report.html"
+LOG_FILE = "tuner.log"
+
 _LOGGERS = ("tuner", "cluster", "ray")
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _UPLOAD_SECONDS = 10.0
@@ -41,6 +47,17 @@ def local_folder(place: str) -> Path | None:
     if not separator:
         return Path(place)
     return Path(path) if scheme in ("file", "local") else None
+
+
+def split_place(place: Path | str) -> tuple[str, str]:
+    """The place of a run, named by itself or by the result in it, and the name of that file there."""
+    text = str(place)
+    if is_url(text):
+        folder, _, name = text.rpartition("/")
+        return (folder, name) if name.endswith(".json") else (text, RESULT_FILE)
+    path = Path(place)
+    is_file = path.is_file() or path.name == RESULT_FILE
+    return (str(path.parent), path.name) if is_file else (text, RESULT_FILE)
 
 
 class Output:

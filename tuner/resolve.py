@@ -17,7 +17,6 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from train_fn.redaction import redact, redact_url
-from tuner.checks import masked_storage
 from tuner.config import Config
 from tuner.output import local_folder
 from tuner.units import exact_duration, exact_size
@@ -149,7 +148,7 @@ def _written(config: Config) -> dict[str, object]:
         values["study"]["time_budget"] = exact_duration(config.study.time_budget)
     values["study"]["storage_timeout"] = exact_duration(config.study.storage_timeout)
     if config.study.storage is not None:
-        values["study"]["storage"] = masked_storage(config.study.storage)
+        values["study"]["storage"] = redact_url(config.study.storage)
     if config.output_dir is not None:
         values["output_dir"] = redact_url(config.output_dir)
     return values

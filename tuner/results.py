@@ -20,14 +20,11 @@ from typing import Any
 
 from train_fn.spec import TrialParams
 from tuner.explain import Predictions, explain
-from tuner.output import Output, is_url, local_folder
+from tuner.output import REPORT_FILE, RESULT_FILE, TRIALS_FILE, Output, local_folder, split_place
 from tuner.recommend import pareto_front, recommend
 from tuner.space import Measured
 from tuner.study import TuningStudy
 
-RESULT_FILE = "result.json"
-TRIALS_FILE = "trials.csv"
-REPORT_FILE = "report.html"
 PACKAGES = ("ray", "torch", "transformers", "peft", "accelerate", "datasets", "optuna")
 """Whose versions are noted: a measurement is only as repeatable as they are."""
 OPTIONAL_PACKAGES = ("bitsandbytes", "lora-batch-tuner")
@@ -119,14 +116,8 @@ def load_result(path: Path | str) -> dict[str, Any]:
 
     `tuner.load_result` has it typed.
     """
-    place = str(path)
-    if is_url(place):
-        folder, name = place.rsplit("/", 1) if place.endswith(".json") else (place, RESULT_FILE)
-        text = Output(folder).read(name)
-    else:
-        file = Path(path) / RESULT_FILE if Path(path).is_dir() else Path(path)
-        text = file.read_text(encoding="utf-8")
-    result: dict[str, Any] = json.loads(text)
+    folder, name = split_place(path)
+    result: dict[str, Any] = json.loads(Output(folder).read(name))
     return result
 
 

@@ -85,7 +85,7 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
     from tuner.console import print_dry_run
     from tuner.identity import identity
     from tuner.lock import held, refuse_if_held
-    from tuner.output import Output, local_folder, logged_to
+    from tuner.output import CONFIG_FILE, LOG_FILE, Output, local_folder, logged_to
     from tuner.resolve import fingerprint, model_settings, resolve, to_yaml
     from tuner.results import versions
     from tuner.search import Search
@@ -136,8 +136,8 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
         drop_kept(rescue_dir)
         stack.callback(study.close)
         output = Output(str(config.output_dir))
-        output.write("config.yaml", to_yaml(config))
-        logs.enter_context(logged_to(output, "tuner.log"))
+        output.write(CONFIG_FILE, to_yaml(config))
+        logs.enter_context(logged_to(output, LOG_FILE))
         if options.present:
             say("\n".join(options.present.lines()), sys.stdout)
         search = Search(config, device, nodes, address, study, output, rescue_dir)

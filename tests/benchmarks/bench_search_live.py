@@ -35,9 +35,10 @@ from surface import Surface
 from train_fn.spec import JobSpec, Status, TrialParams, TrialResult, TrialSpec
 from tuner.cli import load as load_config
 from tuner.config import Config
+from tuner.output import RESULT_FILE
 from tuner.preflight import device_precisions
 from tuner.recommend import recommend
-from tuner.results import RESULT_FILE, load_result
+from tuner.results import load_result
 from tuner.space import Measured, candidates, is_out_of_memory, knobs_of
 
 DEFAULT = (

@@ -25,7 +25,8 @@ from surface import FOLDER, Surface
 
 from train_fn.spec import Status, TrialParams, TrialResult
 from tuner.cli import load as load_config
-from tuner.results import RESULT_FILE, load_result
+from tuner.output import RESULT_FILE
+from tuner.results import load_result
 from tuner.space import candidates
 
 ROOT = Path(__file__).parents[2]

@@ -87,16 +87,26 @@ def test_files_that_take_long_are_written_less_often_but_in_the_end(tmp_path: Pa
     now = [100.0]
     monkeypatch.setattr("tuner.driver.time.monotonic", lambda: now[0])
     run.source.record = lambda: (run.record(), now.__setitem__(0, now[0] + 1.0))
-    run.one(COMPLETE)  # a second of writing: the next time 19 s later
+    run.one(COMPLETE)  # a second of writing, once
+    run.one(COMPLETE)  # and again: the next time 19 s later
     run.one(COMPLETE)
-    assert run.recorded == [1]
+    assert run.recorded == [1, 2]
+    run.source.flush()
+    run.source.flush()
+    assert run.recorded == [1, 2, 3]
     now[0] += 19.0
     run.one(COMPLETE)
-    assert run.recorded == [1, 3]
-    run.one(COMPLETE)
-    run.source.flush()
-    run.source.flush()
-    assert run.recorded == [1, 3, 4]
+    assert run.recorded == [1, 2, 3, 4]
+
+
+def test_one_file_that_takes_long_now_and_then_delays_nothing(tmp_path: Path, monkeypatch) -> None:
+    run = Run(opened(tmp_path))
+    now, seconds = [100.0], iter([1.0, 0.0, 1.0, 0.0])
+    monkeypatch.setattr("tuner.driver.time.monotonic", lambda: now[0])
+    run.source.record = lambda: (run.record(), now.__setitem__(0, now[0] + next(seconds)))
+    for _ in POINTS:
+        run.one(COMPLETE)
+    assert run.recorded == [1, 2, 3, 4]
 
 
 def test_a_person_sees_each_trial_start_and_end(tmp_path: Path) -> None:

@@ -136,6 +136,22 @@ def test_the_demo_is_named_by_its_paths(make_run) -> None:
     assert job.optimizer.learning_rate == 5e-3  # the demo's
 
 
+def test_a_run_that_lies_elsewhere_is_read_there(make_run, capsys) -> None:
+    import fsspec
+
+    run = make_run(COMPLETE)
+    files = fsspec.filesystem("memory")
+    for name in ("result.json", "config.yaml"):
+        files.pipe_file(f"/exported/{name}", (run / name).read_bytes())
+    here = said(capsys, run, "--format", "json")
+    assert said(capsys, "memory://exported", "--format", "json") == here
+    assert said(capsys, "memory://exported/result.json", "--format", "json") == here
+    assert here[0] == 0
+    code, _, err = said(capsys, "memory://nowhere", "--format", "json")
+    assert code == 2
+    assert err == "RUN: memory://nowhere is no run folder: it has no result.json\n"
+
+
 @pytest.mark.parametrize(
     ("results", "argv", "words"),
     [

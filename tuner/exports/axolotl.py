@@ -6,10 +6,10 @@ from pathlib import PurePath
 from typing import Any
 
 from train_fn.knobs import value_of
-from train_fn.spec import DataSpec, Fault, InputError, TrialParams
+from train_fn.spec import DataSpec, TrialParams
 from tuner.exports.hf import CHECKPOINTING
 from tuner.exports.notes import comment, head, notes, to_yaml
-from tuner.exports.setting import MIXED, Setting, lora_alpha
+from tuner.exports.setting import Setting, autocast_flags, lora_alpha, require_model
 
 _TYPES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -20,9 +20,7 @@ def decided(params: TrialParams) -> dict[str, Any]:
     keys: dict[str, Any] = {
         "micro_batch_size": params.per_device_train_batch_size,
         "gradient_accumulation_steps": params.gradient_accumulation_steps,
-        "bf16": MIXED[params.precision] == "bf16",
-        "fp16": MIXED[params.precision] == "fp16",
-        "tf32": params.precision == "tf32",
+        **autocast_flags(params.precision),
         "adapter": "qlora" if is_quantized else "lora",
         "load_in_4bit": is_quantized,
     }
@@ -81,10 +79,7 @@ def render(setting: Setting) -> str:
     Raises:
         InputError: The study names no model or no data.
     """
-    if setting.job.model is None or setting.job.data.train is None:
-        raise InputError(
-            Fault("--format", "axolotl needs a model and data, and this study's config names none")
-        )
+    require_model(setting, "axolotl")
     text = comment(*head(setting), "Start it with:") + f"#   {command(setting)}\n"
     return text + comment(*_notes(setting)) + to_yaml(settings(setting))
 

@@ -7,7 +7,7 @@ from typing import Any
 from train_fn.knobs import value_of
 from train_fn.spec import TrialParams
 from tuner.exports.notes import comment, head, notes
-from tuner.exports.setting import DTYPES, MIXED, Setting, lora_alpha
+from tuner.exports.setting import DTYPES, Setting, autocast_flags, lora_alpha, trainer_knobs
 
 CHECKPOINTING = {"use_reentrant": False}
 """The kind of checkpointing that trials use."""
@@ -100,18 +100,12 @@ def _arguments(params: TrialParams) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "per_device_train_batch_size": params.per_device_train_batch_size,
         "gradient_accumulation_steps": params.gradient_accumulation_steps,
-        "bf16": MIXED[params.precision] == "bf16",
-        "fp16": MIXED[params.precision] == "fp16",
-        "tf32": params.precision == "tf32",
+        **autocast_flags(params.precision),
         "gradient_checkpointing": params.gradient_checkpointing,
     }
     if params.gradient_checkpointing:
         arguments["gradient_checkpointing_kwargs"] = CHECKPOINTING
-    return arguments | {
-        "optim": value_of(params.knobs, "optimizer"),
-        "torch_compile": bool(value_of(params.knobs, "torch_compile")),
-        "dataloader_num_workers": value_of(params.knobs, "dataloader_num_workers"),
-    }
+    return arguments | trainer_knobs(params)
 
 
 def _loading(params: TrialParams) -> dict[str, Any]:

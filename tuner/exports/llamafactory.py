@@ -7,9 +7,15 @@ from pathlib import PurePath
 from typing import Any
 
 from train_fn.knobs import value_of
-from train_fn.spec import DataSpec, Fault, InputError, TrialParams
+from train_fn.spec import DataSpec, TrialParams
 from tuner.exports.notes import comment, head, notes, to_yaml
-from tuner.exports.setting import MIXED, Setting, lora_alpha
+from tuner.exports.setting import (
+    Setting,
+    autocast_flags,
+    lora_alpha,
+    require_model,
+    trainer_knobs,
+)
 
 ATTENTION = {"eager": "disabled", "sdpa": "sdpa", "flash_attention_2": "fa2"}
 """Its own words for attn_implementation."""
@@ -21,9 +27,7 @@ def decided(params: TrialParams) -> dict[str, Any]:
     keys: dict[str, Any] = {
         "per_device_train_batch_size": params.per_device_train_batch_size,
         "gradient_accumulation_steps": params.gradient_accumulation_steps,
-        "bf16": MIXED[params.precision] == "bf16",
-        "fp16": MIXED[params.precision] == "fp16",
-        "tf32": params.precision == "tf32",
+        **autocast_flags(params.precision),
     }
     if params.precision == "nf4":
         keys |= {"quantization_bit": 4, "quantization_type": "nf4", "double_quantization": True}
@@ -33,11 +37,7 @@ def decided(params: TrialParams) -> dict[str, Any]:
         keys["use_reentrant_gc"] = False
     if (attention := ATTENTION.get(str(value_of(params.knobs, "attn_implementation")))) is not None:
         keys["flash_attn"] = attention
-    return keys | {
-        "optim": value_of(params.knobs, "optimizer"),
-        "torch_compile": bool(value_of(params.knobs, "torch_compile")),
-        "dataloader_num_workers": value_of(params.knobs, "dataloader_num_workers"),
-    }
+    return keys | trainer_knobs(params)
 
 
 def settings(setting: Setting) -> dict[str, Any]:
@@ -98,10 +98,7 @@ def render(setting: Setting) -> str:
     Raises:
         InputError: The study names no model or no data.
     """
-    if setting.job.model is None or setting.job.data.train is None:
-        raise InputError(
-            Fault("--format", "llamafactory needs a model and data, and this study's config names none")
-        )
+    require_model(setting, "llamafactory")
     text = comment(*head(setting), "Start it with:") + f"#   {command(setting)}\n"
     text += comment(
         *_notes(setting), "It knows data by name; dataset_info.json, in dataset_dir, has to hold:"

@@ -7,10 +7,17 @@ import shlex
 from typing import Any
 
 from train_fn.knobs import value_of
-from train_fn.spec import DataSpec, Fault, InputError, TrialParams
+from train_fn.spec import DataSpec, TrialParams
 from tuner.exports.hf import CHECKPOINTING
 from tuner.exports.notes import comment, head, notes
-from tuner.exports.setting import DTYPES, MIXED, Setting, lora_alpha
+from tuner.exports.setting import (
+    DTYPES,
+    Setting,
+    autocast_flags,
+    lora_alpha,
+    require_model,
+    trainer_knobs,
+)
 
 RAW_TEMPLATE = "dummy"
 """The template that joins prompt and response as they are."""
@@ -23,9 +30,7 @@ def decided(params: TrialParams) -> dict[str, Any]:
         "gradient_accumulation_steps": params.gradient_accumulation_steps,
         "torch_dtype": DTYPES[params.precision],
         # Left out, they follow from torch_dtype, and float32 trains in fp16.
-        "bf16": MIXED[params.precision] == "bf16",
-        "fp16": MIXED[params.precision] == "fp16",
-        "tf32": params.precision == "tf32",
+        **autocast_flags(params.precision),
     }
     if params.precision == "nf4":
         flags |= {"quant_method": "bnb", "quant_bits": 4, "bnb_4bit_quant_type": "nf4"}
@@ -35,11 +40,7 @@ def decided(params: TrialParams) -> dict[str, Any]:
         flags["gradient_checkpointing_kwargs"] = CHECKPOINTING
     if (attention := value_of(params.knobs, "attn_implementation")) is not None:
         flags["attn_impl"] = attention
-    return flags | {
-        "optim": value_of(params.knobs, "optimizer"),
-        "torch_compile": bool(value_of(params.knobs, "torch_compile")),
-        "dataloader_num_workers": value_of(params.knobs, "dataloader_num_workers"),
-    }
+    return flags | trainer_knobs(params)
 
 
 def settings(setting: Setting) -> dict[str, Any]:
@@ -80,17 +81,14 @@ def render(setting: Setting) -> str:
         InputError: The study names no model or no data.
     """
     job = setting.job
-    if job.model is None or job.data.train is None:
-        raise InputError(
-            Fault("--format", "ms-swift needs a model and data, and this study's config names none")
-        )
+    model = require_model(setting, "ms-swift")
     lines = [*head(setting), *notes(setting, lean_loss="add --use_liger_kernel true")]
     if job.data.text is None and job.data.messages is None:
         lines.append(
             f"Prompt and response were joined as they are: --template {RAW_TEMPLATE}. Without it the model's "
             "chat template is used, which makes samples longer."
         )
-    if "://" not in job.model and job.model.count("/") < 2:
+    if "://" not in model and model.count("/") < 2:
         lines.append("If ms-swift can't tell what kind of model this is, add --model_type.")
     program = "pt" if job.data.text is not None else "sft"
     words = [f"NPROC_PER_NODE={job.num_workers} swift {program}"]

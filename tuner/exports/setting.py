@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from train_fn.knobs import value_of
 from train_fn.spec import Fault, InputError, JobSpec, LoraSpec, Status, TrialParams, TrialResult
+from tuner.output import CONFIG_FILE, Output, split_place
 from tuner.units import human_bytes
-
-RESULT_FILE, CONFIG_FILE = "result.json", "config.yaml"
 
 DTYPES = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16", "nf4": "bfloat16"}
 """In what the base's weights are kept, or, where they are quantized, computed with."""
@@ -47,6 +47,36 @@ class Setting:
         return self.job.device == "cpu"
 
 
+def autocast_flags(precision: str) -> dict[str, bool]:
+    """The switches that all trainers on top of Hugging Face's have for a precision."""
+    return {
+        "bf16": MIXED[precision] == "bf16",
+        "fp16": MIXED[precision] == "fp16",
+        "tf32": precision == "tf32",
+    }
+
+
+def trainer_knobs(params: TrialParams) -> dict[str, Any]:
+    """Knobs under the names of `TrainingArguments`."""
+    return {
+        "optim": value_of(params.knobs, "optimizer"),
+        "torch_compile": bool(value_of(params.knobs, "torch_compile")),
+        "dataloader_num_workers": value_of(params.knobs, "dataloader_num_workers"),
+    }
+
+
+def require_model(setting: Setting, trainer: str) -> str:
+    """The model's name, for trainers whose command names a model and data.
+
+    Raises:
+        InputError: The study names no model or no data.
+    """
+    if setting.job.model is None or setting.job.data.train is None:
+        problem = f"{trainer} needs a model and data, and this study's config names none"
+        raise InputError(Fault("--format", problem))
+    return setting.job.model
+
+
 def lora_alpha(lora: LoraSpec) -> int | float:
     """The scaling as a whole number where it is one: some trainers take no other."""
     return int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha
@@ -56,39 +86,41 @@ def read_setting(run: Path | str, trial: int | None = None) -> Setting:
     """Read one configuration of a run.
 
     Args:
-        run: The output folder, or the `result.json` in it.
+        run: The output folder, or the `result.json` in it; a path or a URL.
         trial: The trial's number; None is the recommended one.
 
     Raises:
         InputError: It is no such folder, nothing is recommended, or the trial can't be recommended.
     """
-    folder = Path(run).parent if Path(run).name == RESULT_FILE else Path(run)
-    result = _read_result(folder / RESULT_FILE)
+    folder, name = split_place(run)
+    place = Output(folder)
+    result = _read_result(place, name)
     try:
         chosen = _choose(result, trial)
         params = TrialParams.from_dict(chosen["params"])
         measured = TrialResult.from_dict(chosen)
-        job = _read_job(folder / CONFIG_FILE, str(result["device"]))
+        job = _read_job(place, str(result["device"]))
         setting = Setting(job=_with_demo_paths(job), params=params, study=str(result["study"]))
         if setting.global_batch_size != result["global_batch_size"]:
             raise ValueError("the trial's batch is not the study's")
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise InputError(Fault("RUN", f"{folder / RESULT_FILE} holds no results of a study")) from None
+        raise InputError(Fault("RUN", f"{place}/{name} holds no results of a study")) from None
     recommended = " (recommended)" if chosen["number"] == result["recommended"] else ""
     named = f"Trial {chosen['number']}{recommended} of study {setting.study}: {params}."
     return dataclasses.replace(setting, origin=(named, *_measured(measured)))
 
 
-def _read_result(path: Path) -> dict[str, Any]:
+def _read_result(place: Output, name: str) -> dict[str, Any]:
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads(place.read(name))
     except (FileNotFoundError, NotADirectoryError):
-        what = f"is no run folder: it has no {RESULT_FILE}" if path.parent.is_dir() else "does not exist"
-        raise InputError(Fault("RUN", f"{path.parent} {what}")) from None
+        is_there = place.folder is None or place.folder.is_dir()
+        what = f"is no run folder: it has no {name}" if is_there else "does not exist"
+        raise InputError(Fault("RUN", f"{place} {what}")) from None
     except (OSError, ValueError) as error:
-        raise InputError(Fault("RUN", f"{path} can't be read: {error}")) from None
+        raise InputError(Fault("RUN", f"{place}/{name} can't be read: {error}")) from None
     if not isinstance(result, dict):
-        raise InputError(Fault("RUN", f"{path} holds no results of a study"))
+        raise InputError(Fault("RUN", f"{place}/{name} holds no results of a study"))
     return result
 
 
@@ -122,17 +154,18 @@ def _ranges(numbers: list[int]) -> str:
     return ", ".join(f"{p[0]} to {p[-1]}" if len(p) > 2 else ", ".join(map(str, p)) for p in parts)
 
 
-def _read_job(path: Path, device: str) -> JobSpec:
+def _read_job(place: Output, device: str) -> JobSpec:
     import yaml
     from pydantic import ValidationError
 
     from tuner.config import Config
 
+    path = f"{place}/{CONFIG_FILE}"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(place.read(CONFIG_FILE))
         return Config.model_validate(values).job(device)
     except OSError as error:
-        raise InputError(Fault("RUN", f"{path} can't be read: {error.strerror}")) from None
+        raise InputError(Fault("RUN", f"{path} can't be read: {error.strerror or error}")) from None
     except (yaml.YAMLError, UnicodeDecodeError):
         raise InputError(Fault("RUN", f"{path} is no valid YAML")) from None
     except ValidationError as error:

@@ -47,10 +47,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _write(paths: list[str], file: Path | None) -> str:
-    from tuner.output import Output
-    from tuner.report.facts import read_run, split_place
+    from tuner.output import REPORT_FILE, Output, split_place
+    from tuner.report.facts import read_run
     from tuner.report.runs import labelled
-    from tuner.report.write import REPORT_FILE, write_report
+    from tuner.report.write import write_report
 
     runs, faults = [], []
     for path in paths:

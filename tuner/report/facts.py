@@ -18,11 +18,9 @@ from train_fn.spec import Fault, InputError, MemoryPoint, Status, TrialParams, T
 from train_fn.timing import time_ratio
 from tuner.disturbed import counting
 from tuner.explain import Prediction
-from tuner.output import Output, is_url
+from tuner.output import CONFIG_FILE, RESULT_FILE, Output, split_place
 from tuner.recommend import Feasible, feasible_trials, within_tolerance
 from tuner.space import Measured, Setting, is_out_of_memory, knobs_of, probed_point, same_setting, setting_of
-
-RESULT_FILE, CONFIG_FILE = "result.json", "config.yaml"
 
 DEFAULT_TOLERANCE = 0.01
 """`search.loss_tolerance` of a run without `config.yaml`."""
@@ -287,16 +285,6 @@ def read_run(place: Path | str) -> Run:
     if not isinstance(result, dict) or not {"study", "trials", "pareto_front"} <= result.keys():
         raise InputError(Fault(str(place), f"{name} is no result of a run; {expected}"))
     return make_run(result, _config_in(folder), label=str(place))
-
-
-def split_place(place: Path | str) -> tuple[str, str]:
-    """The folder of a run, and the name of its result there."""
-    text = str(place)
-    if is_url(text):
-        folder, _, name = text.rpartition("/")
-        return (folder, name) if name.endswith(".json") else (text, RESULT_FILE)
-    path = Path(place)
-    return (str(path.parent), path.name) if path.is_file() else (text, RESULT_FILE)
 
 
 def make_run(result: Mapping[str, Any], config_text: str = "", label: str = "") -> Run:

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from train_fn.redaction import redact
-from tuner.output import Output
-from tuner.report.facts import CONFIG_FILE, Run, make_run
+from tuner.output import CONFIG_FILE, REPORT_FILE, Output
+from tuner.report.facts import Run, make_run
 
 log = logging.getLogger(__name__)
-
-REPORT_FILE = "report.html"
 
 LEAST_SECONDS_BETWEEN = 15.0
 """While trials run. The page is 5 MB, most of it plotly.js: not worth writing after every short trial."""
