@@ -62,6 +62,7 @@ def test_demo_finds_oom_points_and_points_that_checkpointing_rescues(start):
     assert "starting Ray" not in again.output  # nothing was left to measure
 
 
+@pytest.mark.faults
 def test_killed_driver_goes_on_and_measures_nothing_twice(start):
     run = start(*SMALL, "--search.sampler=grid")
     run.wait_for(lambda: (run.output_dir / "result.json").exists() and len(run.result()["trials"]) >= 2)

@@ -100,6 +100,7 @@ def test_connections_that_the_server_cuts_off_are_made_anew(server, database):
     assert_each_point_is_measured_once(stored(url))
 
 
+@pytest.mark.faults
 def test_a_server_that_restarts_at_any_moment_loses_nothing(server, database):
     url, said = server.url(database), []
     study = opened(url)

@@ -48,27 +48,32 @@ def by_split(result):
     }
 
 
-def test_founding_case_and_a_fresh_run_per_trial_agrees_with_the_warm_lane(start, cluster, tmp_path):
-    config = tmp_path / "tune.yaml"
+def founding_case(start, cluster, folder, *flags):
+    folder.mkdir(exist_ok=True)
+    config = folder / "tune.yaml"
     config.write_text(FOUNDING_CASE)
-    flags = [f"--config={config}", "--search.sampler=grid"]
-    warm = start(*flags, output_dir=tmp_path / "warm", address=cluster.address)
-    assert warm.wait() == 0, warm.output
-    fresh = start(
-        *flags, "--cluster.reuse-workers=false", output_dir=tmp_path / "fresh", address=cluster.address
-    )
-    assert fresh.wait() == 0, fresh.output
+    flags = [f"--config={config}", "--search.sampler=grid", *flags]
+    run = start(*flags, output_dir=folder / "out", address=cluster.address)
+    assert run.wait() == 0, run.output
+    trials = by_split(run.result())
+    assert trials[4, False]["status"] == "complete"
+    assert (trials[8, False]["status"], trials[8, False]["reason"]) == ("infeasible", "oom")
+    assert run.result()["recommended"] == trials[4, False]["number"]
+    return trials
 
-    for result in (warm.result(), fresh.result()):
-        trials = by_split(result)
-        assert trials[4, False]["status"] == "complete"
-        assert (trials[8, False]["status"], trials[8, False]["reason"]) == ("infeasible", "oom")
-        assert result["recommended"] == trials[4, False]["number"]
-    one, other = by_split(warm.result()), by_split(fresh.result())
-    assert one.keys() == other.keys()
-    for split, trial in one.items():
+
+def test_founding_case(start, cluster, tmp_path):
+    founding_case(start, cluster, tmp_path)
+
+
+@pytest.mark.faults
+def test_a_fresh_run_per_trial_agrees_with_the_warm_lane(start, cluster, tmp_path):
+    warm = founding_case(start, cluster, tmp_path / "warm")
+    fresh = founding_case(start, cluster, tmp_path / "fresh", "--cluster.reuse-workers=false")
+    assert warm.keys() == fresh.keys()
+    for split, trial in warm.items():
         for key in ("status", "reason", "train_loss", "validation_loss"):
-            assert trial[key] == other[split][key], (split, key)
+            assert trial[key] == fresh[split][key], (split, key)
 
 
 def test_a_killed_and_a_hung_rank_fail_their_trials_and_the_others_are_measured(start, cluster):
@@ -93,6 +98,7 @@ def test_a_killed_and_a_hung_rank_fail_their_trials_and_the_others_are_measured(
     ]
 
 
+@pytest.mark.faults
 def test_budget_too_small_for_the_base_model_says_what_it_needs(start, cluster):
     run = start(*SMALL, "--cluster.memory-budget=1MiB", address=cluster.address)
     assert run.wait() == 3, run.output

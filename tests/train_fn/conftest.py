@@ -9,18 +9,18 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import ForkedProcess
 
 from train_fn.environment import worker_environment
 from train_fn.spec import JobSpec, TrialParams, TrialResult, TrialSpec
 
-SERVER = [sys.executable, "-m", "train_fn.server", "--device", "cpu"]
+SERVER = ["-m", "train_fn.server", "--device", "cpu"]
 SCENARIOS = Path(__file__).with_name("scenarios.py")
 
 
@@ -54,13 +54,13 @@ class RankGroup:
         self.processes = []
         for rank in range(world_size):
             with (folder / f"rank{rank}.log").open("w") as log:
-                process = subprocess.Popen(
-                    command or SERVER,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    env=rank_environment(rank, world_size, port),
-                )
+                environment = rank_environment(rank, world_size, port)
+                process: Any
+                if command is None:
+                    process = ForkedProcess(SERVER, environment, log, piped=True)
+                else:
+                    pipe = subprocess.PIPE
+                    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, env=environment)
             self.processes.append(process)
             self._send(rank, dataclasses.asdict(job))
 
@@ -185,15 +185,9 @@ def play(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
         folder, port = tmp_path_factory.mktemp(name), free_port()
         order = {"name": name, "job": dataclasses.asdict(job), "settings": settings}
         (folder / "order.json").write_text(json.dumps(order))
-        command = [sys.executable, str(script), str(folder)]
         with (folder / "log").open("w") as log:
             ranks = [
-                subprocess.Popen(
-                    command,
-                    env=rank_environment(rank, world_size, port),
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
+                ForkedProcess([str(script), str(folder)], rank_environment(rank, world_size, port), log)
                 for rank in range(world_size)
             ]
         try:

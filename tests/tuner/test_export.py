@@ -417,10 +417,11 @@ def test_accelerate_reads_its_file(given: Setting, tmp_path: Path) -> None:
 
 
 LAUNCHED = """
+import os
 from accelerate import Accelerator
 a = Accelerator()
-print(a.num_processes, a.gradient_accumulation_steps, a.mixed_precision, a.device.type,
-      a.state.backend, flush=True)
+said = (a.num_processes, a.gradient_accumulation_steps, a.mixed_precision, a.device.type, a.state.backend)
+os.write(1, (" ".join(map(str, said)) + "\\n").encode())  # at once, or the processes' words are mixed
 """
 
 
