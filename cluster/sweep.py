@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import functools
 import json
 import logging
 import os
 import pickle
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import ray
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
+from ray.tune.utils.object_cache import _ObjectCache
 
 from cluster.lane import Lane, LaneSpec
 from cluster.loggers import Tracker
@@ -38,9 +40,14 @@ _TUNE_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
-# No CPU, or on a machine with one lane the actor would take the workers' (and `{"cpu": 0}` alone is refused).
+# No CPU, or on a machine with one lane the actor would take the workers' (and `{"CPU": 0}` alone is refused).
 # The head outlives every other node of the cluster, and each node resource holds many thousand such shares.
 _LANE_RESOURCES = {"CPU": 0, "node:__internal_head__": 0.0001}
+
+
+def _lane_resources(sweep: str, lane: int) -> tune.PlacementGroupFactory:
+    """Of one lane and no other: Tune knows actors apart by what they reserve, the group's name with it."""
+    return tune.PlacementGroupFactory([_LANE_RESOURCES], name=f"{sweep} lane {lane}")
 
 
 class TrialSource(Protocol):
@@ -68,17 +75,22 @@ class TrialSource(Protocol):
 class SourceSearcher(Searcher):
     """Tune's side of a `TrialSource`. It keeps no state worth saving: the source's study is the record.
 
+    It also says which lane takes a trial: one that is idle, or a new one. Left to itself, Tune gives a trial
+    that a new lane starts for to whichever lane is free first, and takes the new one down again.
+
     Args:
         source: Of the trials.
         room: For how many lanes there is room now; looked at every few seconds, since nodes come and go.
+        reuse_lanes: Whether a lane takes one trial after the other.
     """
 
-    def __init__(self, source: TrialSource, room: Callable[[], int]) -> None:
+    def __init__(self, source: TrialSource, room: Callable[[], int], reuse_lanes: bool = True) -> None:
         super().__init__(metric=["samples_per_second", "validation_loss"], mode=["max", "min"])
-        self._source, self._room = source, room
+        self._source, self._room, self._reuse_lanes = source, room, reuse_lanes
         self._running: dict[str, TrialSpec] = {}
-        self._lanes: set[int] = set()
-        self._offered: dict[str, int] = {}
+        self._busy: dict[str, int] = {}
+        self._idle: list[int] = []
+        self._started_lanes = 0
         self._losses: dict[str, str] = {}
         self._limit, self._looked_at, self._no_room_since = 0, -_ROOM_CHECK_SECONDS, time.monotonic()
 
@@ -90,10 +102,16 @@ class SourceSearcher(Searcher):
         if spec is None:
             return None if self._running and self._source.has_work() else Searcher.FINISHED
         self._running[trial_id] = spec
-        # Tune decides whether a lane that is there takes the trial or a new one, which then has this number.
-        taken = self._lanes.union(self._offered.values())
-        self._offered[trial_id] = next(n for n in itertools.count() if n not in taken)
-        return {"trial": dataclasses.asdict(spec), "lane": self._offered[trial_id]}
+        if not self._idle:
+            self._idle, self._started_lanes = [self._started_lanes], self._started_lanes + 1
+        self._busy[trial_id] = self._idle.pop()
+        return {"trial": dataclasses.asdict(spec), "lane": self._busy[trial_id]}
+
+    def surplus_lanes(self) -> list[int]:
+        """Idle lanes for which there is no room any more; they are forgotten here."""
+        stay = max(self._limit - len(self._running), 0)
+        surplus, self._idle = self._idle[: max(len(self._idle) - stay, 0)], self._idle[-stay:] if stay else []
+        return surplus
 
     def _lanes_now(self) -> int:
         now = time.monotonic()
@@ -126,14 +144,15 @@ class SourceSearcher(Searcher):
     ) -> None:
         """Hand the result on; a trial whose lane broke under it is told as interrupted."""
         spec, why = self._running.pop(trial_id, None), self._losses.pop(trial_id, "the lane's actor died")
-        self._offered.pop(trial_id, None)
-        if spec is None:
+        lane = self._busy.pop(trial_id, None)
+        if spec is None or lane is None:
             return
         if error or not result or "trial_result" not in result:
             lost = TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED, detail=why)
             self._source.tell(spec, lost)
             return
-        self._lanes.add(result["lane"])
+        if self._reuse_lanes:
+            self._idle.append(lane)
         values = {**json.loads(result["trial_result"]), "lane": result["lane"]}
         self._source.tell(spec, TrialResult.from_dict(values))
 
@@ -147,19 +166,61 @@ class SourceSearcher(Searcher):
         return {**self.__dict__, "_source": None, "_room": None}
 
 
-class LaneScheduler(FIFOScheduler):
-    """First in, first out. It hears of a lane's error before the searcher does, and passes the reason on."""
+class _LaneCache(_ObjectCache):
+    """Tune's idle lanes. Its own cache keeps one, or as many as trials wait; of others idle, too, none stays.
 
-    def __init__(self, searcher: SourceSearcher) -> None:
+    Args:
+        surplus: Takes the lanes, by their resources, that are no longer wanted.
+    """
+
+    def __init__(self, surplus: Callable[[], list[tune.PlacementGroupFactory]]) -> None:
+        super().__init__(may_keep_one=True)
+        self._surplus = surplus
+
+    def cache_object(self, key: Any, obj: Any) -> bool:
+        """Keep a lane."""
+        self._cached_objects[key].append(obj)
+        self._num_cached_objects += 1
+        return True
+
+    def flush_cached_objects(self, force_all: bool = False) -> Iterator[Any]:
+        """Take those that are not wanted out of it, or all."""
+        for key in list(self._cached_objects) if force_all else self._surplus():
+            while self.has_cached_object(key):
+                yield self.pop_cached_object(key)
+
+
+class LaneScheduler(FIFOScheduler):
+    """First in, first out. It hears of a lane's error before the searcher does, and passes the reason on.
+
+    Args:
+        searcher: Hears why a lane broke.
+        resources_of: A lane's, by its number.
+    """
+
+    def __init__(
+        self, searcher: SourceSearcher, resources_of: Callable[[int], tune.PlacementGroupFactory]
+    ) -> None:
         super().__init__()
-        self._searcher = searcher
+        self._searcher, self._resources_of = searcher, resources_of
+        self._has_cache = False
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Before the first lane starts: put our cache in the place of Tune's."""
+        super().on_trial_add(tune_controller, trial)
+        if not self._has_cache:
+            self._has_cache = True
+            controller = tune_controller._tune_controller
+            controller._actor_cache = _LaneCache(
+                lambda: [self._resources_of(lane) for lane in self._searcher.surplus_lanes()]
+            )
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """A lane broke."""
         self._searcher.lose(trial.trial_id, _why_lost(trial.pickled_error_file))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_searcher": None}
+        return {**self.__dict__, "_searcher": None, "_resources_of": None}
 
 
 def _why_lost(error_file: str | None) -> str:
@@ -171,7 +232,8 @@ def _why_lost(error_file: str | None) -> str:
     except Exception:
         return "the lane's actor died"
     if isinstance(error, ray.exceptions.RayTaskError):
-        return str(error.cause).strip().splitlines()[0]
+        cause = error.cause
+        return (str(cause).strip() or type(cause).__name__).splitlines()[0]
     return "the lane's actor died"
 
 
@@ -198,16 +260,17 @@ def run_sweep(
     """
     os.environ.update(_TUNE_ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    searcher = SourceSearcher(source, room)
+    searcher = SourceSearcher(source, room, reuse_workers)
+    resources_of = functools.partial(_lane_resources, f"{name} {uuid.uuid4().hex[:8]}")
     driver = {"pid": os.getpid(), "node_id": ray.get_runtime_context().get_node_id()}
     lane = dataclasses.replace(lane, driver=driver)
     with tempfile.TemporaryDirectory(prefix="tune-") as scratch:
         with_lane = tune.with_parameters(trainable, lane=lane, storage_path=scratch)
         tuner = tune.Tuner(
-            tune.with_resources(with_lane, _LANE_RESOURCES),
+            tune.with_resources(with_lane, lambda config: resources_of(config["lane"])),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=LaneScheduler(searcher),
+                scheduler=LaneScheduler(searcher, resources_of),
                 num_samples=-1,
                 reuse_actors=reuse_workers,
             ),

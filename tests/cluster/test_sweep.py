@@ -122,18 +122,44 @@ def test_results_are_told_with_their_trial_in_any_order() -> None:
     assert isinstance(source.told[0][1].status, Status)
 
 
-def test_a_lane_that_is_new_gets_a_number_that_no_other_has() -> None:
-    source = ListSource()
+def test_a_trial_goes_to_a_lane_that_is_idle_or_to_a_new_one() -> None:
+    source = ListSource(trials=[spec(n) for n in range(6)])
     searcher = searching(source)
-    offered = [searcher.suggest(trial)["lane"] for trial in "ab"]
-    assert offered == [0, 1]
+    assert [searcher.suggest(trial)["lane"] for trial in "ab"] == [0, 1]
     searcher.on_trial_complete("b", reported(COMPLETE, lane=1))
-    assert searcher.suggest("c")["lane"] == 2, "0 may still be taken by the trial that runs"
-    searcher.on_trial_complete("c", reported(COMPLETE, lane=1))  # there was no new lane
+    assert searcher.suggest("c")["lane"] == 1
+    searcher.on_trial_complete("c", error=True)
+    assert searcher.suggest("d")["lane"] == 2, "1 is broken"
+    searcher.on_trial_complete("d", reported(COMPLETE, lane=2))
     searcher.on_trial_complete("a", reported(COMPLETE, lane=0))
-    assert searcher.suggest("d")["lane"] == 2
-    searcher.on_trial_complete("d", error=True)
-    assert [result.lane for _, result in source.told] == [1, 1, 0, None]
+    assert {searcher.suggest(trial)["lane"] for trial in "ef"} == {0, 2}
+    assert [result.lane for _, result in source.told] == [1, None, 2, 0]
+
+
+def test_without_reuse_every_trial_has_a_lane_of_its_own() -> None:
+    searcher = SourceSearcher(ListSource(), lambda: 1, reuse_lanes=False)
+    for number in range(3):
+        assert searcher.suggest(str(number))["lane"] == number
+        searcher.on_trial_complete(str(number), reported(COMPLETE, lane=number))
+        assert searcher.surplus_lanes() == []
+
+
+def test_idle_lanes_are_given_back_where_room_is_taken_away(monkeypatch) -> None:
+    monkeypatch.setattr(sweep, "_ROOM_CHECK_SECONDS", 0.0)
+    source, room = ListSource(more_may_come=True), [3]
+    searcher = SourceSearcher(source, lambda: room[0])
+    for trial in "abc":
+        searcher.suggest(trial)
+    for lane, trial in enumerate("abc"):
+        searcher.on_trial_complete(trial, reported(COMPLETE, lane=lane))
+    assert searcher.surplus_lanes() == []
+    room[0] = 2
+    assert searcher.suggest("d")["lane"] == 2, "the one that was at work last"
+    assert searcher.surplus_lanes() == [0]
+    assert searcher.surplus_lanes() == []
+    room[0] = 1
+    searcher.suggest("e")
+    assert searcher.surplus_lanes() == [1]
 
 
 def test_a_trial_without_a_result_is_told_as_interrupted() -> None:
@@ -229,7 +255,7 @@ def test_without_room_the_search_waits_and_then_says_why_it_ends(monkeypatch) ->
 def test_a_lane_says_why_it_broke(tmp_path) -> None:
     source = ListSource()
     searcher = searching(source)
-    scheduler = LaneScheduler(searcher)
+    scheduler = LaneScheduler(searcher, lambda lane: None)
     lost = RayTaskError("train", "a traceback", LaneLostError("node 0f1e died during the trial"))
     for trial_id, error in (("a", lost), ("b", ActorDiedError())):
         searcher.suggest(trial_id)

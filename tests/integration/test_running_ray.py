@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
-from conftest import SMALL
+from conftest import ROOT, SMALL
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -139,6 +143,16 @@ def test_the_first_probe_has_seen_where_memory_ends(start, cluster):
     assert not any(t["reason"] == "oom" for t in trials.values())
     assert result["explanation"]
     assert result["stopped"] is None or result["stopped"].startswith("stopped after ")
+
+
+def test_lanes_that_are_there_stay_while_others_start_and_all_are_idle(cluster):
+    script = Path(__file__).with_name("lanes_that_sleep.py")
+    environment = {**cluster.environment, "RAY_ADDRESS": cluster.address, "PYTHONPATH": str(ROOT)}
+    out = subprocess.check_output([sys.executable, script], env=environment, text=True, timeout=120)
+    found = json.loads(out.splitlines()[-1])
+    assert found["started"] == [0, 1, 2], "none was taken down for another"
+    assert len(found["lanes"]) == 40
+    assert min(found["lanes"].count(lane) for lane in (0, 1, 2)) > 4
 
 
 def test_a_wrong_token_is_one_line(start, cluster, tmp_path, monkeypatch):

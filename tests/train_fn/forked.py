@@ -1,4 +1,4 @@
-"""Rank processes forked from one that has imported torch and transformers: imports take longer than trials."""
+"""Ranks forked from a process that has imported torch and transformers; imports take longer than trials."""
 
 from __future__ import annotations
 
