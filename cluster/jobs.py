@@ -36,6 +36,9 @@ EXIT_OK, EXIT_ERROR, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 STOP_SECONDS = 30.0
 """Ray kills what has not ended 3 s (`RAY_JOB_STOP_WAIT_TIME_S` of its head) after it was asked to."""
 
+AGENT_SECONDS = 60.0
+"""A head that has just begun takes jobs some seconds before it has an agent to run them."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line; returns the exit code."""
@@ -251,6 +254,7 @@ def _study_of(arguments: list[str], folder: Path, device: str) -> tuple[str | No
 def _submit(client: Any, study: str, entrypoint: str, folder: Path) -> str:
     from cluster.job_client import one_line
 
+    deadline = time.monotonic() + AGENT_SECONDS
     while True:
         job_id = choose_id(study, _jobs(client))
         try:
@@ -264,9 +268,10 @@ def _submit(client: Any, study: str, entrypoint: str, folder: Path) -> str:
         except ValueError as error:
             raise InputError(Fault("--working-dir", one_line(error))) from None
         except RuntimeError as error:
-            if "already exists" not in str(error):
+            is_early = "No available agent" in str(error) and time.monotonic() < deadline
+            if not is_early and "already exists" not in str(error):
                 raise
-            time.sleep(0.5)  # somebody was faster, and is seen now
+            time.sleep(0.5)  # somebody was faster, and is seen now; or the agent is on its way
 
 
 def _jobs(client: Any) -> list[Any]:

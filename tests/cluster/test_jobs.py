@@ -81,6 +81,7 @@ class Server:
     def __init__(self, *known: Any) -> None:
         self.known, self.submitted = list(known), []
         self.rival: Any = None
+        self.agents_to_come = 0
 
     def list_jobs(self) -> list[Any]:
         return self.known
@@ -90,6 +91,9 @@ class Server:
             self.known.append(self.rival)
             self.rival = None
             raise RuntimeError("ValueError: Job with submission_id s-1 already exists. Please use another.")
+        if self.agents_to_come:
+            self.agents_to_come -= 1
+            raise RuntimeError("No available agent to submit job, please try again later.")
         self.submitted.append(request)
 
 
@@ -102,6 +106,16 @@ def test_of_two_submissions_at_once_one_is_refused(tmp_path) -> None:
     assert jobs._submit(server, "s", "python", tmp_path) == "s-2"
     (request,) = server.submitted
     assert request["metadata"] == {"study": "s", "job_name": "s"}
+
+
+def test_a_head_that_has_just_begun_is_waited_for(tmp_path, monkeypatch) -> None:
+    server = Server()
+    server.agents_to_come = 1
+    assert jobs._submit(server, "s", "python", tmp_path) == "s-1"
+    monkeypatch.setattr(jobs, "AGENT_SECONDS", 0.0)
+    server.agents_to_come = 1
+    with pytest.raises(RuntimeError, match="No available agent"):
+        jobs._submit(server, "t", "python", tmp_path)
 
 
 def test_a_study_means_its_latest_job() -> None:

@@ -142,15 +142,18 @@ def watched(cluster, prometheus, tmp_path_factory) -> Watched:
     folder = tmp_path_factory.mktemp("watched")
     ray = [str(Path(sys.executable).parent / "ray"), "job", "submit", f"--address={cluster.dashboard}"]
     flags = [*SMALL, *GRID, f"--study.name={STUDY}", f"--output-dir={folder / 'out'}"]
-    began = time.time()
-    done = subprocess.run(
-        [*ray, "--working-dir=.", "--", sys.executable, "-m", "tuner.run", *flags],
-        cwd=ROOT,
-        env=cluster.environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    for _ in range(30):
+        began = time.time()
+        done = subprocess.run(
+            [*ray, "--working-dir=.", "--", sys.executable, "-m", "tuner.run", *flags],
+            cwd=ROOT,
+            env=cluster.environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        if "No available agent" not in done.stderr:  # the cluster has just begun
+            break
     assert done.returncode == 0, done.stdout + done.stderr
     if prometheus is not None:  # what the driver showed last can be scraped for two report intervals
         prometheus.wait_for(f'last_over_time(ray_tuner_running{{study="{STUDY}"}}[5m]) == 0', 20)
