@@ -267,6 +267,19 @@ def test_the_recommended_point_and_those_it_is_compared_with_have_names():
     assert notes["within 1% of the lowest loss: a tie"][1] == pytest.approx(2.02), "in the band's upper edge"
 
 
+def test_names_of_points_that_are_near_one_another_stand_at_different_heights():
+    def heights(speed):
+        result = sample()
+        for found in result["trials"]:
+            if found["samples_per_second"] == 80.0:
+                found |= {"samples_per_second": speed, "samples_per_second_ci95": [speed - 1, speed + 1]}
+        notes = {a["text"]: a for a in pareto(make_run(result))["layout"]["annotations"]}
+        return [notes[name].get("yshift") for name in ("8\u00d71", "2\u00d74")]
+
+    assert heights(80.0) == [9, 9]
+    assert heights(99.0) == [9, 22]
+
+
 def test_the_loss_axis_is_never_narrower_than_the_tolerance():
     low, high = pareto(one())["layout"]["yaxis"]["range"]
     assert low < 2.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,9 @@ from tuner.report.parts import (
     whiskers,
 )
 from tuner.space import Measured, Setting, is_out_of_memory, setting_of
+
+NAME_WIDTH = 0.15
+"""Of a point, as a part of the plot's width on a phone."""
 
 LABELLED_OUTSIDERS = 9
 """Points without a result are labelled where there are no more than this; a phone has no room for more."""
@@ -76,11 +80,19 @@ def _pareto_points(run: Run, setting: Setting, known: Sequence[Feasible]) -> Tra
 
 
 def _names(run: Run) -> list[dict[str, Any]]:
-    """Of the recommended point and those that it is compared with, above their marks."""
+    """Of the recommended point and those it is compared with, above their marks and not over each other."""
     named = {c.number for c in run.comparisons} | ({run.best.number} if run.best is not None else set())
-    trials = [run.feasible[n] for n in named if n in run.feasible]
-    above = {"xref": "x", "xanchor": "center", "yshift": 9, "font": {"color": "@ink", "size": 11.5}}
-    return [note_at(split_of(t.params), t.loss) | {"x": t.speed, **above} for t in trials]
+    trials = sorted((run.feasible[n] for n in named if n in run.feasible), key=lambda t: t.speed)
+    low, high = _speed_range(list(run.feasible.values()))
+    notes: list[dict[str, Any]] = []
+    last, shift = -math.inf, 0
+    for trial in trials:
+        is_near = trial.speed - last < NAME_WIDTH * (high - low)
+        shift = shift + 13 if is_near else 9
+        last = trial.speed
+        above = {"xref": "x", "xanchor": "center", "yshift": shift, "font": {"color": "@ink", "size": 11.5}}
+        notes.append(note_at(split_of(trial.params), trial.loss) | {"x": trial.speed, **above})
+    return notes
 
 
 def _front_line(run: Run, known: Sequence[Feasible]) -> Trace:
