@@ -7,6 +7,7 @@ trials from a mailbox. Without actor reuse the same class gives one Train run pe
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -75,7 +76,8 @@ class WorkerGroup:
     """One Ray Train run in a thread, and the mailbox in front of it."""
 
     def __init__(self, lane: LaneSpec, storage_path: str) -> None:
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        # Hard: without a need for resources, Ray puts an actor with a soft wish on any node, which may die.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.mailbox = Mailbox.options(scheduling_strategy=here).remote()
         self.error: BaseException | None = None
         self._trainer = _trainer(lane, self.mailbox, storage_path)
@@ -111,9 +113,10 @@ class WorkerGroup:
             ray.kill(worker["actor"])
 
     def close(self, timeout_seconds: float = 30.0) -> None:
-        """Let the workers end, and the Train run with them."""
-        ray.get(self.mailbox.close.remote())
-        self._thread.join(timeout_seconds)
+        """Let the workers end, and the Train run with them; without a mailbox, they end with this actor."""
+        with contextlib.suppress(ray.exceptions.RayActorError):
+            ray.get(self.mailbox.close.remote())
+            self._thread.join(timeout_seconds)
         ray.kill(self.mailbox)
 
 
