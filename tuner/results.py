@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -121,8 +122,9 @@ def load_result(path: Path | str) -> dict[str, Any]:
     return result
 
 
+@functools.cache
 def versions() -> dict[str, str]:
-    """Of the libraries that decide what is measured, by package."""
+    """Of the libraries that decide what is measured, by package. Read once: a result is written often."""
     found = {package: metadata.version(package) for package in PACKAGES}
     for package in OPTIONAL_PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
