@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forked import ForkedProcess
+from forked_process import ForkedProcess
 
 from train_fn.environment import worker_environment
 from train_fn.spec import JobSpec, TrialParams, TrialResult, TrialSpec
