@@ -8,7 +8,7 @@ global samples per second, all fractions relative to the recommended trial.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
@@ -21,8 +21,8 @@ from tuner.space import (
     Measured,
     Proofs,
     is_out_of_memory,
+    numerics_of,
     probed_point,
-    same_numerics,
     same_setting,
     setting_of,
 )
@@ -187,6 +187,11 @@ class _Judge:
         self._feasible = {t.params: t for t in feasible_trials(trials)}
         self.best = next(t for t in self._feasible.values() if t.number == number)
         self._good = within_tolerance(list(self._feasible.values()), tolerance)
+        self._good_numbers = {t.number for t in self._good}
+        bad = [t for t in self._feasible.values() if t.number not in self._good_numbers]
+        # Backwards: of several, the first counts.
+        self._worse = {numerics_of(t.params): t for t in reversed(bad)}
+        self._too_large = dict(reversed(list(self._probes_that_do_not_fit())))
         self._lowest = min(t.loss for t in self._feasible.values())
         self._predictions = predictions
         self._headroom = headroom
@@ -239,7 +244,7 @@ class _Judge:
         )
 
     def _compared(self, trial: Feasible, slower_by: Prediction, loss: float | None) -> tuple[Verdict, str]:
-        if trial not in self._good:
+        if trial.number not in self._good_numbers:
             worse = "" if loss is None else f" by {_percent(loss)}"
             return Verdict.LOSS, f"validation loss worse{worse}"
         if self.best.is_faster(trial):
@@ -315,21 +320,15 @@ class _Judge:
 
     def _probed(self, point: TrialParams) -> Alternative | None:
         """Where another trial has shown that the point does not fit."""
-        for trial in self._trials:
-            budget = trial.result.memory_budget_bytes
-            for probe in trial.result.memory_points:
-                if probed_point(trial.params, probe) != point:
-                    continue
-                peak = probe.peak_bytes
-                over = None if peak is None or budget is None else peak - budget
-                if peak is None or (over is not None and over > 0):
-                    return _unmeasured(
-                        point,
-                        Verdict.OUT_OF_MEMORY,
-                        f"{_out_of_memory_by(over)} (probed in trial {trial.number})",
-                        over_budget_bytes=over,
-                        peak_memory_bytes=peak,
-                    )
+        if (shown := self._too_large.get(point)) is not None:
+            number, peak, over = shown
+            return _unmeasured(
+                point,
+                Verdict.OUT_OF_MEMORY,
+                f"{_out_of_memory_by(over)} (probed in trial {number})",
+                over_budget_bytes=over,
+                peak_memory_bytes=peak,
+            )
         proof = self._proofs.against(point)
         if proof is None:
             return None
@@ -337,8 +336,18 @@ class _Judge:
 
     def _worse_loss(self, point: TrialParams) -> tuple[int, float] | None:
         """A trial that made the same steps as this point would, and its loss, where that is too high."""
-        bad = [t for t in self._feasible.values() if t not in self._good and same_numerics(t.params, point)]
-        return (bad[0].number, bad[0].loss / self._lowest - 1) if bad and self._lowest > 0 else None
+        bad = self._worse.get(numerics_of(point))
+        return (bad.number, bad.loss / self._lowest - 1) if bad is not None and self._lowest > 0 else None
+
+    def _probes_that_do_not_fit(self) -> Iterator[tuple[TrialParams, tuple[int, int | None, int | None]]]:
+        """By point: the trial's number, the peak where it is known, and by how much that is too large."""
+        for trial in self._trials:
+            budget = trial.result.memory_budget_bytes
+            for probe in trial.result.memory_points:
+                peak = probe.peak_bytes
+                over = None if peak is None or budget is None else peak - budget
+                if peak is None or (over is not None and over > 0):
+                    yield probed_point(trial.params, probe), (trial.number, peak, over)
 
 
 def _unmeasured(
