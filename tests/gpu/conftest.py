@@ -10,5 +10,6 @@ _spec = importlib.util.spec_from_file_location(
 rank_processes = importlib.util.module_from_spec(_spec)
 sys.modules[_spec.name] = rank_processes
 _spec.loader.exec_module(rank_processes)
+rank_processes.FORKED = False
 
 play, start_ranks, ragged = rank_processes.play, rank_processes.start_ranks, rank_processes.ragged

@@ -9,6 +9,7 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ from train_fn.spec import JobSpec, TrialParams, TrialResult, TrialSpec
 
 SERVER = ["-m", "train_fn.server", "--device", "cpu"]
 SCENARIOS = Path(__file__).with_name("scenarios.py")
+FORKED = True
+"""Whether `play` forks its ranks; `tests/gpu` starts them afresh, for budgets close to what a heap holds."""
 
 
 def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
@@ -136,6 +139,12 @@ class RankGroup:
         pipe.flush()
 
 
+def _started(command: list[str], environment: dict[str, str], log: Any) -> Any:
+    if FORKED:
+        return ForkedProcess(command, environment, log)
+    return subprocess.Popen([sys.executable, *command], env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+
 def params(
     per_device: int, accumulation: int, precision: str = "fp32", checkpointing: bool = False
 ) -> TrialParams:
@@ -187,7 +196,7 @@ def play(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
         (folder / "order.json").write_text(json.dumps(order))
         with (folder / "log").open("w") as log:
             ranks = [
-                ForkedProcess([str(script), str(folder)], rank_environment(rank, world_size, port), log)
+                _started([str(script), str(folder)], rank_environment(rank, world_size, port), log)
                 for rank in range(world_size)
             ]
         try:
