@@ -28,6 +28,9 @@ NEAR_BYTES = 3 * MIB
 is charged to it, and code pages that it is the first to touch are taken off, whenever they came."""
 GROWTH_BYTES = 8 * MIB
 """Code that is read from files when a kind of point comes for the first time counts as resident, too."""
+ADDRESSES_BYTES = 24 * MIB
+"""Of address space: a thread that is just ending still has its stack (8 MiB), and an allocator's arenas grow in
+steps while kinds of points are new (7 MiB were seen)."""
 
 
 @dataclasses.dataclass
@@ -138,4 +141,4 @@ def test_the_process_is_as_large_after_50_trials_as_after_5(warm: Warm) -> None:
     assert late["threads"] == early["threads"]
     assert late["files"] == early["files"]
     assert late["rss"] <= early["rss"] + GROWTH_BYTES
-    assert late["data"] <= early["data"] + GROWTH_BYTES
+    assert late["data"] <= early["data"] + ADDRESSES_BYTES
