@@ -29,8 +29,8 @@ is charged to it, and code pages that it is the first to touch are taken off, wh
 GROWTH_BYTES = 8 * MIB
 """Code that is read from files when a kind of point comes for the first time counts as resident, too."""
 ADDRESSES_BYTES = 24 * MIB
-"""Of address space: a thread that is just ending still has its stack (8 MiB), and an allocator's arenas grow in
-steps while kinds of points are new (7 MiB were seen)."""
+"""Of address space: a thread that is just ending still has its stack (8 MiB), and an allocator's arenas
+grow in steps while kinds of points are new (7 MiB were seen)."""
 
 
 @dataclasses.dataclass
