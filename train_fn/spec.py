@@ -94,8 +94,15 @@ Knob = str | int | float | bool | None
 class Knobs(dict[str, Knob]):
     """A dictionary that may be part of a frozen record; nobody changes it."""
 
+    _hash: int | None = None
+
     def __hash__(self) -> int:  # type: ignore[override]
-        return hash(frozenset(self.items()))
+        if self._hash is None:  # worked out once: sets of points are made again and again
+            self._hash = hash(frozenset(self.items()))
+        return self._hash
+
+    def __reduce__(self) -> tuple[type, tuple[dict[str, Knob]]]:
+        return type(self), (dict(self),)  # without the hash, which is another one in another process
 
 
 @dataclass(frozen=True, kw_only=True)

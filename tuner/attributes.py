@@ -10,7 +10,7 @@ from typing import Any
 
 import optuna
 
-from train_fn.spec import TrialParams, TrialResult
+from train_fn.spec import TrialResult
 from tuner.console import outcome
 from tuner.units import human_bytes
 
@@ -28,19 +28,11 @@ def describe_study(study: optuna.Study, fingerprint: Mapping[str, Any]) -> None:
             study.set_user_attr(key, value)
 
 
-def describe_point(trial: optuna.Trial, params: TrialParams) -> None:
-    """Give a running trial its point in one word, as the console has it."""
-    trial.set_user_attr("setting", str(params))
-
-
-def list_constraints(
-    storage: optuna.storages.BaseStorage, trial_id: int, values: Mapping[str, float]
-) -> None:
-    """Write a trial's constraints down once more, for tools that know no names of them."""
-    # A trial may be told again, and then lists its own list; JavaScript knows no infinity.
-    listed = [min(value, _VERY_MUCH) for key, value in sorted(values.items()) if not key.isdigit()]
-    if listed:
-        storage.set_trial_system_attr(trial_id, _LISTED_CONSTRAINTS, listed)
+def listed_constraints(values: Mapping[str, float]) -> dict[str, list[float]]:
+    """A trial's constraints once more, as a system attribute for tools that know no names of them."""
+    # JavaScript knows no infinity.
+    listed = [min(value, _VERY_MUCH) for _, value in sorted(values.items())]
+    return {_LISTED_CONSTRAINTS: listed} if listed else {}
 
 
 def in_words(result: TrialResult) -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -133,6 +133,7 @@ class Beliefs:
         self.budget_bytes = budgets[-1] if budgets else None
         self._chances: dict[TrialParams, float] = {}
         self._known_tokens: dict[int, float] = {}
+        self._known_padding: dict[int, float] = {}
 
     # Memory.
 
@@ -279,9 +280,11 @@ class Beliefs:
         """Tokens per step relative to the smallest batch's, interpolated between the batches seen."""
         if not self._work:
             return 1.0
-        sizes = sorted(self._work)
-        tokens = [self._work[s] for s in sizes]
-        return float(np.interp(math.log(size), np.log(sizes), tokens) / tokens[0])
+        if size not in self._known_padding:
+            sizes = sorted(self._work)
+            tokens = [self._work[s] for s in sizes]
+            self._known_padding[size] = float(np.interp(math.log(size), np.log(sizes), tokens) / tokens[0])
+        return self._known_padding[size]
 
     # One by one, for people.
 
@@ -342,6 +345,7 @@ class Beliefs:
         return np.stack([drawn[numerics_of(p)] for p in points], axis=1)
 
 
+@lru_cache(maxsize=4096)
 def features_of(setting: Setting) -> frozenset[Feature]:
     """What a setting has in common with others."""
     precision, checkpointing, knobs = setting

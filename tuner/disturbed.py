@@ -66,6 +66,8 @@ def count_repeats(
         measured: Finished trials by number.
         running: Points in flight.
     """
+    if not any(trial.result.disturbed for trial in measured):
+        return {}  # the usual case, asked about after every trial
     counts: dict[TrialParams, int] = {}
     disturbed: dict[TrialParams, bool] = {}
     for trial in measured:
@@ -84,6 +86,8 @@ def to_repeat(measured: Sequence[Measured], running: Sequence[TrialParams] = ())
 
     Those are the ones that matter most, should there be no time for all.
     """
+    if not any(trial.result.disturbed for trial in measured):
+        return []
     repeats = count_repeats(measured)
     newest: dict[TrialParams, Measured] = {}
     for trial in measured:

@@ -18,7 +18,15 @@ from train_fn.spec import Knob, KnownSteps, Status, TrialParams, TrialSpec
 from tuner.beliefs import Beliefs
 from tuner.disturbed import count_repeats
 from tuner.recommend import recommend
-from tuner.space import Measured, SearchState, is_out_of_memory, same_numerics, same_setting, setting_of
+from tuner.space import (
+    Measured,
+    SearchState,
+    Setting,
+    is_out_of_memory,
+    same_numerics,
+    same_setting,
+    setting_of,
+)
 
 FASTEST_FIRST = {
     "cuda": ("bf16", "fp16", "nf4", "tf32", "fp32"),
@@ -315,13 +323,15 @@ def _unprobed_siblings(state: SearchState, point: TrialParams) -> list[TrialPara
     """
     if any(_is_sibling(running, point) for running in state.running):
         return []  # that trial's probe looks at them
-    beliefs = Beliefs(state.candidates, state.measured)
+    siblings: dict[Setting, list[TrialParams]] = {}
+    for other in state.candidates:
+        if _is_sibling(other, point) and not same_setting(other, point):
+            siblings.setdefault(setting_of(other), []).append(other)
+    # A trial may have looked at any of its own siblings, which are the point's.
+    beliefs = Beliefs([], [m for m in state.measured if _is_sibling(m.params, point)])
     found: list[TrialParams] = []
-    ordered = sorted(state.candidates, key=lambda c: c.per_device_train_batch_size)
-    for setting in dict.fromkeys(setting_of(c) for c in state.candidates):
-        points = [c for c in ordered if setting_of(c) == setting]
-        if same_setting(points[0], point) or not _is_sibling(points[0], point):
-            continue
+    for points in siblings.values():
+        points.sort(key=lambda c: c.per_device_train_batch_size)
         last = 0
         for other in points if not any(map(beliefs.is_probed, points)) else []:
             if other.per_device_train_batch_size >= 2 * last:
@@ -336,7 +346,8 @@ def _is_sibling(one: TrialParams, other: TrialParams) -> bool:
     def fixed(point: TrialParams) -> dict[str, Knob]:
         return {name: value for name, value in point.knobs.items() if name != "attn_implementation"}
 
-    return one.precision == other.precision and fixed(one) == fixed(other)
+    same_numbers = one.precision == other.precision
+    return same_numbers and (one.knobs == other.knobs or fixed(one) == fixed(other))
 
 
 def _known_steps(state: SearchState, point: TrialParams) -> KnownSteps | None:

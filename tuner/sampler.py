@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from train_fn.spec import PRECISIONS, Knob, Reason, TrialParams, TrialResult
 from tuner.disturbed import to_repeat
@@ -97,7 +97,7 @@ def values_of(point: TrialParams) -> dict[str, Any]:
 
 
 def result_of(trial: FrozenTrial) -> TrialResult | None:
-    """The result that `TuningStudy.tell` stored; None while there is none. `status` is stored last."""
+    """The result that `TuningStudy.tell` stored; None while there is none."""
     return TrialResult.from_dict(trial.user_attrs) if "status" in trial.user_attrs else None
 
 
@@ -147,10 +147,6 @@ class CandidateSampler(optuna.samplers.BaseSampler):
         self._skip_proven = skip_proven
         knobs = knobs_of(candidates) if knobs is None else knobs
         self.distributions = distributions(samples_per_worker(candidates), precisions, knobs)
-        self.next_point: TrialParams | None = None
-        """What to propose next, whatever `choose` would say; a point that is closed may be measured again."""
-        self.state: SearchState | None = None
-        """The record as its owner knows it; None: it is read from the study."""
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -161,15 +157,17 @@ class CandidateSampler(optuna.samplers.BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Choose an open point; `TuningStudy.ask` has made sure that there is one."""
-        values = values_of(self.next_point or self._chosen(study, trial))
+        """Choose an open point of what the study holds."""
+        values = values_of(self._chosen(study, trial))
         return {name: values[name] for name in search_space}
 
+    def propose(self, study: optuna.Study, state: SearchState) -> TrialParams:
+        """An open point, of the record as its owner knows it; nothing is written."""
+        return self._choose(state, study, optuna.trial.create_trial(state=TrialState.RUNNING))
+
     def _chosen(self, study: optuna.Study, trial: FrozenTrial) -> TrialParams:
-        state = self.state
-        if state is None:
-            others = (t for t in study.get_trials(deepcopy=False) if t.number != trial.number)
-            state = search_state(self._candidates, others, self._skip_proven)
+        others = (t for t in study.get_trials(deepcopy=False) if t.number != trial.number)
+        state = search_state(self._candidates, others, self._skip_proven)
         if not state.open:
             raise RuntimeError("no candidate is open: every point is measured, running or proven infeasible")
         return self._choose(state, study, trial)

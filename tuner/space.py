@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import product
 from typing import NamedTuple
 
@@ -55,7 +56,7 @@ class SearchState:
     open: list[TrialParams] = field(default_factory=list)
     to_repeat: list[Measured] = field(default_factory=list)
 
-    @property
+    @cached_property
     def turn(self) -> int:
         """How many trials there were before this one, repetitions of disturbed ones aside.
 

@@ -13,12 +13,14 @@ import random
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import optuna
 import sqlalchemy
+from optuna.distributions import distribution_to_json
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
@@ -80,34 +82,17 @@ def engine_options(url: URL) -> dict[str, Any]:
     return {}
 
 
-def open_storage(url: URL) -> optuna.storages.BaseStorage:
+def open_storage(url: URL) -> StudyStorage:
     """Connect, and make the tables where there are none; another run may be just making them."""
     address, options = url.render_as_string(hide_password=False), engine_options(url)
     for left in reversed(range(_TRIES_TO_MAKE_TABLES)):
         try:
-            return _OneWriterCache(PatientStorage(address, engine_kwargs=options))
+            return StudyStorage(PatientStorage(address, engine_kwargs=options))
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             if not left or not _MADE_TWICE.search(f"{error} {error.__cause__}"):
                 raise
             time.sleep(random.uniform(0.05, 0.5))
     raise AssertionError
-
-
-def write_attributes(storage: optuna.storages.BaseStorage, trial_id: int, values: Mapping[str, Any]) -> None:
-    """Set a trial's user attributes, all or none where the storage can do that; the last one is set last."""
-    backend = getattr(storage, "_backend", None)
-    if isinstance(backend, PatientStorage):
-        backend.set_trial_user_attrs(trial_id, values)
-        return
-    for key, value in values.items():
-        storage.set_trial_user_attr(trial_id, key, value)
-
-
-def be_patient(storage: optuna.storages.BaseStorage, seconds: float, say: Callable[[str], None]) -> None:
-    """See `PatientStorage.be_patient`; other storages answer at once or never."""
-    backend = getattr(storage, "_backend", None)
-    if isinstance(backend, PatientStorage):
-        backend.be_patient(seconds, say)
 
 
 class _WriteAheadConnection(sqlite3.Connection):
@@ -122,14 +107,33 @@ class _WriteAheadConnection(sqlite3.Connection):
         self.execute("PRAGMA synchronous = NORMAL")
 
 
-class _OneWriterCache(_CachedStorage):
-    """Nobody else enqueues trials, so none need be looked for, and all read for it, before each of ours."""
+class StudyStorage(_CachedStorage):
+    """Optuna's storage for one driver: a trial begins in one transaction, and ends in one.
 
-    def get_all_trials(
-        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
-    ) -> list[FrozenTrial]:
-        """As Optuna's, but for waiting trials."""
-        return [] if states == (TrialState.WAITING,) else super().get_all_trials(study_id, deepcopy, states)
+    Optuna commits each parameter and attribute by itself and reads the trial in between, a hundred statements
+    for a trial.
+    """
+
+    _backend: PatientStorage
+
+    def be_patient(self, seconds: float, say: Callable[[str], None]) -> None:
+        """See `PatientStorage.be_patient`."""
+        self._backend.be_patient(seconds, say)
+
+    def begin_trial(self, study_id: int, trial: FrozenTrial) -> tuple[int, int]:
+        """Write a running trial down; its id and its number."""
+        return self._backend.begin_trial(study_id, trial)
+
+    def end_trial(
+        self,
+        trial_id: int,
+        state: TrialState,
+        values: Sequence[float] = (),
+        user_attrs: Mapping[str, Any] | None = None,
+        system_attrs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Give a running trial all that came of it, or nothing; a finished one stays as it is."""
+        self._backend.end_trial(trial_id, state, values, user_attrs or {}, system_attrs or {})
 
 
 class PatientStorage(optuna.storages.RDBStorage):
@@ -151,14 +155,45 @@ class PatientStorage(optuna.storages.RDBStorage):
         if self.engine.name == "sqlite":
             sqlalchemy.event.listen(self.engine, "checkout", _answer_soon)
 
-    def set_trial_user_attrs(self, trial_id: int, values: Mapping[str, Any]) -> None:
-        """As `set_trial_user_attr`, in one transaction."""
+    def begin_trial(self, study_id: int, trial: FrozenTrial) -> tuple[int, int]:
+        """See `StudyStorage.begin_trial`."""
+
+        def write() -> tuple[int, int]:
+            with _create_scoped_session(self.scoped_session) as session:
+                # Locked: the number is the count of the trials before.
+                models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
+                started = trial.datetime_start
+                row = models.TrialModel(study_id=study_id, state=trial.state, datetime_start=started)
+                session.add(row)
+                session.flush()
+                row.number = row.count_past_trials(session)
+                _set_parameters(session, row.trial_id, trial)
+                _set_attributes(session, models.TrialUserAttributeModel, row.trial_id, trial.user_attrs)
+                return row.trial_id, row.number
+
+        begun: tuple[int, int] = self._insist(write)
+        return begun
+
+    def end_trial(
+        self,
+        trial_id: int,
+        state: TrialState,
+        values: Sequence[float],
+        user_attrs: Mapping[str, Any],
+        system_attrs: Mapping[str, Any],
+    ) -> None:
+        """See `StudyStorage.end_trial`."""
 
         def write() -> None:
             with _create_scoped_session(self.scoped_session) as session:
-                for key, value in values.items():
-                    table = models.TrialUserAttributeModel
-                    self._set_trial_attr_without_commit(session, table, trial_id, key, value)
+                trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+                if trial.state.is_finished():
+                    return
+                _set_attributes(session, models.TrialUserAttributeModel, trial_id, user_attrs)
+                _set_attributes(session, models.TrialSystemAttributeModel, trial_id, system_attrs)
+                for objective, value in enumerate(values):
+                    self._set_trial_value_without_commit(session, trial, objective, value)
+                trial.state, trial.datetime_complete = state, datetime.now()
 
         self._insist(write)
 
@@ -192,6 +227,28 @@ class PatientStorage(optuna.storages.RDBStorage):
             if tries:
                 self._say(f"study.storage answers again after {time.monotonic() - started:.1f} s")
             return value
+
+
+def _set_parameters(session: Any, trial_id: int, trial: FrozenTrial) -> None:
+    rows = [
+        {
+            "trial_id": trial_id,
+            "param_name": name,
+            "param_value": trial.distributions[name].to_internal_repr(value),
+            "distribution_json": distribution_to_json(trial.distributions[name]),
+        }
+        for name, value in trial.params.items()
+    ]
+    session.execute(sqlalchemy.insert(models.TrialParamModel), rows)
+
+
+def _set_attributes(session: Any, table: Any, trial_id: int, values: Mapping[str, Any]) -> None:
+    """In two statements, however many there are."""
+    if not values:
+        return
+    session.execute(sqlalchemy.delete(table).where(table.trial_id == trial_id, table.key.in_(list(values))))
+    rows = [{"trial_id": trial_id, "key": k, "value_json": json.dumps(v)} for k, v in values.items()]
+    session.execute(sqlalchemy.insert(table), rows)
 
 
 def _to_nobody(_: str) -> None:

@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from train_fn.spec import Fault, InputError, Knob, Reason, Status, TrialParams, TrialResult, TrialSpec
-from tuner.attributes import describe_point, describe_study, in_words, list_constraints
+from tuner.attributes import describe_study, in_words, listed_constraints
 from tuner.beliefs import Beliefs
 from tuner.generations import Generation, generation_for
 from tuner.identity import Identity
@@ -35,15 +35,15 @@ from tuner.sampler import (
     precisions_known_to,
     result_of,
     samples_per_worker,
+    values_of,
 )
 from tuner.space import Measured, SearchState, knobs_of
 from tuner.storage import (
     Rescued,
-    be_patient,
+    StudyStorage,
     open_storage,
     parse_storage,
     why_not_opened,
-    write_attributes,
 )
 from tuner.units import shown
 from tuner.wide import WIDE, WideSearch
@@ -78,7 +78,8 @@ class TuningStudy:
     def __init__(
         self,
         study: optuna.Study,
-        storage: optuna.storages.BaseStorage,
+        storage: StudyStorage,
+        sampler: CandidateSampler,
         candidates: Sequence[TrialParams],
         max_trials: int,
         global_batch_size: int,
@@ -93,6 +94,7 @@ class TuningStudy:
         self.compared_with = generation.compared_with if generation else None
         self._study = study
         self._storage = storage
+        self._sampler = sampler
         self._study_id = storage.get_study_id_from_name(study.study_name)
         self._candidates = list(candidates)
         self._samples_per_worker = samples_per_worker(candidates)
@@ -101,7 +103,8 @@ class TuningStudy:
         self._settings = settings
         self._wide = WideSearch(settings) if settings and len(candidates) > WIDE else None
         self._step: tuple[SearchState, Step] | None = None
-        self._asked: dict[int, optuna.Trial] = {}
+        self._asked: dict[int, int] = {}  # the trials' ids in the storage, by number
+        self._times: dict[int, tuple[datetime | None, datetime | None]] = {}
         self._settle_orphans(rescued or {})
         self._ledger = self._read(skip_proven, repeat_disturbed)
 
@@ -138,9 +141,11 @@ class TuningStudy:
     def has_work(self) -> bool:
         """Whether there will be something to measure, now or once the trials in flight have ended."""
         state = self._state()
+        if state.running:
+            return True  # what comes of it may open a point, be measured again, or in full
         if self._settings is None:
             is_open = bool(state.open) and state.turn < self._max_trials
-            return is_open or bool(state.to_repeat or state.running)  # which may turn out to be disturbed
+            return is_open or bool(state.to_repeat)
         step = self._next_step(state)
         return step.point is not None or step.waits
 
@@ -171,21 +176,26 @@ class TuningStudy:
 
     def _new_trial(self, point: TrialParams | None, state: SearchState) -> tuple[int, TrialParams]:
         """A running trial in the record, of this point or of the one that the sampler chooses."""
-        sampler = self._study.sampler
-        assert isinstance(sampler, CandidateSampler)
-        sampler.next_point, sampler.state = point, state
-        try:
-            trial = self._study.ask(sampler.distributions)
-        finally:
-            sampler.next_point = sampler.state = None
-        params = params_of(trial.params, self._samples_per_worker)
-        assert params is not None
-        trial.set_user_attr("gradient_accumulation_steps", params.gradient_accumulation_steps)
-        trial.set_user_attr("global_batch_size", self._global_batch_size)
-        describe_point(trial, params)
-        self._asked[trial.number] = trial
-        self._ledger.start(trial.number, params)
-        return trial.number, params
+        if point is None:
+            # A study of its own: Optuna goes on with the trials that it has read until *it* is asked for one.
+            fresh = optuna.load_study(study_name=self.name, storage=self._storage)
+            point = self._sampler.propose(fresh, state)
+        attributes = {
+            "gradient_accumulation_steps": point.gradient_accumulation_steps,
+            "global_batch_size": self._global_batch_size,
+            "setting": str(point),
+        }
+        trial = optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params=values_of(point),
+            distributions=self._sampler.distributions,
+            user_attrs=attributes,
+        )
+        trial_id, number = self._storage.begin_trial(self._study_id, trial)
+        self._asked[number] = trial_id
+        self._times[number] = trial.datetime_start, None
+        self._ledger.start(number, point)
+        return number, point
 
     def tell(self, spec: TrialSpec, result: TrialResult) -> None:
         """Record what came of a trial; telling a finished one again changes nothing.
@@ -193,20 +203,16 @@ class TuningStudy:
         Raises:
             StorageLostError: The storage did not take it; it may be told again.
         """
-        trial = self._asked.get(spec.number)
-        if trial is None:
-            if spec.number in {
-                t.number for t in self._study.get_trials(deepcopy=False) if t.state.is_finished()
-            }:
+        trial_id = self._asked.get(spec.number)
+        if trial_id is None:
+            if spec.number in self._times:
                 return
             raise ValueError(f"trial {spec.number} was not asked for in this run")
         # As the storage gives it back, so that a resumed study is the same to the last type.
         result = TrialResult.from_dict(dataclasses.asdict(_with_finite_objectives(result)))
-        _set_constraints(trial, result)
-        list_constraints(self._storage, trial._trial_id, trial.constraints)
-        self._store(spec.number, result)
-        self._finish(spec.number, result)
+        self._end(trial_id, result)
         del self._asked[spec.number]
+        self._times[spec.number] = self._times[spec.number][0], datetime.now()
         self._ledger.finish(spec.number, spec.params, result)
 
     def measured(self) -> list[Measured]:
@@ -215,8 +221,7 @@ class TuningStudy:
 
     def times(self) -> dict[int, tuple[datetime | None, datetime | None]]:
         """When every trial was asked for and told, by number."""
-        trials = self._study.get_trials(deepcopy=False)
-        return {t.number: (t.datetime_start, t.datetime_complete) for t in trials}
+        return dict(self._times)
 
     def open_points(self) -> list[TrialParams]:
         """Candidates that are neither measured, nor running, nor proven infeasible."""
@@ -232,7 +237,7 @@ class TuningStudy:
 
     def be_patient(self, seconds: float, say: Callable[[str], None]) -> None:
         """From here on, wait so long for a storage that does not answer, and say so; see `PatientStorage`."""
-        be_patient(self._storage, seconds, say)
+        self._storage.be_patient(seconds, say)
 
     def _state(self) -> SearchState:
         return self._ledger.state()
@@ -241,6 +246,7 @@ class TuningStudy:
         """What the storage holds; every later change is this driver's own."""
         ledger = Ledger(self._candidates, skip_proven, repeat_disturbed)
         for trial in self._study.get_trials(deepcopy=False):
+            self._times[trial.number] = trial.datetime_start, trial.datetime_complete
             params, result = params_of(trial.params, self._samples_per_worker), result_of(trial)
             if params is not None and result is not None and trial.state.is_finished():
                 ledger.finish(trial.number, params, result)
@@ -253,22 +259,24 @@ class TuningStudy:
             if result is None:
                 params = params_of(trial.params, self._samples_per_worker)
                 result = rescued.get((trial.number, str(params)), INTERRUPTED)
-                self._store(trial.number, result)
-            self._finish(trial.number, result)
+            self._end(trial._trial_id, result)
 
-    def _store(self, number: int, result: TrialResult) -> None:
-        """Write a result to the trial's user attributes, all or none; `status` says that they are there."""
-        trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
-        values = dataclasses.asdict(result)
-        values |= in_words(result)
-        values["status"] = str(values.pop("status"))
-        told = {key: value for key, value in values.items() if value not in (None, [], {})}
-        write_attributes(self._storage, trial_id, told)
-
-    def _finish(self, number: int, result: TrialResult) -> None:
+    def _end(self, trial_id: int, result: TrialResult) -> None:
+        """Write down what came of a trial, all or nothing."""
         complete = result.status == Status.COMPLETE
-        values = [getattr(result, objective) for objective in DIRECTIONS] if complete else None
-        self._study.tell(number, values, state=STATES[result.status], skip_if_finished=True)
+        values = [getattr(result, objective) for objective in DIRECTIONS] if complete else []
+        attributes = {**dataclasses.asdict(result), **in_words(result), "status": str(result.status)}
+        constraints = _constraints_of(result)
+        self._storage.end_trial(
+            trial_id,
+            STATES[result.status],
+            values,
+            {key: value for key, value in attributes.items() if value not in (None, [], {})},
+            {
+                **optuna.trial.create_trial(state=TrialState.FAIL, constraints=constraints).system_attrs,
+                **listed_constraints(constraints),
+            },
+        )
 
 
 def _with_finite_objectives(result: TrialResult) -> TrialResult:
@@ -284,13 +292,12 @@ def _is_finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def _set_constraints(trial: optuna.Trial, result: TrialResult) -> None:
-    """Tell Optuna's samplers what is violated; an infeasible trial always violates something."""
+def _constraints_of(result: TrialResult) -> dict[str, float]:
+    """What Optuna's samplers are told to be violated; an infeasible trial always violates something."""
     constraints = {k: v for k, v in result.constraints.items() if not math.isnan(v)}
     if result.status == Status.INFEASIBLE and not any(v > 0 for v in constraints.values()):
         constraints["memory" if result.reason == Reason.OOM else "finite"] = 1.0
-    for key in constraints.keys() - trial.constraints.keys():
-        trial.set_constraint(key, constraints[key])
+    return constraints
 
 
 def open_study(
@@ -345,7 +352,7 @@ def open_study(
         _check_fingerprint(study, fingerprint)
         precisions = _precisions_of(study, candidates)
         knobs = _knobs_of(study, candidates)
-        study.sampler = make_sampler(sampler_name, candidates, seed, precisions, knobs, settings, skip_proven)
+        sampler = make_sampler(sampler_name, candidates, seed, precisions, knobs, settings, skip_proven)
         if study.metric_names is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -355,6 +362,7 @@ def open_study(
         return TuningStudy(
             study,
             storage,
+            sampler,
             candidates,
             max_trials,
             batch,

@@ -8,6 +8,7 @@ points that may be fastest alone, against the fastest trials.
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 
@@ -36,33 +37,33 @@ class WideSearch:
         self._settings = settings
         self._beliefs: Beliefs | None = None
         self._fitted = 0
-        self._scores: dict[TrialParams, float] | None = None
+        self._ranked: list[TrialParams] | None = None
 
     def beliefs(self, state: SearchState) -> Beliefs:
         """What the record said when it was last looked at."""
         measured = len(state.measured)
         if self._beliefs is None or measured >= self._fitted + max(1, self._fitted // _GROWTH):
             self._beliefs, self._fitted = beliefs_of(state, self._settings), measured
-            self._scores = _scores(self._beliefs, list(state.candidates))
+            self._ranked = _ranked(self._beliefs, list(state.candidates))
         return self._beliefs
 
     def outlook(self, state: SearchState) -> Outlook:
         """The outlook over the most promising points."""
         beliefs = self.beliefs(state)
-        if self._scores is None:
+        if self._ranked is None:
             return Outlook(state, self._settings, beliefs)
-        scores = self._scores
-        shortlist = sorted(state.open, key=lambda p: -scores[p])[:_SHORTLIST]
+        is_open = set(map(id, state.open))  # they are candidates; hashing thousands of points takes longer
+        shortlist = list(islice((point for point in self._ranked if id(point) in is_open), _SHORTLIST))
         return Outlook(replace(state, open=shortlist), self._settings, beliefs, _leaders(state), _DRAWS)
 
 
-def _scores(beliefs: Beliefs, candidates: list[TrialParams]) -> dict[TrialParams, float] | None:
-    """How fast each candidate may be, as a logarithm; None while nothing is known."""
+def _ranked(beliefs: Beliefs, candidates: list[TrialParams]) -> list[TrialParams] | None:
+    """The candidates by how fast each may be; None while nothing is known."""
     if (predicted := beliefs.predict_speed(candidates)) is None or not beliefs.losses:
         return None
     hopeful = np.log(predicted[0]) + _OPTIMISM * predicted[1]
     score = np.where(beliefs.fits(candidates) < _LEAST_CHANCE, hopeful - 100.0, hopeful)
-    return dict(zip(candidates, score.tolist(), strict=True))
+    return [candidates[place] for place in np.argsort(-score, kind="stable")]
 
 
 def _leaders(state: SearchState) -> list[Measured]:

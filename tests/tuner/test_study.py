@@ -170,23 +170,28 @@ def test_skipped_points_name_their_proof(tmp_path):
 KILLED_DRIVER = """
 import dataclasses, os, signal, sys
 from test_study import COMPLETE, OOM, opened
-import optuna
+from optuna.storages._rdb.models import TrialModel
+import tuner.storage
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
 study = opened(sys.argv[1])
 study.tell(study.ask(), COMPLETE)
 study.tell(study.ask(), OOM)
-if sys.argv[2] == "between":  # the result is stored, the state is not
-    study._finish = lambda number, result: os.kill(os.getpid(), signal.SIGKILL)
-if sys.argv[2] == "storing":  # only a part of the result is stored
-    write = study._storage._backend._set_trial_attr_without_commit
-    study._storage._backend._set_trial_attr_without_commit = lambda session, table, trial, key, value: (
-        os.kill(os.getpid(), signal.SIGKILL) if key == "status" else write(session, table, trial, key, value)
-    )
-if sys.argv[2] == "asking":  # the trial exists, its parameters do not
-    study._study.sampler.sample_relative = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[2] == "asking":  # the trial is there, not yet its number
+    TrialModel.count_past_trials = die
 spec = study.ask()
 if sys.argv[2] == "training":
-    os.kill(os.getpid(), signal.SIGKILL)
-study.tell(spec, dataclasses.replace(COMPLETE, validation_loss=1.5))
+    die()
+last = dataclasses.replace(COMPLETE, validation_loss=1.5)
+if sys.argv[2] == "storing":  # the attributes are there, not yet the state
+    study._storage._backend._set_trial_value_without_commit = die
+if sys.argv[2] == "between":  # as earlier versions did: the result was stored before the state
+    for key, value in dataclasses.asdict(last).items():
+        study._storage.set_trial_user_attr(study._asked[spec.number], key, value)
+    die()
+study.tell(spec, last)
 """
 
 
@@ -203,15 +208,16 @@ def test_a_driver_killed_at_any_moment_loses_at_most_the_trial_in_flight(tmp_pat
     study = opened(tmp_path)
     results = [m.result for m in study.measured()]
     assert results[:2] == [COMPLETE, OOM]
-    assert all(t.state.is_finished() for t in stored(tmp_path).get_trials())
+    trials = stored(tmp_path).get_trials()
+    assert all(t.state.is_finished() for t in trials)
     third = POINTS[4]  # POINTS[2:4] are proven infeasible by the second
     if moment == "between":
         assert results[2].validation_loss == 1.5
-        assert stored(tmp_path).get_trials()[2].values == [6.5, 1.5]
+        assert trials[2].values == [6.5, 1.5]
         assert study.ask().params == POINTS[5]
     else:
         assert len(results) == 2
-        assert stored(tmp_path).get_trials()[2].user_attrs["reason"] == "interrupted"
+        assert [t.user_attrs["reason"] for t in trials[2:]] == ["interrupted"] * (moment != "asking")
         assert study.ask().params == third
 
 
@@ -295,7 +301,7 @@ def test_optuna_says_nothing(tmp_path, capfd):
 @pytest.mark.parametrize("sampler", ["grid", "tpe", "model", "random"])
 def test_a_study_of_a_version_with_fewer_precisions_goes_on(tmp_path, sampler):
     older = opened(tmp_path)
-    older._study.sampler = make_sampler("grid", POINTS, 0, ("fp32", "tf32", "bf16", "fp16"))
+    older._sampler = make_sampler("grid", POINTS, 0, ("fp32", "tf32", "bf16", "fp16"))
     for _ in range(2):
         older.tell(older.ask(), COMPLETE)
     older.close()
