@@ -190,6 +190,16 @@ class _LaneCache(_ObjectCache):
                 yield self.pop_cached_object(key)
 
 
+class _Forgets(tune.Callback):
+    """Frees what Tune keeps of a trial that has been told: some 50 KB, mostly of its metrics' histories."""
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The last of all to hear of it."""
+        kept = trial.run_metadata
+        kept.metric_analysis, kept.metric_n_steps = {}, {}
+        kept.last_result = {k: v for k, v in kept.last_result.items() if k not in ("trial_result", "config")}
+
+
 class LaneScheduler(FIFOScheduler):
     """First in, first out. It hears of a lane's error before the searcher does, and passes the reason on.
 
@@ -203,14 +213,12 @@ class LaneScheduler(FIFOScheduler):
     ) -> None:
         super().__init__()
         self._searcher, self._resources_of = searcher, resources_of
-        self._has_cache = False
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Before the first lane starts: put our cache in the place of Tune's."""
         super().on_trial_add(tune_controller, trial)
-        if not self._has_cache:
-            self._has_cache = True
-            controller = tune_controller._tune_controller
+        controller = tune_controller._tune_controller
+        if not isinstance(controller._actor_cache, _LaneCache):
             controller._actor_cache = _LaneCache(
                 lambda: [self._resources_of(lane) for lane in self._searcher.surplus_lanes()]
             )
@@ -274,7 +282,9 @@ def run_sweep(
                 num_samples=-1,
                 reuse_actors=reuse_workers,
             ),
-            run_config=tune.RunConfig(name=name, storage_path=scratch, verbose=0, callbacks=list(callbacks)),
+            run_config=tune.RunConfig(
+                name=name, storage_path=scratch, verbose=0, callbacks=[*callbacks, _Forgets()]
+            ),
         )
         try:
             tuner.fit()
