@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import ray
 from ray import tune
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.tune.utils.object_cache import _ObjectCache
@@ -190,14 +191,18 @@ class _LaneCache(_ObjectCache):
                 yield self.pop_cached_object(key)
 
 
-class _Forgets(tune.Callback):
-    """Frees what Tune keeps of a trial that has been told: some 50 KB, mostly of its metrics' histories."""
+class _Forgets(TrialProgressCallback):
+    """Lets trials go that have ended, where Tune keeps and looks through them all; here the study has them.
+
+    It also takes the place of Tune's reporter, which prints nothing, and keeps them, too.
+    """
+
+    def log_result(self, trial: Any, result: dict[str, Any], error: bool = False) -> None:
+        """Report nothing."""
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The last of all to hear of it."""
-        kept = trial.run_metadata
-        kept.metric_analysis, kept.metric_n_steps = {}, {}
-        kept.last_result = {k: v for k, v in kept.last_result.items() if k not in ("trial_result", "config")}
+        """Let those go that ended before; this one is still in use."""
+        trials[:] = [t for t in trials if not t.is_finished()]
 
 
 class LaneScheduler(FIFOScheduler):
@@ -215,9 +220,11 @@ class LaneScheduler(FIFOScheduler):
         self._searcher, self._resources_of = searcher, resources_of
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Before the first lane starts: put our cache in the place of Tune's."""
+        """Before the first lane starts, put our cache in the place of Tune's; then do as `_Forgets` does."""
         super().on_trial_add(tune_controller, trial)
         controller = tune_controller._tune_controller
+        controller._stopped_trials.clear()
+        controller._trials_to_cache.clear()
         if not isinstance(controller._actor_cache, _LaneCache):
             controller._actor_cache = _LaneCache(
                 lambda: [self._resources_of(lane) for lane in self._searcher.surplus_lanes()]
@@ -283,7 +290,12 @@ def run_sweep(
                 reuse_actors=reuse_workers,
             ),
             run_config=tune.RunConfig(
-                name=name, storage_path=scratch, verbose=0, callbacks=[*callbacks, _Forgets()]
+                name=name,
+                storage_path=scratch,
+                verbose=0,
+                callbacks=[*callbacks, _Forgets()],
+                # A lane has no state: a checkpoint after each trial would only keep the next one waiting.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
         try:

@@ -72,6 +72,8 @@ class Progress:
         self._phase = ""
         self._running: dict[int, TrialParams] = {}
         self._finished: dict[int, tuple[TrialParams, TrialResult]] = {}
+        self._known: set[TrialParams] = set()
+        self._best: tuple[TrialParams, TrialResult] | None = None
         self._live: Any = None
 
     def __enter__(self) -> Self:
@@ -128,10 +130,14 @@ class Progress:
         """A point is known; also for one that an earlier run of the study measured."""
         self._running.pop(number, None)
         self._finished[number] = (params, result)
+        self._known.add(params)
+        fastest = (self._best[1].samples_per_second or 0.0) if self._best else 0.0
+        if result.status is Status.COMPLETE and (result.samples_per_second or 0.0) > fastest:
+            self._best = params, result
         line = f"trial {number}: {params} {outcome(result)}"
         if self._live is None:
-            best, left = self._best(), self.seconds_left()
-            line += f" | known {self._num_known()} of {self._total}"
+            best, left = self._best, self.seconds_left()
+            line += f" | known {len(self._known)} of {self._total}"
             line += f" | best {best[0]} {best[1].samples_per_second:.3g} samples/s" if best else ""
             line += f" | about {human_seconds(left)} left" if left is not None else ""
         self._print(line)
@@ -141,7 +147,7 @@ class Progress:
         seconds = [r.seconds["total"] for _, r in list(self._finished.values()) if r.seconds.get("total")]
         if not seconds:
             return None
-        remaining = max(min(self._total, self._max_trials) - self._num_known(), 0)
+        remaining = max(min(self._total, self._max_trials) - len(self._known), 0)
         estimate = statistics.median(seconds) * remaining / max(self.lanes, 1)
         if self._time_budget_seconds is None:
             return estimate
@@ -150,15 +156,6 @@ class Progress:
     def elapsed_seconds(self) -> float:
         """Wall time since `start`."""
         return self._clock() - self._started
-
-    def _num_known(self) -> int:
-        """Points, however often each was measured."""
-        return len({params for params, _ in list(self._finished.values())})
-
-    def _best(self) -> tuple[TrialParams, TrialResult] | None:
-        finished = list(self._finished.values())
-        complete = [(p, r) for p, r in finished if r.status is Status.COMPLETE and r.samples_per_second]
-        return max(complete, key=lambda item: item[1].samples_per_second or 0.0, default=None)
 
     def _print(self, text: str) -> None:
         if self._live is not None:
@@ -183,8 +180,8 @@ class Progress:
         results = [result for _, result in list(self._finished.values())]
         infeasible = sum(result.status is Status.INFEASIBLE for result in results)
         failed = sum(result.status is Status.FAILED for result in results)
-        known = f"{self._num_known()} of {self._total} points, {infeasible} infeasible"
-        best, left = self._best(), self.seconds_left()
+        known = f"{len(self._known)} of {self._total} points, {infeasible} infeasible"
+        best, left = self._best, self.seconds_left()
         lines = [("trying", ", ".join(running) or self._phase or "choosing the next point")]
         lines += [("known", known + (f", {failed} failed" if failed else ""))]
         lines += [("best", f"{best[0]}: {outcome(best[1])}")] if best else []

@@ -158,11 +158,34 @@ class Outlook:
 
         return min(self.state.open, key=risk)  # of equals the first one: candidates are in order
 
+    def after(self, state: SearchState, still: np.ndarray) -> Outlook:
+        """The outlook from the same draws, now that points have been taken: they count as those in flight do.
+
+        Args:
+            state: With the open points that are left.
+            still: Which of this outlook's open points these are, a mask.
+        """
+        later = Outlook(state, self.settings, self.beliefs, self._front, self._draws)
+        speed, best = self._drawn
+        taken = speed[:, ~still].max(axis=1, initial=-np.inf)
+        later._drawn = speed[:, still], np.maximum(best, taken)
+        return later
+
     @cached_property
     def _gains(self) -> tuple[np.ndarray, np.ndarray]:
         """Gains in log samples/sec of open points over the front, [draws, open] each.
 
         The largest over the levels of quality that the point reaches, and the mean over all levels.
+        """
+        speed, best = self._drawn
+        gain = np.maximum(speed - best[:, None, :], 0.0)
+        return gain.max(axis=2), gain.mean(axis=2)
+
+    @cached_property
+    def _drawn(self) -> tuple[np.ndarray, np.ndarray]:
+        """Log samples/sec of the open points, [draws, open, levels], and of the best others, [draws, levels].
+
+        Minus infinity where the point does not run, or not at that level of quality.
         """
         state, settings = self.state, self.settings
         front = list(dict.fromkeys(m.params for m in self._front))
@@ -174,9 +197,7 @@ class Outlook:
         count = len(state.open)
         # Where nothing reaches some quality, half the speed of the slowest does.
         floor = draws.log_speed[:, -len(front) :].min(axis=1) - np.log(2)
-        best = np.maximum(speed[:, count:].max(axis=1), floor[:, None])
-        gain = np.maximum(speed[:, :count] - best[:, None, :], 0.0)
-        return gain.max(axis=2), gain.mean(axis=2)
+        return speed[:, :count], np.maximum(speed[:, count:].max(axis=1), floor[:, None])
 
     def _quality(self, loss: np.ndarray) -> np.ndarray:
         """1 for losses that equal the best one measured, falling to 0; above 1 for better ones."""
@@ -372,11 +393,11 @@ def _needed_speed(state: SearchState, known: KnownSteps, settings: ModelSettings
     The low end of the fastest trial's interval, among those whose loss is no worse.
     """
     limit = known.validation_loss + settings.loss_tolerance * abs(known.validation_loss)
-    lows = [
-        min(m.result.samples_per_second, *(m.result.samples_per_second_ci95 or []))
-        for m in state.measured
-        if m.result.status == Status.COMPLETE
-        and m.result.samples_per_second
-        and (m.result.validation_loss or np.inf) <= limit
-    ]
-    return max(lows, default=None)
+    best = 0.0
+    for _, _, result in state.measured:
+        speed = result.samples_per_second
+        if not speed or speed <= best or result.status != Status.COMPLETE:
+            continue  # its low end is lower still
+        if (result.validation_loss or np.inf) <= limit:
+            best = max(best, min(speed, *(result.samples_per_second_ci95 or [])))
+    return best or None

@@ -168,7 +168,7 @@ class PatientStorage(optuna.storages.RDBStorage):
                 session.flush()
                 row.number = row.count_past_trials(session)
                 _set_parameters(session, row.trial_id, trial)
-                _set_attributes(session, models.TrialUserAttributeModel, row.trial_id, trial.user_attrs)
+                _add_attributes(session, models.TrialUserAttributeModel, row.trial_id, trial.user_attrs)
                 return row.trial_id, row.number
 
         begun: tuple[int, int] = self._insist(write)
@@ -244,11 +244,14 @@ def _set_parameters(session: Any, trial_id: int, trial: FrozenTrial) -> None:
 
 def _set_attributes(session: Any, table: Any, trial_id: int, values: Mapping[str, Any]) -> None:
     """In two statements, however many there are."""
-    if not values:
-        return
     session.execute(sqlalchemy.delete(table).where(table.trial_id == trial_id, table.key.in_(list(values))))
+    _add_attributes(session, table, trial_id, values)
+
+
+def _add_attributes(session: Any, table: Any, trial_id: int, values: Mapping[str, Any]) -> None:
     rows = [{"trial_id": trial_id, "key": k, "value_json": json.dumps(v)} for k, v in values.items()]
-    session.execute(sqlalchemy.insert(table), rows)
+    if rows:
+        session.execute(sqlalchemy.insert(table), rows)
 
 
 def _to_nobody(_: str) -> None:

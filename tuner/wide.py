@@ -2,7 +2,8 @@
 
 Beliefs hardly change with one more trial among hundreds, and most points are far from being the next one. So
 the cost models are fitted anew only when the record has grown by a quarter, and gains are worked out for the
-points that may be fastest alone, against the fastest trials.
+points that may be fastest alone, against the fastest trials. The same draws then serve until the record has
+grown by some per cent: each point that is taken counts in them as in flight. A search ends by fresh draws.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ WIDE = 400
 """Candidates; with fewer, everything is looked at every time."""
 
 _GROWTH = 4
+_FRESH = 32
+"""The record grows by one in so many before points are drawn anew."""
 _SHORTLIST = 64
+_LEAST_SHORTLIST = 32
 _LEADERS = 16
 _DRAWS = 128
 _OPTIMISM = 2.0
@@ -38,6 +42,8 @@ class WideSearch:
         self._beliefs: Beliefs | None = None
         self._fitted = 0
         self._ranked: list[TrialParams] | None = None
+        self._outlook: Outlook | None = None
+        self._drawn = 0
 
     def beliefs(self, state: SearchState) -> Beliefs:
         """What the record said when it was last looked at."""
@@ -53,8 +59,26 @@ class WideSearch:
         if self._ranked is None:
             return Outlook(state, self._settings, beliefs)
         is_open = set(map(id, state.open))  # they are candidates; hashing thousands of points takes longer
-        shortlist = list(islice((point for point in self._ranked if id(point) in is_open), _SHORTLIST))
-        return Outlook(replace(state, open=shortlist), self._settings, beliefs, _leaders(state), _DRAWS)
+        self._outlook = self._followed(state, beliefs, is_open)
+        if self._outlook is None:
+            shortlist = list(islice((point for point in self._ranked if id(point) in is_open), _SHORTLIST))
+            open_now = replace(state, open=shortlist)
+            self._outlook = Outlook(open_now, self._settings, beliefs, _leaders(state), _DRAWS)
+            self._drawn = len(state.measured)
+        return self._outlook
+
+    def _followed(self, state: SearchState, beliefs: Beliefs, is_open: set[int]) -> Outlook | None:
+        """The last outlook without the points taken since; None where it is time to look anew."""
+        last = self._outlook
+        grown = len(state.measured) - self._drawn
+        if last is None or last.beliefs is not beliefs or grown > self._drawn // _FRESH:
+            return None
+        still = np.array([id(point) in is_open for point in last.state.open], dtype=bool)
+        if still.sum() < _LEAST_SHORTLIST:
+            return None
+        left = [point for point, stays in zip(last.state.open, still, strict=True) if stays]
+        outlook = last.after(replace(state, open=left), still)
+        return None if outlook.stopped() else outlook
 
 
 def _ranked(beliefs: Beliefs, candidates: list[TrialParams]) -> list[TrialParams] | None:

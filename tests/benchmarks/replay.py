@@ -13,10 +13,11 @@ import itertools
 import math
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import optuna
+from optuna.trial import FrozenTrial, TrialState
 from surface import Surface, peak_bytes
 
 from train_fn.early import EarlyEnd
@@ -117,17 +118,40 @@ def replay(
 def study(surface: Surface, sampler: str, seed: int, max_trials: int, **options: Any) -> TuningStudy:
     """The tuner's own study over a surface's points, with its record in memory."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.InMemoryStorage()
+    storage: Any = _InMemory()
     settings = ModelSettings(device=surface.device, seed=seed)
     made = optuna.create_study(
         storage=storage,
         study_name="replay",
         directions=list(DIRECTIONS.values()),
         pruner=optuna.pruners.NopPruner(),
-        sampler=make_sampler(sampler, surface.points, seed, settings=settings),
     )
+    chosen_by = make_sampler(sampler, surface.points, seed, settings=settings)
     options["settings"] = settings if sampler == "model" else None
-    return TuningStudy(made, storage, surface.points, max_trials, surface.global_batch_size, **options)
+    batch = surface.global_batch_size
+    return TuningStudy(made, storage, chosen_by, surface.points, max_trials, batch, **options)
+
+
+class _InMemory(optuna.storages.InMemoryStorage):
+    """What a study asks of `tuner.storage.StudyStorage`."""
+
+    def begin_trial(self, study_id: int, trial: FrozenTrial) -> tuple[int, int]:
+        trial_id = self.create_new_trial(study_id, trial)
+        return trial_id, self.get_trial_number_from_id(trial_id)
+
+    def end_trial(
+        self,
+        trial_id: int,
+        state: TrialState,
+        values: Sequence[float],
+        user_attrs: Mapping[str, Any],
+        system_attrs: Mapping[str, Any],
+    ) -> None:
+        for key, value in user_attrs.items():
+            self.set_trial_user_attr(trial_id, key, value)
+        for key, value in system_attrs.items():
+            self.set_trial_system_attr(trial_id, key, value)
+        self.set_trial_state_values(trial_id, state, values or None)
 
 
 def _duration(result: TrialResult) -> float:
