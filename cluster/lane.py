@@ -236,12 +236,6 @@ class Lane(tune.Trainable):
         self._watch.close()
         self._group.close()
 
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing to keep, but Tune counts a trial as an error without this method."""
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing to restore."""
-
 
 def _trainer(lane: LaneSpec, mailbox: Any, storage_path: str) -> DataParallelTrainer:
     job = lane.job

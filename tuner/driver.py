@@ -26,8 +26,8 @@ would be tried again; but a lane that can't start would break for ever."""
 MAX_LOSSES_OF_A_POINT = 3
 """A point whose lane breaks every time may well be what breaks it."""
 
-_WRITING_SHARE = 0.05
-"""Of the driver's time, at most, goes into files: with thousands of trials they are long."""
+_WRITING_SHARE = 0.02
+"""Of the driver's time, at most, goes into files: with thousands of trials they are long, and lanes wait."""
 
 
 def overrun_seconds(time_budget: float) -> float:

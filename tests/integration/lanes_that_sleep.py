@@ -49,12 +49,6 @@ class SleepingLane(tune.Trainable):
         result = dataclasses.asdict(TrialResult(status=Status.COMPLETE, samples_per_second=1.0))
         return {"trial_result": json.dumps(result), "lane": self._number, "done": True}
 
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Tune needs it."""
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Tune needs it."""
-
 
 class Source:
     """So many trials; in the midst of them each waits for the one before, and all other lanes are idle."""
