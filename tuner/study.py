@@ -10,7 +10,6 @@ One driver works on a study at a time: opening it declares the trials that are s
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,8 +20,8 @@ import optuna
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from train_fn.spec import Fault, InputError, Knob, Reason, Status, TrialParams, TrialResult, TrialSpec
-from tuner.attributes import describe_study, in_words, listed_constraints
+from train_fn.spec import Fault, InputError, Reason, Status, TrialParams, TrialResult, TrialSpec
+from tuner.attributes import in_words, listed_constraints
 from tuner.beliefs import Beliefs
 from tuner.generations import Generation, generation_for
 from tuner.identity import Identity
@@ -32,12 +31,11 @@ from tuner.sampler import (
     CandidateSampler,
     make_sampler,
     params_of,
-    precisions_known_to,
     result_of,
     samples_per_worker,
     values_of,
 )
-from tuner.space import Measured, SearchState, knobs_of
+from tuner.space import Measured, SearchState
 from tuner.storage import (
     Rescued,
     StudyStorage,
@@ -45,11 +43,8 @@ from tuner.storage import (
     parse_storage,
     why_not_opened,
 )
-from tuner.units import shown
+from tuner.stored import DIRECTIONS, check_fingerprint, stored_knobs, stored_precisions
 from tuner.wide import WIDE, WideSearch
-
-DIRECTIONS = {"samples_per_second": "maximize", "validation_loss": "minimize"}
-"""The two objectives, in the order of Optuna's values."""
 
 STATES = {
     Status.COMPLETE: TrialState.COMPLETE,
@@ -60,9 +55,6 @@ STATES = {
 }
 
 INTERRUPTED = TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED)
-
-_FINGERPRINT = "fingerprint"
-_KNOBS = "knobs"
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -346,12 +338,12 @@ def open_study(
             pruner=optuna.pruners.NopPruner(),
         )
         settings = settings or ModelSettings(seed=seed)
-        _check_fingerprint(study, fingerprint)
+        check_fingerprint(study, fingerprint)
         generation = generation_for(study, storage, identity or {}, candidates, settings.loss_tolerance)
         study = generation.study
-        _check_fingerprint(study, fingerprint)
-        precisions = _precisions_of(study, candidates)
-        knobs = _knobs_of(study, candidates)
+        check_fingerprint(study, fingerprint)
+        precisions = stored_precisions(study, candidates)
+        knobs = stored_knobs(study, candidates)
         sampler = make_sampler(sampler_name, candidates, seed, precisions, knobs, settings, skip_proven)
         if study.metric_names is None:
             with warnings.catch_warnings():
@@ -374,68 +366,3 @@ def open_study(
         )
     except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, OSError, RuntimeError) as error:
         raise InputError(Fault("study.storage", why_not_opened(url, error))) from error
-
-
-def _check_fingerprint(study: optuna.Study, fingerprint: dict[str, Any]) -> None:
-    """Stamp a new study; refuse one whose measurements can't be compared with this run's."""
-    new = json.loads(json.dumps(fingerprint))
-    stored = study.user_attrs.get(_FINGERPRINT)
-    if stored is None:
-        expected = [optuna.study.StudyDirection[d.upper()] for d in DIRECTIONS.values()]
-        if study.get_trials(deepcopy=False) or study.directions != expected:
-            problem = f"{study.study_name!r} in this storage was made by another program"
-            raise InputError(Fault("study.name", f"{problem}; choose another name"))
-        study.set_user_attr(_FINGERPRINT, json.dumps(new, sort_keys=True))
-        describe_study(study, new)
-        return
-    old = json.loads(stored)
-    differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    if differing:
-        raise InputError(*(_difference(study.study_name, k, old.get(k), new.get(k)) for k in differing))
-
-
-def _precisions_of(study: optuna.Study, candidates: Sequence[TrialParams]) -> tuple[str, ...]:
-    """The precisions that the study can hold: Optuna refuses to add any to those that it began with."""
-    known = precisions_known_to(study.get_trials(deepcopy=False))
-    if new := sorted({c.precision for c in candidates} - set(known)):
-        problem = f"study {study.study_name!r} began before {', '.join(new)} could be searched"
-        raise InputError(Fault("search.precision", f"{problem}; leave it out or choose another study.name"))
-    return known
-
-
-def _knobs_of(study: optuna.Study, candidates: Sequence[TrialParams]) -> dict[str, list[Knob]]:
-    """The knobs that the study began with; a later run may search fewer of their values, none beside them.
-
-    Unlike precisions they have no list that holds all there are, so the study keeps its own.
-    """
-    new = knobs_of(candidates)
-    if not study.get_trials(deepcopy=False):
-        study.set_user_attr(_KNOBS, json.dumps(new))
-        return new
-    known: dict[str, list[Knob]] = json.loads(study.user_attrs.get(_KNOBS, "{}"))
-    if known.keys() != new.keys():
-        began, now = (", ".join(knobs) or "no knobs" for knobs in (known, new))
-        problem = f"study {study.study_name!r} began with {began}, now there are {now}"
-        raise InputError(Fault("search.knobs", f"{problem}; keep them or choose another study.name"))
-    added = {name: [v for v in values if v not in known[name]] for name, values in new.items()}
-    faults = [
-        Fault(
-            f"search.knobs.{name}",
-            f"study {study.study_name!r} began with {_listed(known[name])}, {_listed(values)} can't be "
-            "added; leave it out or choose another study.name",
-        )
-        for name, values in added.items()
-        if values
-    ]
-    if faults:
-        raise InputError(*faults)
-    return known
-
-
-def _listed(values: Sequence[Knob]) -> str:
-    return ", ".join(map(shown, values))
-
-
-def _difference(study_name: str, key: str, old: Any, new: Any) -> Fault:
-    measured = f"study {study_name!r} was measured with {json.dumps(old)}, now it is {json.dumps(new)}"
-    return Fault(key, f"{measured}; keep the old value or choose another study.name")

@@ -35,7 +35,8 @@ from train_fn.timing import rate_with_interval
 from tuner.model_search import ModelSettings
 from tuner.sampler import make_sampler
 from tuner.space import Measured, Setting, is_out_of_memory, setting_of
-from tuner.study import DIRECTIONS, TuningStudy
+from tuner.stored import DIRECTIONS
+from tuner.study import TuningStudy
 
 
 class Searcher(Protocol):
