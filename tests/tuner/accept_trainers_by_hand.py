@@ -306,7 +306,7 @@ def accept_llamafactory(python: Path, folder: Path, number: int) -> str:
         f"output_dir={out}",
         "num_train_epochs=1",
         "logging_steps=1",
-        "save_strategy=no",
+        "save_strategy='no'",  # without quotes it is YAML's false
         "report_to=none",
     ]
     run(
