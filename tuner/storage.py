@@ -128,12 +128,13 @@ class StudyStorage(_CachedStorage):
         self,
         trial_id: int,
         state: TrialState,
-        values: Sequence[float] = (),
-        user_attrs: Mapping[str, Any] | None = None,
-        system_attrs: Mapping[str, Any] | None = None,
+        ended: datetime,
+        values: Sequence[float],
+        user_attrs: Mapping[str, Any],
+        system_attrs: Mapping[str, Any],
     ) -> None:
         """Give a running trial all that came of it, or nothing; a finished one stays as it is."""
-        self._backend.end_trial(trial_id, state, values, user_attrs or {}, system_attrs or {})
+        self._backend.end_trial(trial_id, state, ended, values, user_attrs, system_attrs)
 
 
 class PatientStorage(optuna.storages.RDBStorage):
@@ -178,6 +179,7 @@ class PatientStorage(optuna.storages.RDBStorage):
         self,
         trial_id: int,
         state: TrialState,
+        ended: datetime,
         values: Sequence[float],
         user_attrs: Mapping[str, Any],
         system_attrs: Mapping[str, Any],
@@ -193,7 +195,7 @@ class PatientStorage(optuna.storages.RDBStorage):
                 _set_attributes(session, models.TrialSystemAttributeModel, trial_id, system_attrs)
                 for objective, value in enumerate(values):
                     self._set_trial_value_without_commit(session, trial, objective, value)
-                trial.state, trial.datetime_complete = state, datetime.now()
+                trial.state, trial.datetime_complete = state, ended
 
         self._insist(write)
 
@@ -278,6 +280,9 @@ for _name in (
     "_create_new_trial",
     "_get_trials",
     "_set_trial_param",
+    "get_study_directions",
+    "get_study_id_from_name",
+    "get_study_name_from_id",
     "get_study_system_attrs",
     "get_study_user_attrs",
     "get_trial",

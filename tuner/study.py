@@ -202,9 +202,10 @@ class TuningStudy:
             raise ValueError(f"trial {spec.number} was not asked for in this run")
         # As the storage gives it back, so that a resumed study is the same to the last type.
         result = TrialResult.from_dict(dataclasses.asdict(_with_finite_objectives(result)))
-        self._end(trial_id, result)
+        started, ended = self._times[spec.number][0], datetime.now()
+        self._end(trial_id, result, ended)
         del self._asked[spec.number]
-        self._times[spec.number] = self._times[spec.number][0], datetime.now()
+        self._times[spec.number] = started, ended
         self._ledger.finish(spec.number, spec.params, result)
 
     def measured(self) -> list[Measured]:
@@ -251,9 +252,9 @@ class TuningStudy:
             if result is None:
                 params = params_of(trial.params, self._samples_per_worker)
                 result = rescued.get((trial.number, str(params)), INTERRUPTED)
-            self._end(trial._trial_id, result)
+            self._end(trial._trial_id, result, datetime.now())
 
-    def _end(self, trial_id: int, result: TrialResult) -> None:
+    def _end(self, trial_id: int, result: TrialResult, ended: datetime) -> None:
         """Write down what came of a trial, all or nothing."""
         complete = result.status == Status.COMPLETE
         values = [getattr(result, objective) for objective in DIRECTIONS] if complete else []
@@ -262,6 +263,7 @@ class TuningStudy:
         self._storage.end_trial(
             trial_id,
             STATES[result.status],
+            ended,
             values,
             {key: value for key, value in attributes.items() if value not in (None, [], {})},
             {

@@ -14,6 +14,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Protocol
 
 import optuna
@@ -144,6 +145,7 @@ class _InMemory(optuna.storages.InMemoryStorage):
         self,
         trial_id: int,
         state: TrialState,
+        ended: datetime,
         values: Sequence[float],
         user_attrs: Mapping[str, Any],
         system_attrs: Mapping[str, Any],

@@ -88,13 +88,13 @@ def test_files_that_take_long_are_written_less_often_but_in_the_end(tmp_path: Pa
     monkeypatch.setattr("tuner.driver.time.monotonic", lambda: now[0])
     run.source.record = lambda: (run.record(), now.__setitem__(0, now[0] + 1.0))
     run.one(COMPLETE)  # a second of writing, once
-    run.one(COMPLETE)  # and again: the next time 19 s later
+    run.one(COMPLETE)  # and again: the next time 49 s later
     run.one(COMPLETE)
     assert run.recorded == [1, 2]
     run.source.flush()
     run.source.flush()
     assert run.recorded == [1, 2, 3]
-    now[0] += 19.0
+    now[0] += 49.0
     run.one(COMPLETE)
     assert run.recorded == [1, 2, 3, 4]
 

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -316,15 +315,23 @@ def python(*argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *argv], capture_output=True, text=True, timeout=60)
 
 
-def test_help_answers_in_under_a_second() -> None:
-    seconds = []
-    for _ in range(3):  # the best: this machine may be busy with other tests
-        started = time.perf_counter()
-        done = python("-m", "tuner.run", "--help")
-        seconds.append(time.perf_counter() - started)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "--cluster.memory-budget" in done.stdout
-    assert min(seconds) < 1.0, seconds
+ASKS_FOR_HELP = """
+import runpy, sys
+sys.argv = ["tuner.run", "--help"]
+try:
+    runpy.run_module("tuner.run", run_name="__main__")
+except SystemExit as end:
+    assert not end.code
+heavy = {"ray", "torch", "transformers", "optuna", "plotly", "pandas", "numpy"}
+print("loaded:", sorted(heavy & sys.modules.keys()))
+"""
+
+
+def test_help_loads_nothing_heavy_so_it_answers_at_once() -> None:
+    done = python("-c", ASKS_FOR_HELP)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--cluster.memory-budget" in done.stdout
+    assert done.stdout.splitlines()[-1] == "loaded: []"
 
 
 def test_bad_flags_end_the_process_with_two() -> None:
