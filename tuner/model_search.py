@@ -231,15 +231,13 @@ class Step:
     """What the search does next.
 
     Attributes:
-        point: To be measured; None: nothing now.
+        point: To be measured; None: nothing now. Once trials in flight have ended, there may be something.
         in_full: Its trial leaves nothing out.
-        waits: There may be something to do once the trials in flight have ended.
         stopped: Why the search has ended although points are open, in a sentence.
     """
 
     point: TrialParams | None = None
     in_full: bool = False
-    waits: bool = False
     stopped: str | None = None
 
 
@@ -255,7 +253,7 @@ def next_step(
     outlook, stopped = (outlook or Outlook(state, settings)) if left > 0 else None, None
     if outlook is not None:
         if state.running and not outlook.can_predict:
-            return Step(waits=True)  # the first trial says more about all points than another one blind would
+            return Step()  # the first trial says more about all points than another one blind would
         stopped = outlook.stopped()
         if state.open and stopped is None and left > 1:
             return Step(outlook.choose())
@@ -265,7 +263,7 @@ def next_step(
         in_full = disturbed.result.validation_loss is not None and not disturbed.result.is_loss_borrowed
         return Step(disturbed.params, in_full=in_full)
     if state.running:
-        return Step(waits=True)
+        return Step()
     if outlook is None:
         return Step()
     confirmed = _to_confirm(state, settings)

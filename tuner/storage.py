@@ -13,8 +13,7 @@ import random
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from optuna.distributions import distribution_to_json
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
@@ -96,7 +95,7 @@ def open_storage(url: URL) -> StudyStorage:
 
 
 class _WriteAheadConnection(sqlite3.Connection):
-    """Commits without waiting for the disk: Optuna commits a dozen times per trial (4x faster here).
+    """Commits without waiting for the disk.
 
     A killed process still loses nothing, a power cut at most the last trials, and the file stays whole.
     """
@@ -124,17 +123,9 @@ class StudyStorage(_CachedStorage):
         """Write a running trial down; its id and its number."""
         return self._backend.begin_trial(study_id, trial)
 
-    def end_trial(
-        self,
-        trial_id: int,
-        state: TrialState,
-        ended: datetime,
-        values: Sequence[float],
-        user_attrs: Mapping[str, Any],
-        system_attrs: Mapping[str, Any],
-    ) -> None:
+    def end_trial(self, trial_id: int, ended: FrozenTrial) -> None:
         """Give a running trial all that came of it, or nothing; a finished one stays as it is."""
-        self._backend.end_trial(trial_id, state, ended, values, user_attrs, system_attrs)
+        self._backend.end_trial(trial_id, ended)
 
 
 class PatientStorage(optuna.storages.RDBStorage):
@@ -175,15 +166,7 @@ class PatientStorage(optuna.storages.RDBStorage):
         begun: tuple[int, int] = self._insist(write)
         return begun
 
-    def end_trial(
-        self,
-        trial_id: int,
-        state: TrialState,
-        ended: datetime,
-        values: Sequence[float],
-        user_attrs: Mapping[str, Any],
-        system_attrs: Mapping[str, Any],
-    ) -> None:
+    def end_trial(self, trial_id: int, ended: FrozenTrial) -> None:
         """See `StudyStorage.end_trial`."""
 
         def write() -> None:
@@ -191,11 +174,11 @@ class PatientStorage(optuna.storages.RDBStorage):
                 trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
                 if trial.state.is_finished():
                     return
-                _set_attributes(session, models.TrialUserAttributeModel, trial_id, user_attrs)
-                _set_attributes(session, models.TrialSystemAttributeModel, trial_id, system_attrs)
-                for objective, value in enumerate(values):
+                _set_attributes(session, models.TrialUserAttributeModel, trial_id, ended.user_attrs)
+                _set_attributes(session, models.TrialSystemAttributeModel, trial_id, ended.system_attrs)
+                for objective, value in enumerate(ended.values or ()):
                     self._set_trial_value_without_commit(session, trial, objective, value)
-                trial.state, trial.datetime_complete = state, ended
+                trial.state, trial.datetime_complete = ended.state, ended.datetime_complete
 
         self._insist(write)
 
@@ -209,10 +192,6 @@ class PatientStorage(optuna.storages.RDBStorage):
         while True:
             try:
                 value = call()
-            except optuna.exceptions.UpdateFinishedTrialError:
-                if not tries:
-                    raise
-                value = True  # the try that seemed to fail has finished it
             except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
                 waited = time.monotonic() - started
                 if not self._patience_seconds or not _may_pass(error):
@@ -277,21 +256,14 @@ def _patiently(name: str) -> Callable[..., Any]:
 
 # What Optuna's cache in front of this storage calls while a study is searched, one transaction each.
 for _name in (
-    "_create_new_trial",
     "_get_trials",
-    "_set_trial_param",
     "get_study_directions",
     "get_study_id_from_name",
     "get_study_name_from_id",
     "get_study_system_attrs",
     "get_study_user_attrs",
-    "get_trial",
-    "get_trial_id_from_study_id_trial_number",
     "set_study_system_attr",
     "set_study_user_attr",
-    "set_trial_state_values",
-    "set_trial_system_attr",
-    "set_trial_user_attr",
 ):
     setattr(PatientStorage, _name, _patiently(_name))
 

@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from train_fn.spec import Fault, InputError, Reason, Status, TrialParams, TrialResult, TrialSpec
@@ -138,8 +138,7 @@ class TuningStudy:
         if self._settings is None:
             is_open = bool(state.open) and state.turn < self._max_trials
             return is_open or bool(state.to_repeat)
-        step = self._next_step(state)
-        return step.point is not None or step.waits
+        return self._next_step(state).point is not None
 
     @property
     def is_finished(self) -> bool:
@@ -202,10 +201,10 @@ class TuningStudy:
             raise ValueError(f"trial {spec.number} was not asked for in this run")
         # As the storage gives it back, so that a resumed study is the same to the last type.
         result = TrialResult.from_dict(dataclasses.asdict(_with_finite_objectives(result)))
-        started, ended = self._times[spec.number][0], datetime.now()
-        self._end(trial_id, result, ended)
+        ended = _ended(result)
+        self._storage.end_trial(trial_id, ended)
         del self._asked[spec.number]
-        self._times[spec.number] = started, ended
+        self._times[spec.number] = self._times[spec.number][0], ended.datetime_complete
         self._ledger.finish(spec.number, spec.params, result)
 
     def measured(self) -> list[Measured]:
@@ -252,25 +251,21 @@ class TuningStudy:
             if result is None:
                 params = params_of(trial.params, self._samples_per_worker)
                 result = rescued.get((trial.number, str(params)), INTERRUPTED)
-            self._end(trial._trial_id, result, datetime.now())
+            self._storage.end_trial(trial._trial_id, _ended(result))
 
-    def _end(self, trial_id: int, result: TrialResult, ended: datetime) -> None:
-        """Write down what came of a trial, all or nothing."""
-        complete = result.status == Status.COMPLETE
-        values = [getattr(result, objective) for objective in DIRECTIONS] if complete else []
-        attributes = {**dataclasses.asdict(result), **in_words(result), "status": str(result.status)}
-        constraints = _constraints_of(result)
-        self._storage.end_trial(
-            trial_id,
-            STATES[result.status],
-            ended,
-            values,
-            {key: value for key, value in attributes.items() if value not in (None, [], {})},
-            {
-                **optuna.trial.create_trial(state=TrialState.FAIL, constraints=constraints).system_attrs,
-                **listed_constraints(constraints),
-            },
-        )
+
+def _ended(result: TrialResult) -> FrozenTrial:
+    """What came of a trial, as Optuna has it."""
+    complete = result.status == Status.COMPLETE
+    attributes = {**dataclasses.asdict(result), **in_words(result), "status": str(result.status)}
+    constraints = _constraints_of(result)
+    return optuna.trial.create_trial(
+        state=STATES[result.status],
+        values=[getattr(result, objective) for objective in DIRECTIONS] if complete else None,
+        user_attrs={key: value for key, value in attributes.items() if value not in (None, [], {})},
+        system_attrs=listed_constraints(constraints),
+        constraints=constraints,
+    )
 
 
 def _with_finite_objectives(result: TrialResult) -> TrialResult:

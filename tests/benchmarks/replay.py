@@ -13,12 +13,11 @@ import itertools
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from surface import Surface, peak_bytes
 
 from train_fn.early import EarlyEnd
@@ -141,20 +140,12 @@ class _InMemory(optuna.storages.InMemoryStorage):
         trial_id = self.create_new_trial(study_id, trial)
         return trial_id, self.get_trial_number_from_id(trial_id)
 
-    def end_trial(
-        self,
-        trial_id: int,
-        state: TrialState,
-        ended: datetime,
-        values: Sequence[float],
-        user_attrs: Mapping[str, Any],
-        system_attrs: Mapping[str, Any],
-    ) -> None:
-        for key, value in user_attrs.items():
+    def end_trial(self, trial_id: int, ended: FrozenTrial) -> None:
+        for key, value in ended.user_attrs.items():
             self.set_trial_user_attr(trial_id, key, value)
-        for key, value in system_attrs.items():
+        for key, value in ended.system_attrs.items():
             self.set_trial_system_attr(trial_id, key, value)
-        self.set_trial_state_values(trial_id, state, values or None)
+        self.set_trial_state_values(trial_id, ended.state, ended.values)
 
 
 def _duration(result: TrialResult) -> float:

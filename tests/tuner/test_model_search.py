@@ -196,7 +196,7 @@ def test_waits_for_trials_in_flight_before_it_says_what_is_best():
     measured, _ = search()
     last = state_of(POINTS, measured[:1], [measured[1].params])
     step = next_step(last, 3, SETTINGS)
-    assert (step.point, step.waits) == (None, True), "the third and last trial is kept"
+    assert (step.point, step.stopped) == (None, None), "the third and last trial is kept"
 
 
 def test_a_trial_may_end_early_only_where_its_loss_is_known():
