@@ -195,13 +195,17 @@ def _why_not_joined(address: str, error: Exception) -> str:
 
 def _nodes() -> list[Node]:
     import ray
+    from ray.exceptions import NodeDiedError, TaskUnschedulableError, WorkerCrashedError
 
     found = []
     for node in ray.nodes():
         if node["Alive"]:
             resources = node["Resources"]
             num_gpus = int(resources.get("GPU", 0))
-            there, version = _gpus_of(node["NodeID"]) if num_gpus else ([], None)
+            try:
+                there, version = _gpus_of(node["NodeID"]) if num_gpus else ([], None)
+            except (NodeDiedError, TaskUnschedulableError, WorkerCrashedError):
+                continue  # a node that has just died is listed as alive for some seconds
             num_cpus, kind = int(resources.get("CPU", 0)), accelerator_type_of(resources)
             found.append(Node(num_cpus, there[:num_gpus], accelerator_type=kind, driver=version))
     return found

@@ -15,7 +15,7 @@ from train_fn.spec import Reason, Status, TrialParams, TrialResult, TrialSpec
 from tuner import interrupt, storage
 from tuner.console import Progress
 from tuner.storage import StorageLostError
-from tuner.study import TuningStudy
+from tuner.study import INTERRUPTED, TuningStudy
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class StudySource:
     broken: str | None = None
     overrun_seconds: float = 0.0
     _has_started: bool = field(default=False, init=False)
+    _in_flight: dict[int, TrialSpec] = field(default_factory=dict, init=False)
     _lost_in_a_row: int = field(default=0, init=False)
     _losses: Counter[TrialParams] = field(default_factory=Counter, init=False)
     _lanes: int | None = field(default=None, init=False)
@@ -81,12 +82,14 @@ class StudySource:
             return None
         if spec is not None:
             self._has_started = True
+            self._in_flight[spec.number] = spec
             log.info("trial %d starts: %s", spec.number, spec.params)
             self.progress.trial_started(spec.number, spec.params)
         return spec
 
     def tell(self, spec: TrialSpec, result: TrialResult) -> None:
         """Record a result before anything else is done with it."""
+        self._in_flight.pop(spec.number, None)
         result = self._counted(spec, result)
         self._store(spec, result)
         log.info(
@@ -104,6 +107,19 @@ class StudySource:
         if time.monotonic() >= self._next_record:
             self.flush()
         interrupt.check()
+
+    def settle(self) -> None:
+        """Record that the trials in flight come to nothing, once nobody waits for them any more.
+
+        It is tried once: what the storage does not take now, the next run settles.
+        """
+        self.study.be_patient(0.0, self.progress.note)
+        try:
+            for spec in self._in_flight.values():
+                self.study.tell(spec, INTERRUPTED)
+        except Exception:
+            log.exception("trials in flight stay marked as running until the next run")
+        self._in_flight.clear()
 
     def waits(self, spec: TrialSpec, text: str | None) -> None:
         """A trial has to wait for quiet GPUs, or no longer."""

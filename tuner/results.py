@@ -90,7 +90,7 @@ def write_results(
         }
     )
     output = output if isinstance(output, Output) else Output(output)
-    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
+    text = _in_lines(result) + "\n"
     output.keep({TRIALS_FILE: _csv(result), RESULT_FILE: text})
     return result
 
@@ -137,7 +137,7 @@ def _trial(trial: Measured, times: dict[int, tuple[datetime | None, datetime | N
     return {
         "number": trial.number,
         "params": trial.params,
-        **dataclasses.asdict(trial.result),
+        **vars(trial.result),
         "status": trial.result.status.value,
         "started_at": _utc(started),
         "ended_at": _utc(ended),
@@ -172,6 +172,19 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_jsonable(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _in_lines(value: Any, depth: int = 0) -> str:
+    """JSON with a line for every key of the result and of its explanation, and for every trial, candidate and
+    so on: to be read and searched by line, and quick to write."""
+    deeper, here = "\n" + "  " * (depth + 1), "\n" + "  " * depth
+    if isinstance(value, dict) and value and depth < 2:
+        lines = [f"{json.dumps(key)}: {_in_lines(item, depth + 1)}" for key, item in value.items()]
+        return "{" + deeper + ("," + deeper).join(lines) + here + "}"
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value) and depth < 3:
+        lines = [json.dumps(item, allow_nan=False) for item in value]
+        return "[" + deeper + ("," + deeper).join(lines) + here + "]"
+    return json.dumps(value, allow_nan=False)
 
 
 def trial_row(trial: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:

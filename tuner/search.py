@@ -76,6 +76,7 @@ class Search:
         with contextlib.suppress(KeyboardInterrupt), self._progress, interrupt.time_limit(limit):
             self._sweep()
         interrupt.finish()
+        self._source.settle()
         result = self._record()
         self._report.finish(result)
         with outlived():

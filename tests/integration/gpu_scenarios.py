@@ -96,7 +96,7 @@ def moves(storage: str) -> dict[str, Any]:
     say(BUSY.format(0))
     steps: list[dict[str, Any]] = []
     made = tune.with_parameters(Lane, lane=lane_spec(100.0), storage_path=storage)
-    lane = made({"trial": dataclasses.asdict(TRIAL)})
+    lane = made({"trial": dataclasses.asdict(TRIAL), "lane": 0})
 
     def run() -> None:
         while True:

@@ -141,7 +141,7 @@ def test_lanes_follow_the_nodes_and_a_killed_node_loses_no_point(start, nodes, f
     run.wait_for(lambda: "failed (interrupted)" in run.output, 40)
     noticed = time.monotonic() - killed_at
     run.wait_for(lambda: len(COMPLETE.findall(run.output)) > complete)
-    assert "room for 3 lanes now, before that for 4" in run.output
+    run.wait_for(lambda: "room for 3 lanes now, before that for 4" in run.output, 60)
     assert run.wait(150) == 0, run.output
 
     result = run.result()

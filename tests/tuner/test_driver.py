@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+import optuna
 import pytest
 
 from train_fn.spec import Reason, Status, TrialResult, TrialSpec
@@ -216,3 +217,16 @@ def test_a_signal_is_not_forgotten_where_its_exception_was(
     assert run.recorded == [1]  # what was measured is kept first
     with pytest.raises(KeyboardInterrupt):
         run.source.ask()
+
+
+def test_what_is_in_flight_at_the_end_is_marked_as_interrupted(tmp_path: Path) -> None:
+    run = Run(opened(tmp_path))
+    done, _, lost = run.one(COMPLETE), run.ask(), run.ask()
+    run.source.settle()
+    url = f"sqlite:///{tmp_path}/study.db"
+    trials = optuna.load_study(study_name="demo", storage=url).get_trials()
+    assert [t.state.name for t in trials] == ["COMPLETE", "FAIL", "FAIL"]
+    assert [t.user_attrs.get("reason") for t in trials] == [None, "interrupted", "interrupted"]
+    assert [m.params for m in run.study.measured()] == [done.params]
+    assert lost.params in run.study.open_points()
+    assert not run.study.is_finished

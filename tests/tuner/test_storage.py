@@ -95,7 +95,20 @@ def test_a_result_told_when_a_signal_comes_is_kept(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         source.tell(spec, COMPLETE)
     other.close()
+    source.settle()  # of trials that came to nothing, which this one did not
     assert [m.result for m in opened(tmp_path, rescued=kept(tmp_path)).measured()] == [COMPLETE]
+
+
+def test_trials_in_flight_at_the_end_are_settled_by_the_next_run_where_the_storage_is_away(tmp_path):
+    study = opened(tmp_path)
+    source = StudySource(study, Progress(4, 4, stream=io.StringIO()), lambda: None)
+    study.be_patient(60, lambda _: None)
+    spec, other, started = source.ask(), locked(tmp_path), time.monotonic()
+    source.settle()
+    assert time.monotonic() - started < 20
+    other.close()
+    again = opened(tmp_path)
+    assert (again.measured(), spec.params in again.open_points()) == ([], True)
 
 
 def test_an_interrupt_ends_the_wait(tmp_path, monkeypatch):
