@@ -134,6 +134,8 @@ class Beliefs:
         self._chances: dict[TrialParams, float] = {}
         self._known_tokens: dict[int, float] = {}
         self._known_padding: dict[int, float] = {}
+        self._said_memory: dict[TrialParams, Prediction | None] = {}
+        self._said_speed: dict[TrialParams, Prediction | None] = {}
 
     # Memory.
 
@@ -290,13 +292,21 @@ class Beliefs:
 
     def memory(self, point: TrialParams) -> Prediction | None:
         """The larger rank's peak in bytes."""
-        predicted = self.predict_memory([point])
-        return None if predicted is None else _interval(predicted[0][0], predicted[1][0])
+        if point not in self._said_memory:
+            predicted = self.predict_memory([point])
+            self._said_memory[point] = (
+                None if predicted is None else _interval(predicted[0][0], predicted[1][0])
+            )
+        return self._said_memory[point]
 
     def samples_per_second(self, point: TrialParams) -> Prediction | None:
         """Global samples per second."""
-        predicted = self.predict_speed([point])
-        return None if predicted is None else _interval(predicted[0][0], predicted[1][0])
+        if point not in self._said_speed:
+            predicted = self.predict_speed([point])
+            self._said_speed[point] = (
+                None if predicted is None else _interval(predicted[0][0], predicted[1][0])
+            )
+        return self._said_speed[point]
 
     # Quality.
 

@@ -175,8 +175,10 @@ def _jsonable(value: Any) -> Any:
 
 
 def _in_lines(value: Any, depth: int = 0) -> str:
-    """JSON with a line for every key of the result and of its explanation, and for every trial, candidate and
-    so on: to be read and searched by line, and quick to write."""
+    """JSON with a line for every key of the result and of its explanation, and for every trial or candidate.
+
+    To be read and searched by line, and quick to write.
+    """
     deeper, here = "\n" + "  " * (depth + 1), "\n" + "  " * depth
     if isinstance(value, dict) and value and depth < 2:
         lines = [f"{json.dumps(key)}: {_in_lines(item, depth + 1)}" for key, item in value.items()]

@@ -46,9 +46,12 @@ class EveryPoint:
 
     def __init__(self, surface: Surface) -> None:
         self._left = [TrialSpec(number=i, params=p) for i, p in enumerate(surface.points)]
+        self.stopped: str | None = None
 
     def ask(self) -> TrialSpec | None:
-        return self._left.pop(0) if self._left else None
+        spec = self._left.pop(0) if self._left else None
+        self.stopped = None if self._left else "every point is measured"
+        return spec
 
     def tell(self, spec: TrialSpec, result: TrialResult) -> None:
         """Learns nothing."""

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import surface as surfaces
-from baselines import Make, baselines
+from baselines import RULES, Make, baselines
 from replay import Answers, Replay, replay, study
 from rich.console import Console
 from rich.table import Table
@@ -147,7 +147,8 @@ def strategies(surface: Surface, max_trials: int) -> dict[str, tuple[Make, int, 
         for lanes in LANES
     }
     rivals = baselines(surface, max_trials)
-    return ours | {name: (make, 1, name.endswith(("bf16", "fp32"))) for name, make in rivals.items()}
+    that_stop = ("grid", *RULES)
+    return ours | {name: (make, 1, name.startswith(that_stop)) for name, make in rivals.items()}
 
 
 def _model(max_trials: int, surface: Surface, seed: int) -> Any:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
+COMPLETE = re.compile(r"^trial (\d+): [^|]* samples/s", re.MULTILINE)
+"""The line of a complete trial. What stands behind the bar, the best so far, is in every line."""
+
 SLEEPY = """
 import time
 

@@ -24,11 +24,10 @@ import optuna
 import psutil
 import pytest
 from conftest import Cluster, Run
-from sleepy import SLEEPY, few_trials
+from sleepy import COMPLETE, SLEEPY, few_trials
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
 
-COMPLETE = re.compile(r"^trial (\d+): .* samples/s", re.MULTILINE)
 STARTED = re.compile(r"^trial (\d+): .* started$", re.MULTILINE)
 TIMEOUT_SECONDS = 10
 NOT_AGAIN = "everything measured; the trial's point counts as failed and is not tried again"

@@ -17,12 +17,11 @@ import optuna
 import psutil
 import pytest
 from conftest import ROOT
-from sleepy import SLEEPY, few_trials
+from sleepy import COMPLETE, SLEEPY, few_trials
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
 
 POINTS = 26
-COMPLETE = re.compile(r"^trial (\d+): .* samples/s", re.MULTILINE)
 
 
 class Nodes:

@@ -121,9 +121,10 @@ def test_a_disturbance_makes_the_wrong_point_win_unless_its_trial_is_measured_ag
 def test_what_a_lane_held_is_given_back_when_its_time_is_over(start, cluster, tmp_path):
     run = start(
         "--global-batch-size=32",
+        "--trial.steps=100",  # longer than what is left once the workers have started
         "--search.sampler=grid",
         "--cluster.disturbance-check=false",
-        "--study.time-budget=10s",
+        "--study.time-budget=30s",
         output_dir=tmp_path / "out",
         address=cluster.address,
     )
