@@ -10,6 +10,7 @@ import importlib.util
 import random
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import optuna
 from replay import Searcher, study
@@ -66,16 +67,10 @@ class OptunaLoop:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(directions=list(DIRECTIONS.values()), sampler=sampler)
         self._oom_as_constraint = oom_as_constraint
-        self._points = {self._values(p): p for p in surface.points}
-        names = ("per_device_train_batch_size", "precision", "gradient_checkpointing")
-        self._choices = {
-            name: list(dict.fromkeys(getattr(p, name) for p in surface.points)) for name in names
-        }
+        self._points = {tuple(_dimensions(p).values()): p for p in surface.points}
+        found = [_dimensions(p) for p in surface.points]
+        self._choices = {name: list(dict.fromkeys(d[name] for d in found)) for name in found[0]}
         self._asked: dict[int, optuna.Trial] = {}
-
-    @staticmethod
-    def _values(point: TrialParams) -> tuple[object, ...]:
-        return point.per_device_train_batch_size, point.precision, point.gradient_checkpointing
 
     def ask(self) -> TrialSpec:
         trial = self._study.ask()
@@ -95,19 +90,24 @@ class OptunaLoop:
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
 
 
+def _dimensions(point: TrialParams) -> dict[str, Any]:
+    """What a person would search over; the accumulation follows from the batch."""
+    names = ("per_device_train_batch_size", "precision", "gradient_checkpointing")
+    return {name: getattr(point, name) for name in names} | dict(point.knobs)
+
+
 Rule = Iterator[int]
 """Yields per-device batches to try, is sent whether they fit, and ends by itself."""
 
 
 class RuleOfThumb:
-    """Follows a rule in one precision, without checkpointing."""
+    """Follows a rule in one precision, without checkpointing, with the first value of every knob."""
 
     def __init__(self, surface: Surface, rule: Callable[[list[int]], Rule], precision: str) -> None:
-        self._points = {
-            p.per_device_train_batch_size: p
-            for p in surface.points
-            if p.precision == precision and not p.gradient_checkpointing
-        }
+        self._points: dict[int, TrialParams] = {}
+        for point in surface.points:
+            if point.precision == precision and not point.gradient_checkpointing:
+                self._points.setdefault(point.per_device_train_batch_size, point)
         self._rule = rule(sorted(self._points))
         self._next = next(self._rule, None)
         self._asked = 0

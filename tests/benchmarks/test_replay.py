@@ -6,8 +6,16 @@ import dataclasses
 import math
 
 import bench_search
+import optuna
 import pytest
-from baselines import EveryPoint, RuleOfThumb, double_until_it_fails, halve_until_it_fits, largest_that_fits
+from baselines import (
+    EveryPoint,
+    OptunaLoop,
+    RuleOfThumb,
+    double_until_it_fails,
+    halve_until_it_fits,
+    largest_that_fits,
+)
 from bench_search import percentile_95, run
 from replay import Answers, replay, study
 from surface import FOLDER, load, save
@@ -266,3 +274,11 @@ def test_the_95th_percentile_of_100_is_the_95th():
     assert percentile_95(list(range(1, 101))) == 95
     assert percentile_95([1.0] * 95 + [math.inf] * 5) == 1.0
     assert math.isinf(percentile_95([1.0] * 94 + [math.inf] * 6))
+
+
+def test_others_search_over_the_same_points_knobs_included():
+    surface = load("cpu-demo-tight")
+    loop = OptunaLoop(surface, optuna.samplers.RandomSampler(seed=0))
+    assert {loop.ask().params for _ in range(400)} == set(surface.points)
+    first = RuleOfThumb(surface, double_until_it_fails, "fp32").ask()
+    assert first.params.knobs == {"attn_implementation": "sdpa"}, "what a model takes where nothing is said"
