@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from cluster import auth
 from cluster.gpus import Gpu, driver, gpus
@@ -22,6 +24,7 @@ from train_fn.spec import Fault, InputError
 OBJECT_STORE_BYTES = 256 << 20
 """Of a local Ray. Results are small; the default, 30% of the machine, would be reserved for nothing."""
 
+_head_is_lost = threading.Event()
 _UNLISTED = "_ray_internal_look"  # the dashboard lists no driver of a namespace that begins so
 
 
@@ -104,10 +107,26 @@ def connected(address: str | None, study: str | None = None, namespace: str | No
         yield
     finally:
         if is_head_silent():
-            # It would wait for a minute, and then end the process its own way.
+            _head_is_lost.set()
             atexit.unregister(ray.shutdown)
+            gc.disable()  # objects of Tune's that are collected would wait for the head, too
         else:
             ray.shutdown()
+
+
+def leave(code: int) -> NoReturn:
+    """End the process.
+
+    Where the head of the Ray that it was connected to is gone, at once: what Ray and Tune do at the end of a
+    process would wait a minute for it, and then end the process with a code of their own. That is so when all
+    processes of a local Ray are told to end together, as `timeout` does.
+    """
+    if _head_is_lost.is_set():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        logging.shutdown()
+        os._exit(code)
+    sys.exit(code)
 
 
 @contextlib.contextmanager

@@ -188,4 +188,7 @@ def _what_is_kept() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    from cluster.runtime import leave
+
+    leave(exit_code)

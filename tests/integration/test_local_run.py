@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import signal
+import time
 
 import pytest
 import yaml
@@ -91,3 +93,18 @@ def test_interrupt_keeps_what_was_measured_and_says_how_to_go_on(start):
     assert "same command goes on" in run.output
     assert run.result()["trials"]
     assert not run.ranks()
+
+
+@pytest.mark.faults
+def test_all_processes_may_be_told_to_end_together(start):
+    """As `timeout` and supervisors do; Ray's own end then would wait for its head, which is gone."""
+    run = start(*SMALL)
+    run.wait_for(lambda: (run.output_dir / "result.json").exists() and run.result()["trials"])
+    os.killpg(run.process.pid, signal.SIGTERM)
+    assert run.wait(30) == 130, run.output
+    assert "same command goes on" in run.output
+    assert run.result()["trials"]
+    deadline = time.monotonic() + 10
+    while run.ranks():
+        assert time.monotonic() < deadline, "ranks were left behind"
+        time.sleep(0.1)
