@@ -36,9 +36,11 @@ _HEAP_BLOCK_BYTES = 32 << 20  # the largest threshold that glibc accepts, and wh
 _HEAP_FACTOR = 4  # a heap that keeps its blocks holds up to 3 times what is live (measured: 2.9)
 _REFUSED = re.compile(
     r"std::bad_alloc|could not create a primitive$|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
+    r"|^\[enforce fail a$"
 )
 """How memory that PyTorch's allocators did not manage is refused: to oneDNN (for a scratchpad, for a
-convolution's code), the CUDA runtime, cuBLAS. These texts alone say so."""
+convolution's code), the CUDA runtime, cuBLAS. These texts alone say so. The last is the CPU allocator's own
+refusal, when not even its text could grow beyond the 15 characters that a C++ string holds in itself."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -68,6 +68,7 @@ def test_the_process_does_not_grow(found: dict[str, Any]) -> None:
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
         MemoryError(),
         RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: ..."),
+        RuntimeError("[enforce fail a"),  # seen once: no memory for the rest of it
         RuntimeError("std::bad_alloc"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         torch.AcceleratorError("CUDA error: out of memory"),
@@ -83,6 +84,7 @@ def test_out_of_memory_is_recognised(error: Exception) -> None:
     "error",
     [
         RuntimeError("mat1 and mat2 shapes cannot be multiplied (3x4 and 5x6)"),
+        RuntimeError("[enforce fail at embedding.cpp:12] index < size. "),
         RuntimeError("Connection closed by peer"),
         torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
         ValueError("memory"),
