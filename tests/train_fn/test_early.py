@@ -148,8 +148,9 @@ def test_a_trial_that_does_not_follow_is_measured_and_flagged(
 def test_a_hopeless_trial_keeps_what_was_measured(trials: dict[str, list[dict[str, Any]]]) -> None:
     slow = result(trials, "too slow")
     assert (slow.status, slow.reason) == (Status.PRUNED, Reason.SLOWER)
-    assert len(slow.step_seconds) == HOPELESS_TIMED_STEPS
-    assert len(slow.train_loss) == HOPELESS_TIMED_STEPS + 1
+    timed = len(slow.step_seconds)
+    assert HOPELESS_TIMED_STEPS <= timed < 15  # of 15; where the first ones scatter, it takes more of them
+    assert len(slow.train_loss) == timed + 1
     assert slow.samples_per_second is not None
     assert slow.samples_per_second_ci95 is not None
     assert (slow.validation_loss, slow.validation_loss_source) == (None, None)

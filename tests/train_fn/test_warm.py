@@ -16,21 +16,24 @@ from train_fn.spec import DataSpec, JobSpec, Reason, Status, TrialResult
 
 MIB = 1 << 20
 Point = tuple[int, int, str, bool]
+GLOBAL = 16
 TABLE: list[Point] = [
-    (n, 8 // n, precision, checkpointing)
-    for n in (1, 2, 4, 8)
+    (n, GLOBAL // n, precision, checkpointing)
+    for n in (2, 4, 8, 16)
     for precision in ("fp32", "bf16")
     for checkpointing in (False, True)
 ]
-LARGEST: Point = (8, 1, "fp32", False)
+LARGEST: Point = (GLOBAL, 1, "fp32", False)
 EARLY, TRIALS = 5, 50
 NEAR_BYTES = 3 * MIB
 """How far two readings of a peak may be apart (up to 2.6 MiB were seen): what libraries keep of a first trial
 is charged to it, and code pages that it is the first to touch are taken off, whenever they came."""
 GROWTH_BYTES = 8 * MIB
-"""Code that is read from files when a kind of point comes for the first time counts as resident, too."""
 SEEN = 2 * len(TABLE)
 """Trials after which every kind of point has come; until then allocators' arenas grow (7 MiB were seen)."""
+CODE_BYTES = 24 * MIB
+"""What the first points of their kind leave resident: code read from files (8 MiB were seen), and what oneDNN
+compiles for the shapes of bf16 and keeps (14 MiB, on a CPU with AVX-512)."""
 
 
 @dataclasses.dataclass
@@ -48,7 +51,7 @@ def alone(start_ranks: Callable[..., Any], job: JobSpec, *, ready: bool = True) 
 @pytest.fixture(scope="module")
 def free_job() -> JobSpec:
     data = DataSpec(max_length=128, max_validation_samples=4)
-    return JobSpec(global_batch_size=8, num_workers=1, steps=1, warmup_steps=0, data=data)
+    return JobSpec(global_batch_size=GLOBAL, num_workers=1, steps=1, warmup_steps=0, data=data)
 
 
 @pytest.fixture(scope="module")
@@ -135,15 +138,16 @@ def assert_alike(result: TrialResult, other: TrialResult, point: Point) -> None:
 def test_the_process_is_as_large_after_50_trials_as_after_5(warm: Warm) -> None:
     """The largest that it was in trials 46 to 50 against 5 to 9; which base stayed resident differs.
 
-    Address space from the first trial after all kinds, and in the median: a thread that is just ending still
-    has its stack (8 MiB).
+    Once all kinds have come, code is no excuse. Address space in the median: a thread that is just ending
+    still has its stack (8 MiB).
     """
-    early, late = (
+    early, full, late = (
         {key: max(size[key] for size in warm.sizes[at : at + 5]) for key in warm.sizes[0]}
-        for at in (EARLY - 1, TRIALS - 5)
+        for at in (EARLY - 1, SEEN, TRIALS - 5)
     )
     seen, last = (statistics.median(s["data"] for s in warm.sizes[at : at + 5]) for at in (SEEN, TRIALS - 5))
     assert late["threads"] == early["threads"]
     assert late["files"] == early["files"]
-    assert late["rss"] <= early["rss"] + GROWTH_BYTES
+    assert late["rss"] <= early["rss"] + CODE_BYTES
+    assert late["rss"] <= full["rss"] + GROWTH_BYTES
     assert last <= seen + GROWTH_BYTES
