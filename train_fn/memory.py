@@ -35,8 +35,8 @@ _EXACT_BLOCK_BYTES = 16 << 10  # at 64 KiB, tensors just below it made peaks rea
 _HEAP_BLOCK_BYTES = 32 << 20  # the largest threshold that glibc accepts, and where its own adjustment ends
 _HEAP_FACTOR = 4  # a heap that keeps its blocks holds up to 3 times what is live (measured: 2.9)
 _REFUSED = re.compile(
-    r"std::bad_alloc|could not (?:create|execute) a primitive$|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
-    r"|^\[enforce fail a$"
+    r"std::bad_alloc|could not (?:create|execute) a primitive$"
+    r"|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|^\[enforce fail a$"
 )
 """How memory that PyTorch's allocators did not manage is refused: to oneDNN (for a scratchpad, for a
 convolution's code), the CUDA runtime, cuBLAS. These texts alone say so. The last is the CPU allocator's own
