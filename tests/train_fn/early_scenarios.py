@@ -25,7 +25,7 @@ def early_ends(job: JobSpec) -> Any:
     specs: dict[str, dict[str, Any]] = {
         "known": {"known_steps": known},
         "other": {"known_steps": dataclasses.replace(known, train_loss=shifted)},
-        "too slow": {"slow_below": 1e9},
+        **{f"too slow {attempt}": {"slow_below": 1e9} for attempt in range(3)},
         "fast enough": {"slow_below": 1e-9},
     }
     found = {"whole": whole, **{name: ran(worker, 4, 1, **spec) for name, spec in specs.items()}}

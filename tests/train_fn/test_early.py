@@ -146,14 +146,15 @@ def test_a_trial_that_does_not_follow_is_measured_and_flagged(
 
 
 def test_a_hopeless_trial_keeps_what_was_measured(trials: dict[str, list[dict[str, Any]]]) -> None:
-    slow = result(trials, "too slow")
-    assert (slow.status, slow.reason) == (Status.PRUNED, Reason.SLOWER)
-    timed = len(slow.step_seconds)
-    assert HOPELESS_TIMED_STEPS <= timed < 15  # of 15; where the first ones scatter, it takes more of them
-    assert len(slow.train_loss) == timed + 1
-    assert slow.samples_per_second is not None
-    assert slow.samples_per_second_ci95 is not None
-    assert (slow.validation_loss, slow.validation_loss_source) == (None, None)
-    assert "are needed to matter" in (slow.detail or "")
-    assert len(slow.peak_memory_bytes) == 2
-    assert slow.constraints["memory"] < 0
+    attempts = [result(trials, name) for name in trials if name.startswith("too slow")]
+    # Where the first steps scatter widely, nothing is known yet, and a trial takes another one.
+    assert min(len(slow.step_seconds) for slow in attempts) == HOPELESS_TIMED_STEPS
+    for slow in attempts:
+        assert (slow.status, slow.reason) == (Status.PRUNED, Reason.SLOWER)
+        assert len(slow.train_loss) == len(slow.step_seconds) + 1
+        assert slow.samples_per_second is not None
+        assert slow.samples_per_second_ci95 is not None
+        assert (slow.validation_loss, slow.validation_loss_source) == (None, None)
+        assert "are needed to matter" in (slow.detail or "")
+        assert len(slow.peak_memory_bytes) == 2
+        assert slow.constraints["memory"] < 0
