@@ -98,7 +98,7 @@ def timing_notes(
     if needed is None:
         return []
     width = max(rate - interval[0], interval[1] - rate) / rate
-    known = f"known to {width:.1%}" if math.isfinite(width) else "hardly known"
+    known = f"known to {width:.1%}" if width < 1 else "hardly known"
     if math.isinf(needed) and timed_steps >= _FEW_STEPS:
         drifts = f"this machine's speed varies by {between_sd:.1%} from trial to trial"
         return [
