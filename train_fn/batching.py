@@ -12,28 +12,58 @@ from typing import TypeVar
 
 import numpy as np
 
+from train_fn.spec import JobSpec
+
 MicroBatches = list[list[int]]
 """One rank's share of a global batch: `gradient_accumulation_steps` lists of sample indices."""
 
 
-def global_batches(num_samples: int, global_batch_size: int, steps: int, seed: int) -> list[np.ndarray]:
+def global_batches(lengths: np.ndarray, job: JobSpec) -> list[np.ndarray]:
     """The samples of every optimizer step: epochs of seeded shuffles, incomplete last batches dropped.
 
+    A trial that is shorter than an epoch takes the run of consecutive batches whose timed ones come closest
+    to the whole epoch in the work that they make. By chance, a few batches hold samples several percent
+    longer or shorter than the dataset's, and the speed measured on them is not that of the epoch.
+
+    Args:
+        lengths: Tokens of every sample.
+        job: Its global batch, steps, warm-up and seed decide.
+
     Returns:
-        `steps` arrays of `global_batch_size` distinct sample indices.
+        `job.steps` arrays of `job.global_batch_size` distinct sample indices.
 
     Raises:
         ValueError: There are fewer samples than a global batch holds.
     """
-    per_epoch = num_samples // global_batch_size
+    num_samples, size = len(lengths), job.global_batch_size
+    per_epoch = num_samples // size
     if per_epoch == 0:
-        raise ValueError(f"{num_samples} samples are fewer than a global batch of {global_batch_size}")
-    rng = np.random.default_rng(seed)
+        raise ValueError(f"{num_samples} samples are fewer than a global batch of {size}")
+    rng = np.random.default_rng(job.seed)
     batches: list[np.ndarray] = []
-    while len(batches) < steps:
-        order = rng.permutation(num_samples)[: per_epoch * global_batch_size]
-        batches.extend(order.reshape(per_epoch, global_batch_size))
-    return batches[:steps]
+    while len(batches) < job.steps:
+        batches.extend(rng.permutation(num_samples)[: per_epoch * size].reshape(per_epoch, size))
+    if job.steps >= per_epoch:
+        return batches[: job.steps]
+    first = _most_typical(lengths[np.stack(batches)], job.steps, job.warmup_steps)
+    return batches[first : first + job.steps]
+
+
+def _most_typical(lengths: np.ndarray, steps: int, warmup_steps: int) -> int:
+    """Where the run of batches begins whose timed ones are most like all of them.
+
+    `lengths` are those of the epoch's samples, [batches, size]. Compared is the padded work at every size of
+    micro-batch, samples of like length together, so that the choice is the same for all points of a study
+    and fair to each.
+    """
+    size, timed = lengths.shape[1], steps - warmup_steps
+    longest_first = -np.sort(-lengths, axis=1)
+    sizes = [m for m in range(1, size + 1) if size % m == 0]
+    work = np.stack([m * longest_first[:, ::m].sum(axis=1) for m in sizes], axis=1)  # [batches, sizes]
+    sums = np.cumsum(np.concatenate([np.zeros_like(work[:1]), work]), axis=0)
+    first = np.arange(warmup_steps, len(work) - timed + 1)
+    means = (sums[first + timed] - sums[first]) / timed
+    return int(np.abs(means / work.mean(axis=0) - 1).max(axis=1).argmin())
 
 
 def plain(batch: Sequence[int] | np.ndarray, per_device: int, num_ranks: int) -> list[MicroBatches]:

@@ -148,7 +148,7 @@ def _check_images(job: JobSpec, sets: data.SampleSets) -> None:
     from train_fn.batching import global_batches
     from train_fn.collate import demanding, load_images
 
-    batches = global_batches(len(sets.train), job.global_batch_size, job.steps, job.seed)
+    batches = global_batches(sets.train.lengths, job)
     most = job.global_batch_size // job.num_workers
     in_train = {int(i) for batch in batches for i in batch} | set(demanding(sets.train, most))
     try:

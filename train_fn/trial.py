@@ -230,9 +230,7 @@ class _Trial:
         self.seconds |= {"warmup": 0.0, "reduce": 0.0}
         train = self.worker.samples.train
         self.extra_work = train.extra_work(self.worker.base.tokens_per_target)
-        batches = batching.global_batches(
-            len(train), self.job.global_batch_size, self.job.steps, self.job.seed
-        )
+        batches = batching.global_batches(train.lengths, self.job)
         shares, dealt = itertools.tee(self._deal(train, batch) for batch in batches)
         micro_batches = (micro for share in dealt for micro in share[self.ranks.rank])
         with contextlib.closing(self._collated(train, micro_batches)) as self.collated:

@@ -105,7 +105,7 @@ def install(folder: Path) -> None:
 def write_inputs(args: argparse.Namespace, rows: list[Any], validation: Path, folder: Path) -> JobSpec:
     """ours.jsonl, and the same rows for ms-swift in the order in which our optimizer steps take them."""
     steps = 1 + args.steps
-    if len(rows) < steps * args.global_batch:
+    if len(rows) != steps * args.global_batch:
         raise SystemExit("--train has too few rows for so many pairs")
     job = JobSpec(
         model=args.model,
@@ -122,7 +122,8 @@ def write_inputs(args: argparse.Namespace, rows: list[Any], validation: Path, fo
         warmup_steps=1,
         timeout_seconds=3600,
     )
-    order = np.concatenate(global_batches(len(rows), args.global_batch, steps, job.seed))
+    one_epoch = np.ones(len(rows), dtype=int)  # of which all batches are taken, however long they are
+    order = np.concatenate(global_batches(one_epoch, job))
     roles = (("user", args.prompt), ("assistant", args.response))
     chats = [
         {"messages": [{"role": role, "content": rows[i][column]} for role, column in roles]} for i in order

@@ -186,9 +186,7 @@ def run_trainer(worker: Worker, params: TrialParams, batches: Sequence[Any] | No
     """
     job, out_of_memory = worker.job, False
     if batches is None:
-        batches = batching.global_batches(
-            len(worker.samples.train), job.global_batch_size, job.steps, job.seed
-        )
+        batches = batching.global_batches(worker.samples.train.lengths, job)
     seconds: list[float] = []
     with _quiet():
         try:

@@ -186,7 +186,7 @@ def plain_training(worker: Worker, shaken: bool = False) -> Unsplit:
             shake(model)
         weights = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=job.optimizer.learning_rate, weight_decay=0.0)
-        for indices in batching.global_batches(len(train), job.global_batch_size, job.steps, job.seed):
+        for indices in batching.global_batches(train.lengths, job):
             loss = mean_loss(train, indices.tolist())
             optimizer.zero_grad()
             loss.backward()

@@ -67,7 +67,7 @@ def against_trainer(job: JobSpec, points: list[Any]) -> Any:
 
     dist.init_process_group("gloo")
     worker = open_worker(job, torch.device("cpu"))
-    batches = global_batches(len(worker.samples.train), job.global_batch_size, job.steps, job.seed)
+    batches = global_batches(worker.samples.train.lengths, job)
     found = []
     for split in points:
         params = point(*split)
