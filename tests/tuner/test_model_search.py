@@ -116,6 +116,13 @@ def test_ends_at_the_optimum_after_a_few_trials_none_of_them_out_of_memory(lanes
     assert stopped.startswith(f"stopped after {len(measured)} of {len(POINTS)}: ")
 
 
+def test_a_lane_waits_rather_than_measure_what_trials_in_flight_will_probably_settle():
+    alone, _ = search()
+    for lanes in (2, 4, 8):
+        measured, _ = search(lanes=lanes)
+        assert len(measured) <= 1.3 * len(alone)
+
+
 def test_begins_with_the_smallest_batch_of_the_usually_fastest_precision_and_probes_the_others():
     first = next_step(state_of(POINTS), 24, SETTINGS).point
     assert str(first) == "1x24 bf16"
