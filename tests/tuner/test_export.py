@@ -376,6 +376,7 @@ if training_arguments.process_index == 0:
     said = {"steps": trainer.state.global_step, "ranks": training_arguments.world_size}
     said["dtype"] = str(next(p for p in model.parameters() if not p.requires_grad).dtype)
     print(json.dumps(said), flush=True)
+torch.distributed.destroy_process_group()  # its threads, left to the end of a process, may abort it
 """
 
 
@@ -422,6 +423,7 @@ from accelerate import Accelerator
 a = Accelerator()
 said = (a.num_processes, a.gradient_accumulation_steps, a.mixed_precision, a.device.type, a.state.backend)
 os.write(1, (" ".join(map(str, said)) + "\\n").encode())  # at once, or the processes' words are mixed
+a.end_training()
 """
 
 
