@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 from surface import Surface
 
-from train_fn.spec import JobSpec, Status, TrialParams, TrialResult, TrialSpec
+from train_fn.spec import JobSpec, Reason, Status, TrialParams, TrialResult, TrialSpec
 from tuner.cli import load as load_config
 from tuner.config import Config
 from tuner.output import RESULT_FILE
@@ -167,9 +168,29 @@ def tune_stock(
         tune_config=tune.TuneConfig(max_concurrent_trials=1, **search),
         run_config=tune.RunConfig(name="stock", storage_path=folder, verbose=0),
     ).fit()
-    if results.errors:
-        raise results.errors[0]
-    return [json.loads(r.metrics["trial"]) for r in sorted(results, key=lambda r: r.metrics["timestamp"])]
+    told = sorted(results, key=lambda r: (r.metrics or {}).get("timestamp", math.inf))
+    return [_told(result, job) for result in told]
+
+
+def _told(result: Any, job: JobSpec) -> dict[str, Any]:
+    """A trial's `params` and `result`; where Ray's own part of a worker met the end of memory, out of memory.
+
+    On CPUs the limit holds for the whole process, and a Train worker answers its controller in between.
+    """
+    if result.error is None:
+        found: dict[str, Any] = json.loads(result.metrics["trial"])
+        return found
+    if "MemoryError" not in str(result.error):
+        raise result.error
+    lost = TrialResult(status=Status.INFEASIBLE, reason=Reason.OOM)
+    params = _with_accumulation(result.config["params"], dataclasses.asdict(job))
+    return {"params": params, "result": dataclasses.asdict(lost)}
+
+
+def _with_accumulation(params: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
+    """The setting with the accumulation that the global batch leaves for its per-device batch."""
+    share = job["global_batch_size"] // job["num_workers"]
+    return {**params, "gradient_accumulation_steps": share // params["per_device_train_batch_size"]}
 
 
 def _grid(points: list[TrialParams]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -197,9 +218,7 @@ def _driver(config: dict[str, Any], job: dict[str, Any], folder: str) -> None:
 
     from train_fn.environment import worker_environment
 
-    share = job["global_batch_size"] // job["num_workers"]
-    accumulation = share // config["params"]["per_device_train_batch_size"]
-    params = {**config["params"], "gradient_accumulation_steps": accumulation}
+    params = _with_accumulation(config["params"], job)
     on_gpu = job["device"] == "cuda"
     TorchTrainer(
         _train,
