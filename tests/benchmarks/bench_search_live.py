@@ -173,16 +173,15 @@ def tune_stock(
 
 
 def _told(result: Any, job: JobSpec) -> dict[str, Any]:
-    """A trial's `params` and `result`; where Ray's own part of a worker met the end of memory, out of memory.
+    """A trial's `params` and `result`; `failed` where its Train run ended with an error.
 
-    On CPUs the limit holds for the whole process, and a Train worker answers its controller in between.
+    On CPUs the limit of memory holds for the whole process, and a Train worker answers its controller in
+    between: where that is refused memory, the run fails with whatever error its other worker sees first.
     """
     if result.error is None:
         found: dict[str, Any] = json.loads(result.metrics["trial"])
         return found
-    if "MemoryError" not in str(result.error):
-        raise result.error
-    lost = TrialResult(status=Status.INFEASIBLE, reason=Reason.OOM)
+    lost = TrialResult(status=Status.FAILED, reason=Reason.ERROR, detail=str(result.error).splitlines()[-1])
     params = _with_accumulation(result.config["params"], dataclasses.asdict(job))
     return {"params": params, "result": dataclasses.asdict(lost)}
 
@@ -261,7 +260,7 @@ def table(outcomes: dict[str, Outcome], loss_tolerance: float) -> Table:
         "grid", 1, 1, 0, [m.params for m in grid.trials], [[m.result] for m in grid.trials]
     )
     made = Table()
-    for column in ("", "wall s", "trials", "out of memory", "recommended", "regret", "ours takes"):
+    for column in ("", "wall s", "trials", "out of memory", "failed", "recommended", "regret", "ours takes"):
         made.add_column(column, justify="left" if column in ("", "recommended") else "right")
     for name, outcome in outcomes.items():
         made.add_row(
@@ -269,6 +268,7 @@ def table(outcomes: dict[str, Outcome], loss_tolerance: float) -> Table:
             f"{outcome.seconds:.1f}",
             str(len(outcome.trials)),
             str(sum(is_out_of_memory(m.result) for m in outcome.trials)),
+            str(sum(m.result.status == Status.FAILED for m in outcome.trials)),
             str(outcome.point),
             f"{measured.regret(outcome.point, loss_tolerance):.1%}" if measured else "-",
             f"1/{outcome.seconds / ours.seconds:.1f}" if ours and outcome is not ours else "-",
