@@ -9,8 +9,8 @@ import pytest
 
 from train_fn.spec import DataSpec, JobSpec, OptimizerSpec
 
-# The wide learning rate makes ten steps matter: a loss of another normalisation would part from ours. With some
-# seeds a weight's gradient is zero but for rounding, whose direction Adam follows by the learning rate.
+# The wide learning rate makes ten steps matter: a loss of another normalisation would part from ours. With
+# some seeds a weight's gradient is zero but for rounding, whose direction Adam follows by the learning rate.
 JOB = JobSpec(
     global_batch_size=8,
     steps=10,
