@@ -237,6 +237,11 @@ class Beliefs:
         sds = _relative_sds([result for _, result in timed])
         return [(p, r.samples_per_second or 0.0, sd) for (p, r), sd in zip(timed, sds, strict=True)]
 
+    @cached_property
+    def trial_speed_sd(self) -> float:
+        """Relative standard deviation of the samples/sec that one more trial would measure."""
+        return float(np.median([sd for _, _, sd in self._speeds])) if self._speeds else _MOST_SPEED_SD
+
     def _measured_cost(self, point: TrialParams) -> tuple[float, float] | None:
         """Seconds per sample and their relative standard deviation, of all the point's trials together."""
         weighted = self._weighted_speeds.get(point)

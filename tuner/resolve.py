@@ -22,7 +22,7 @@ from tuner.output import local_folder
 from tuner.units import exact_duration, exact_size
 
 if TYPE_CHECKING:
-    from tuner.model_search import ModelSettings
+    from tuner.outlook import ModelSettings
 
 Fingerprint = dict[str, str | int | float | None]
 
@@ -64,7 +64,7 @@ def fingerprint(config: Config, device: str) -> Fingerprint:
 
 def model_settings(config: Config, device: str) -> ModelSettings:
     """Of the `model` sampler."""
-    from tuner.model_search import ModelSettings  # it needs numpy, which --help should not wait for
+    from tuner.outlook import ModelSettings  # it needs numpy, which --help should not wait for
 
     search = config.search
     return ModelSettings(

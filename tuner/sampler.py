@@ -6,7 +6,7 @@ choose one:
 - `grid`: the candidates' own order;
 - `random`: uniform over the open points;
 - `tpe`: the first proposal of Optuna's multi-objective TPE that is open;
-- `model`: the largest expected gain under cost models of memory and time, see `tuner.model_search`.
+- `model`: the largest expected gain under cost models of memory and time, see `tuner.outlook`.
 
 Every strategy is a pure function of the study's record and a seed, so a study that is resumed in another
 process goes on as if it had never stopped.
@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from train_fn.spec import PRECISIONS, Knob, Reason, TrialParams, TrialResult
 from tuner.disturbed import to_repeat
-from tuner.model_search import ModelSettings, Outlook
+from tuner.outlook import ModelSettings, Outlook
 from tuner.space import Measured, Proofs, SearchState, factorisations, knobs_of
 
 TPE_EI_CANDIDATES = (24, 4, 1)
@@ -228,7 +228,7 @@ def _random_of_turn(state: SearchState, seed: int) -> random.Random:
 def choose_by_model(
     state: SearchState, study: optuna.Study, trial: FrozenTrial, *, settings: ModelSettings
 ) -> TrialParams:
-    """The point with the largest expected gain, see `tuner.model_search`."""
+    """The point with the largest expected gain, see `tuner.outlook`."""
     return Outlook(state, settings).choose()
 
 

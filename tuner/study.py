@@ -26,7 +26,8 @@ from tuner.beliefs import Beliefs
 from tuner.generations import Generation, generation_for
 from tuner.identity import Identity
 from tuner.ledger import Ledger
-from tuner.model_search import ModelSettings, Step, beliefs_of, next_step, spec_of
+from tuner.model_search import Step, next_step, spec_of
+from tuner.outlook import ModelSettings, beliefs_of
 from tuner.sampler import (
     CandidateSampler,
     make_sampler,

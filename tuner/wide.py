@@ -15,7 +15,7 @@ import numpy as np
 
 from train_fn.spec import Status, TrialParams
 from tuner.beliefs import Beliefs
-from tuner.model_search import ModelSettings, Outlook, beliefs_of
+from tuner.outlook import ModelSettings, Outlook, beliefs_of
 from tuner.space import Measured, SearchState
 
 WIDE = 400

@@ -35,7 +35,7 @@ from cluster.sweep import run_sweep
 from train_fn.spec import JobSpec, MemoryPoint, Reason, Status, TrialParams, TrialResult, TrialSpec
 from tuner.console import Progress
 from tuner.driver import StudySource
-from tuner.model_search import ModelSettings
+from tuner.outlook import ModelSettings
 from tuner.results import write_results
 from tuner.space import candidates
 from tuner.study import open_study

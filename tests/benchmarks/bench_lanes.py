@@ -78,10 +78,10 @@ class FixedSource:
         raise RuntimeError(why)
 
 
-def warm(trials: list[TrialSpec]) -> tuple[list[float], list[TrialResult]]:
-    """Seconds between the ends of trials in a warm lane."""
+def warm(trials: list[TrialSpec], job: JobSpec = JOB) -> tuple[list[float], list[TrialResult]]:
+    """Seconds between the ends of trials in a warm lane, and what they measured."""
     source = FixedSource(trials)
-    lane = LaneSpec(job=JOB, cpus_per_worker=1.0, worker_environment=worker_environment("cpu"))
+    lane = LaneSpec(job=job, cpus_per_worker=1.0, worker_environment=worker_environment(job.device))
     run_sweep(source, lane, room=lambda: 1, reuse_workers=True, name="warm")
     return [b - a for a, b in itertools.pairwise(source.ended)], source.results
 

@@ -10,8 +10,13 @@ practice:
 - grid: `tune.grid_search` over the points, one `TorchTrainer.fit()` per trial as Ray's documentation has it;
 - optuna: the same with `OptunaSearch` and two objectives; a trial out of memory reports worst values.
 
-Regret is that of the recommended point against the best that the grid measured. Without arguments for the
-tuner the space has 32 points: the demo, every split of 48 samples, checkpointing, two kinds of attention.
+Regret is that of the recommended point against the best that the grid measured, by the grid's own numbers:
+each point once, so that the best one's number owes something to luck. What is recommended is therefore
+measured again, in one warm lane in turn with the grid's best, `--rounds` times: how much slower it is in the
+same round (median, smallest, largest).
+
+Without arguments for the tuner the space has 32 points: the demo, every split of 48 samples, checkpointing,
+two kinds of attention.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ import dataclasses
 import json
 import math
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -59,6 +65,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=CONTESTANTS)
     parser.add_argument("--trials", type=int, default=24, help="of OptunaSearch")
+    parser.add_argument("--rounds", type=int, default=10, help="of measuring again what is recommended")
     parser.add_argument("--json", type=Path, help="write all trials there")
     parser.add_argument("--contestant", choices=CONTESTANTS[1:], help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
@@ -250,27 +257,68 @@ def _train(config: dict[str, Any]) -> None:
     ray.train.report({**values, "trial": json.dumps(trial)})
 
 
+# What the recommendations are worth.
+
+
+def measured_again(points: list[TrialParams], job: JobSpec, rounds: int) -> dict[TrialParams, list[float]]:
+    """Samples/sec of the points, once per round, one after the other in one warm lane.
+
+    The order alternates, and a round goes before that does not count.
+    """
+    from bench_lanes import warm
+
+    from cluster.runtime import connected
+
+    order = [p for number in range(rounds + 1) for p in (points, points[::-1])[number % 2]]
+    with connected(None):
+        _, results = warm([TrialSpec(number=n, params=p) for n, p in enumerate(order)], job)
+    found: dict[TrialParams, list[float]] = {point: [] for point in points}
+    for point, result in list(zip(order, results, strict=True))[len(points) :]:
+        found[point].append(result.samples_per_second or 0.0)
+    return found
+
+
+def slower(than: list[float], speeds: list[float]) -> str:
+    """By how much, round by round: median, smallest, largest."""
+    parts = [1 - speed / other for speed, other in zip(speeds, than, strict=True)]
+    return f"{statistics.median(parts):.1%} ({min(parts):.0%} to {max(parts):.0%})"
+
+
 # The table.
 
 
-def table(outcomes: dict[str, Outcome], loss_tolerance: float) -> Table:
-    """A row per contestant; regret and ratios where there is something to compare with."""
-    grid, ours = outcomes.get("grid"), outcomes.get("ours")
-    measured = grid and Surface(
-        "grid", 1, 1, 0, [m.params for m in grid.trials], [[m.result] for m in grid.trials]
-    )
+def as_surface(grid: Outcome) -> Surface:
+    """What the grid measured, once."""
+    return Surface("grid", 1, 1, 0, [m.params for m in grid.trials], [[m.result] for m in grid.trials])
+
+
+def table(
+    outcomes: dict[str, Outcome], loss_tolerance: float, again: dict[TrialParams, list[float]]
+) -> Table:
+    """A row per contestant; regret and ratios where there is something to compare with.
+
+    Args:
+        outcomes: By contestant.
+        loss_tolerance: Relative; slower points of a lower loss are not better.
+        again: What `measured_again` found of the grid's best and of what is recommended, if they differ.
+    """
+    ours, grid = outcomes.get("ours"), as_surface(outcomes["grid"]) if "grid" in outcomes else None
+    columns = ("wall s", "trials", "out of memory", "failed", "recommended", "regret", "again", "ours takes")
     made = Table()
-    for column in ("", "wall s", "trials", "out of memory", "failed", "recommended", "regret", "ours takes"):
+    for column in ("", *columns):
         made.add_column(column, justify="left" if column in ("", "recommended") else "right")
     for name, outcome in outcomes.items():
+        best, point = grid.best(loss_tolerance) if grid else None, outcome.point
+        compared = point != best and point in again
         made.add_row(
             name,
             f"{outcome.seconds:.1f}",
             str(len(outcome.trials)),
             str(sum(is_out_of_memory(m.result) for m in outcome.trials)),
             str(sum(m.result.status == Status.FAILED for m in outcome.trials)),
-            str(outcome.point),
-            f"{measured.regret(outcome.point, loss_tolerance):.1%}" if measured else "-",
+            str(point),
+            f"{grid.regret(point, loss_tolerance):.1%}" if grid else "-",
+            slower(again[best], again[point]) if compared else "-",
             f"1/{outcome.seconds / ours.seconds:.1f}" if ours and outcome is not ours else "-",
         )
     return made
@@ -288,9 +336,17 @@ def main() -> None:
     for name in args.only:
         outcomes[name] = contest(name, args)
         print(f"{name}: {outcomes[name].seconds:.1f} s", file=sys.stderr)
-    Console(width=None if sys.stdout.isatty() else 130).print(table(outcomes, config.search.loss_tolerance))
+    again, device = {}, config.cluster.device
+    if "grid" in outcomes:
+        best = as_surface(outcomes["grid"]).best(config.search.loss_tolerance)
+        points = list(dict.fromkeys([best, *(o.point for o in outcomes.values() if o.point is not None)]))
+        if len(points) > 1:
+            again = measured_again(points, config.for_device(device).job(device), args.rounds)
+    made = table(outcomes, config.search.loss_tolerance, again)
+    Console(width=None if sys.stdout.isatty() else 150).print(made)
     if args.json:
-        args.json.write_text(json.dumps({n: dataclasses.asdict(o) for n, o in outcomes.items()}))
+        written = {name: dataclasses.asdict(outcome) for name, outcome in outcomes.items()}
+        args.json.write_text(json.dumps({**written, "again": {str(p): v for p, v in again.items()}}))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from train_fn.spec import (
     TrialSpec,
 )
 from train_fn.timing import rate_with_interval
-from tuner.model_search import ModelSettings
+from tuner.outlook import ModelSettings
 from tuner.sampler import make_sampler
 from tuner.space import Measured, Setting, is_out_of_memory, setting_of
 from tuner.stored import DIRECTIONS

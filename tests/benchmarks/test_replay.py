@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
+from functools import partial
 
 import bench_search
 import optuna
@@ -16,7 +18,7 @@ from baselines import (
     halve_until_it_fits,
     largest_that_fits,
 )
-from bench_search import percentile_95, run
+from bench_search import _model, percentile_95, run
 from replay import Answers, replay, study
 from surface import FOLDER, load, save
 from synthetic import KINDS, MIB, TOKENS, WARMUP_STEPS, need_bytes, step_seconds, synthetic
@@ -218,6 +220,20 @@ def test_trials_are_counted_until_the_best_is_recommended():
     assert result.found == near[0]
     assert result.oom == sum(not QUIET.fits(p) for p in QUIET.points[: near[0]])
     assert not result.stopped
+
+
+def test_what_noise_alone_keeps_apart_is_not_worth_measuring(monkeypatch):
+    recorded = load(FOLDER / "cpu-llama49k-192.json")  # two measurements of a point differ by up to 15%
+
+    def searched():
+        runs = [run(recorded, partial(_model, 24), seed, 1, 24, True) for seed in range(12)]
+        return sum(r.trials for r in runs), statistics.fmean(r.regret for r in runs)
+
+    trials, regret = searched()
+    monkeypatch.setattr("tuner.outlook._TRIALS_AHEAD", math.inf)
+    trials_until_certain, regret_when_certain = searched()
+    assert trials <= 0.9 * trials_until_certain
+    assert regret <= regret_when_certain + 0.01
 
 
 def test_a_strategy_that_never_finds_it_counts_as_infinite():

@@ -145,6 +145,8 @@ class Cluster:
                 "--node-ip-address=127.0.0.1",
                 f"--port={self.port}",
                 f"--dashboard-port={self.dashboard_port}",
+                # Ray's own choice, 52365, may be one of the two above; it then refuses to start.
+                f"--dashboard-agent-listen-port={_free_port()}",
                 "--dashboard-host=127.0.0.1",
                 f"--temp-dir={folder}",
                 "--object-store-memory=200000000",

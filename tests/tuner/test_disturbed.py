@@ -9,7 +9,8 @@ import pytest
 from train_fn.spec import MEASURED, Reason, Status, TrialResult
 from tuner.console import print_table
 from tuner.disturbed import MAX_REPEATS, count_repeats, counting, to_repeat
-from tuner.model_search import ModelSettings, beliefs_of, next_step
+from tuner.model_search import next_step
+from tuner.outlook import ModelSettings, beliefs_of
 from tuner.recommend import pareto_front, recommend
 from tuner.results import write_results
 from tuner.space import Measured, SearchState, candidates

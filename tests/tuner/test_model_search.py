@@ -1,12 +1,15 @@
 """The `model` strategy on made-up physics: what it measures, when it ends, what it lets a trial leave out."""
 
 import dataclasses
+import math
 
+import numpy as np
 import pytest
 
 from train_fn.spec import MEASURED, Knobs, MemoryPoint, TrialResult
 from tuner.beliefs import Beliefs
-from tuner.model_search import ModelSettings, next_step, spec_of
+from tuner.model_search import next_step, spec_of
+from tuner.outlook import ModelSettings, after_trials
 from tuner.recommend import recommend
 from tuner.space import Measured, SearchState, candidates, is_out_of_memory, proven_infeasible, setting_of
 from tuner.study import open_study
@@ -121,6 +124,17 @@ def test_a_lane_waits_rather_than_measure_what_trials_in_flight_will_probably_se
     for lanes in (2, 4, 8):
         measured, _ = search(lanes=lanes)
         assert len(measured) <= 1.3 * len(alone)
+
+
+def test_trials_tell_of_a_point_what_is_not_their_own_noise():
+    draws = np.random.default_rng(0).normal([1.0, 2.0], [0.1, 0.01], (512, 2))
+    exact, usual, hopeless = (after_trials(draws, noise) for noise in (0.0, 0.1, 100.0))
+    assert np.allclose(exact, draws)
+    assert np.allclose(usual.mean(axis=0), draws.mean(axis=0))
+    # Four trials of noise 0.1 are as one of 0.05.
+    expected = [0.1**2 / math.hypot(0.1, 0.05), 0.01**2 / math.hypot(0.01, 0.05)]
+    assert usual.std(axis=0) == pytest.approx(expected, rel=0.1)
+    assert np.allclose(hopeless, draws.mean(axis=0), atol=1e-3)
 
 
 def test_begins_with_the_smallest_batch_of_the_usually_fastest_precision_and_probes_the_others():

@@ -8,7 +8,7 @@ import pytest
 from cluster.gpus import Gpu
 from train_fn.spec import TrialResult
 from tuner.explain import Prediction
-from tuner.model_search import ModelSettings
+from tuner.outlook import ModelSettings
 from tuner.results import load_result, write_results
 from tuner.space import candidates
 from tuner.study import open_study

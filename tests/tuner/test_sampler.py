@@ -2,7 +2,7 @@ import optuna
 import pytest
 
 from train_fn.spec import PRECISIONS, TrialResult
-from tuner.model_search import ModelSettings
+from tuner.outlook import ModelSettings
 from tuner.sampler import CandidateSampler, choose_by_grid, make_sampler
 from tuner.space import candidates, proven_infeasible
 from tuner.study import open_study

@@ -12,7 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from train_fn.spec import InputError, Status, TrialResult, TrialSpec
-from tuner.model_search import ModelSettings
+from tuner.outlook import ModelSettings
 from tuner.sampler import make_sampler
 from tuner.space import candidates
 from tuner.study import open_study

@@ -6,7 +6,7 @@ import itertools
 from dataclasses import replace
 
 from train_fn.spec import MemoryPoint, Reason, Status, TrialResult, TrialSpec
-from tuner.model_search import ModelSettings, Outlook
+from tuner.outlook import ModelSettings, Outlook
 from tuner.space import Measured, SearchState, candidates
 from tuner.study import open_study
 from tuner.wide import WIDE, WideSearch
