@@ -25,6 +25,7 @@ from train_fn.compiled import compiled, tiny_batches
 from train_fn.data import Samples, SampleSets
 from train_fn.drift import Drift
 from train_fn.early import EarlyEnd
+from train_fn.fused import fused
 from train_fn.gradients import FlatGradients
 from train_fn.loss import summed_loss
 from train_fn.memory import Memory
@@ -162,6 +163,8 @@ class _Trial:
         self._attend(base, self._knob("attn_implementation"), stack)
         model = attached(base, job.lora, job.seed, self.params.gradient_checkpointing)
         self.model = stack.enter_context(model)
+        if not self._knob("torch_compile"):  # the compiler fuses more
+            stack.enter_context(fused(self.model))
         self.head = base.get_output_embeddings()
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         self.gradients = FlatGradients(trainable)
