@@ -13,7 +13,7 @@ batches, per-device batch, accumulation, precision, adapter and optimizer; after
 step, and the slowest rank counts. A pair's ratio is the `Trainer`'s seconds by ours: above 1 we are faster.
 
 With `--compile` the other side is ours with `torch_compile` (padded, where ours may pack), and time alone is
-measured; what compiling takes is told apart.
+measured; what compiling takes is told apart. With `--unfused` it is ours without `train_fn.fused`.
 
 Memory: each side in fresh processes, live memory at its worst (the longest samples, optimizer state in
 place), base model included, see `side_by_side.trainer_peak_bytes`.
@@ -35,6 +35,8 @@ from train_fn.spec import PRECISIONS, DataSpec, JobSpec
 
 WORLD_SIZE = 2
 GIB = 1 << 30
+RUNS = {"Trainer": "run_trainer", "compiled": "run_compiled", "unfused": "run_unfused"}
+"""The other side, and what `side_by_side` calls it."""
 
 
 def parse() -> argparse.Namespace:
@@ -55,7 +57,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batching", choices=("balanced", "plain"), default="balanced")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1, help="optimizer steps of a side in a pair, all timed")
-    parser.add_argument("--compile", action="store_true", help="ours compiled in place of the Trainer")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--compile", action="store_true", help="ours compiled in place of the Trainer")
+    other.add_argument("--unfused", action="store_true", help="ours without fused operations instead")
     parser.add_argument("--only", choices=("time", "memory"), help="default: both")
     return parser.parse_args()
 
@@ -77,13 +81,13 @@ def main() -> None:
 
 def run_case(args: argparse.Namespace, case: str, model: str | None, folder: Path) -> None:
     per_device, global_batch = map(int, ("4x32" if case == "equal" else case).split("x"))
+    other = "compiled" if args.compile else "unfused" if args.unfused else "Trainer"
     order = {
         "job": job_of(args, case, model, global_batch, folder),
         "point": [per_device, global_batch // (WORLD_SIZE * per_device), args.precision],
         "pairs": args.pairs,
-        "compile": args.compile,
+        "other": other,
     }
-    other = "compiled" if args.compile else "Trainer"
     print(
         f"{case}: per-device {per_device}, global {global_batch}, {args.precision}, {args.batching}",
         flush=True,
@@ -95,7 +99,7 @@ def run_case(args: argparse.Namespace, case: str, model: str | None, folder: Pat
         print(f"  seconds per step: {named}", flush=True)
         if args.compile:
             print(f"  seconds of compiling and setting up: {found['setup']}", flush=True)
-    if args.only != "time" and not args.compile:
+    if args.only != "time" and other == "Trainer":
         ours, theirs = (torchrun({**order, "what": w}, folder)["peak"] for w in ("our peak", "trainer peak"))
         print(f"  peak of the larger rank: {peaks(ours, theirs)}", flush=True)
 
@@ -197,8 +201,7 @@ def rank_main(folder: Path) -> None:
     worker = open_worker(JobSpec.from_dict(order["job"]), torch.device("cpu"))
     params = side_by_side.point(*order["point"])
     if order["what"] == "time":
-        other = side_by_side.run_compiled if order["compile"] else side_by_side.run_trainer
-        found = timed(worker, params, order["pairs"], other)
+        found = timed(worker, params, order["pairs"], getattr(side_by_side, RUNS[order["other"]]))
     elif order["what"] == "our peak":
         found = {"peak": side_by_side.our_peak_bytes(worker, params)}
     else:

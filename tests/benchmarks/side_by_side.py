@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -217,6 +218,12 @@ def run_compiled(worker: Worker, params: TrialParams) -> Measured:
     compiled = dataclasses.replace(params, knobs=Knobs(torch_compile=True))
     measured, result = run_ours(worker, compiled)
     return dataclasses.replace(measured, setup_seconds=result.seconds["setup"])
+
+
+def run_unfused(worker: Worker, params: TrialParams) -> Measured:
+    """A trial of ours with the operations of the model's and PEFT's own code. Collective."""
+    with mock.patch("train_fn.trial.fused", contextlib.nullcontext):
+        return run_ours(worker, params)[0]
 
 
 def pairs(
