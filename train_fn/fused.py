@@ -40,8 +40,8 @@ def fused(model: nn.Module) -> Iterator[None]:
             if forward is not None:
                 replaced.append(partial(delattr, module, "forward"))
                 module.forward = forward
-        for source in {sys.modules[type(module).__module__] for module in model.modules()}:
-            if _is_rotation_of_halves(source):
+        for source in {sys.modules.get(type(module).__module__) for module in model.modules()}:
+            if source is not None and _is_rotation_of_halves(source):
                 replaced.append(partial(setattr, source, _ROTATE, getattr(source, _ROTATE)))
                 setattr(source, _ROTATE, _rotate)
         yield

@@ -151,6 +151,13 @@ def test_norms_that_learn_or_were_replaced_before_stay() -> None:
     assert norms[1].forward is another
 
 
+def test_a_module_whose_source_is_gone_is_no_hindrance() -> None:
+    model = adapted("llama")
+    model.get_base_model().odd = type("Odd", (nn.Module,), {"__module__": "gone"})()
+    with fused(model):
+        assert taken(model) == FAMILIES["llama"]
+
+
 def test_nothing_stays_behind_after_an_error_and_no_number_is_drawn() -> None:
     model = adapted("llama")
     state = torch.get_rng_state()
