@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from train_fn.fused_ops import lora_linear, rms_norm, rotary
+from train_fn.memory import is_out_of_memory
 
 _ROTATE = "apply_rotary_pos_emb"
 _ROTATE_PARAMETERS = ["q", "k", "cos", "sin", "unsqueeze_dim"]
@@ -33,14 +34,14 @@ def fused(model: nn.Module) -> Iterator[None]:
     Args:
         model: A PEFT model on a frozen base; changed in place and restored.
     """
-    replaced: list[Callable[[], None]] = []
+    modules, replaced = list(model.modules()), list[Callable[[], None]]()
     try:
-        for module in model.modules():
+        for module in modules:
             forward = _fused_forward(module)
             if forward is not None:
                 replaced.append(partial(delattr, module, "forward"))
                 module.forward = forward
-        for source in {sys.modules.get(type(module).__module__) for module in model.modules()}:
+        for source in {sys.modules.get(type(module).__module__) for module in modules}:
             if source is not None and _is_rotation_of_halves(source):
                 replaced.append(partial(setattr, source, _ROTATE, getattr(source, _ROTATE)))
                 setattr(source, _ROTATE, _rotate)
@@ -147,9 +148,14 @@ def _agree(one: Callable[..., Any], other: Callable[..., Any], *x: torch.Tensor)
 
 @torch.no_grad()
 def _result(function: Callable[..., Any], *x: torch.Tensor) -> torch.Tensor | None:
-    """What a function makes of some numbers, several tensors joined; None if it can't."""
+    """What a function makes of some numbers, several tensors joined; None if it can't.
+
+    Memory that runs out says nothing about the function, and is the trial's to answer for.
+    """
     try:
         y = function(*x)
         return y if isinstance(y, torch.Tensor) else torch.cat([t.flatten() for t in y])
-    except Exception:  # code that is not ours may fail in any way
+    except Exception as error:  # code that is not ours may fail in any way
+        if is_out_of_memory(error):
+            raise
         return None

@@ -1,7 +1,7 @@
 """Parts of a decoder layer in one autograd step each: same sums, fewer passes over their tensors.
 
-Each does by hand what autograd would make of several operations, and saves its inputs alone. Against those
-operations only roundings of the last bits differ. Tested against finite differences in float64.
+Each does by hand what autograd would make of several operations, and keeps little more than its inputs
+for that. Against those operations only roundings of the last bits differ.
 """
 
 from __future__ import annotations

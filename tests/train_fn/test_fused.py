@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from statistics import fmean
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -46,10 +47,9 @@ def test_rotary_against_finite_differences() -> None:
     assert torch.autograd.gradcheck(lambda x: rotary(x, angles.cos(), angles.sin()), [x])
 
 
-def adapted(model_type: str, dtype: torch.dtype = torch.float32, **config: Any) -> Any:
+def adapted(model_type: str, dtype: torch.dtype = torch.float32, **lora: Any) -> Any:
     """A tiny model with an adapter that does something, and norms that weigh."""
-    lora = {k: config.pop(k) for k in list(config) if k.startswith(("lora_", "use_"))}
-    made = AutoConfig.for_model(model_type, vocab_size=97, pad_token_id=0, **{**HEADS_OF_8, **config})
+    made = AutoConfig.for_model(model_type, vocab_size=97, pad_token_id=0, **HEADS_OF_8)
     base = AutoModelForCausalLM.from_config(made).requires_grad_(False)
     for name, p in base.named_parameters():
         if "norm" in name:
@@ -156,6 +156,15 @@ def test_a_module_whose_source_is_gone_is_no_hindrance() -> None:
     model.get_base_model().odd = type("Odd", (nn.Module,), {"__module__": "gone"})()
     with fused(model):
         assert taken(model) == FAMILIES["llama"]
+
+
+def test_memory_that_runs_out_while_trying_is_said() -> None:
+    model = adapted("llama")
+    norm = next(m for m in model.modules() if type(m).__name__ == "LlamaRMSNorm")
+    with mock.patch.object(type(norm), "forward", lambda self, x: x.new_empty(1 << 60)):
+        with pytest.raises(RuntimeError, match="memory"), fused(model):
+            pass
+    assert taken(model) == set()
 
 
 def test_nothing_stays_behind_after_an_error_and_no_number_is_drawn() -> None:
