@@ -43,6 +43,8 @@ class Reason(StrEnum):
     WORKER_DIED = "worker-died"
     ERROR = "error"
     INTERRUPTED = "interrupted"
+    CROWDED = "crowded"
+    """Memory was refused below the budget, since someone else held the rest: no property of the point."""
     SLOWER = "slower"
     """Its samples/sec could no longer reach what the front needs."""
 
@@ -161,6 +163,7 @@ class TrialSpec(_Record):
         known_steps: Where the trial makes the same steps, it may end once its speed is known, and take the
             validation loss from there.
         slow_below: Samples/sec; a trial whose interval lies below ends as pruned.
+        steps: Optimizer steps, warm-up included, where they are to be fewer than the job's; None: the job's.
     """
 
     number: int
@@ -169,6 +172,7 @@ class TrialSpec(_Record):
     probe_siblings: list[TrialParams] = field(default_factory=list)
     known_steps: KnownSteps | None = None
     slow_below: float | None = None
+    steps: int | None = None
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -192,12 +196,17 @@ class MemoryPoint(_Record):
         per_device_train_batch_size: Samples of the micro-batch: the longest ones of the dataset.
         tokens: Of that micro-batch, padding included.
         peak_bytes: Of the larger rank, base model included; None where it ran out of memory.
+        needed_bytes: Where it ran out: what it would have held. Exact on a CPU, at least so much on CUDA.
+        peak_reserved_bytes: As `peak_bytes`, of what the allocator had reserved for it, which is what a cap on
+            CUDA counts; None on a CPU, where nothing is reserved.
         sibling: The point that was probed, where it differs from the trial's in more than the batch.
     """
 
     per_device_train_batch_size: int
     tokens: int
     peak_bytes: int | None
+    needed_bytes: int | None = None
+    peak_reserved_bytes: int | None = None
     sibling: TrialParams | None = None
 
     @classmethod
@@ -311,6 +320,8 @@ class TrialResult(_Record):
         memory_points: Peaks of the probed micro-batches by ascending size, the point's own among them; then
             those of siblings.
         peak_memory_bytes: Per rank, in rank order: the largest amount held, base model included.
+        peak_reserved_bytes: The same of what the allocator had reserved from the device, which is what the
+            budget caps on CUDA; empty on a CPU, where nothing is reserved.
         memory_budget_bytes: The budget that the trial ran under.
         alloc_retries: How often, after warm-up, the allocator had to empty its cache to serve a training
             step, summed over ranks. Above 0 the trial was *thrashing*: it runs, but slower than it should.
@@ -338,6 +349,7 @@ class TrialResult(_Record):
     memory_points: list[MemoryPoint] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
     peak_memory_bytes: list[int] = field(default_factory=list)
+    peak_reserved_bytes: list[int] = field(default_factory=list)
     memory_budget_bytes: int | None = None
     alloc_retries: int = 0
     constraints: dict[str, float] = field(default_factory=dict)
