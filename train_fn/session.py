@@ -13,7 +13,7 @@ from train_fn.custom_worker import CustomWorker, PostLast, open_custom_worker
 from train_fn.demo import model_source
 from train_fn.drift import Drift
 from train_fn.memory.base import Memory
-from train_fn.memory.budget import open_memory
+from train_fn.memory.budget import agreed_memory
 from train_fn.model import NUMERICS, BaseModel
 from train_fn.quiet import quiet_libraries
 from train_fn.spec import JobSpec, TrialResult, TrialSpec
@@ -59,7 +59,7 @@ def _open_own(job: JobSpec, device: torch.device) -> Worker:
     _ = samples.train.patch_work  # made once: it takes a skeleton of the model
     if device.type == "cuda":
         _warm_up(device, ranks, base.adapter_size(job.lora))
-    memory = open_memory(job.memory_budget, device, ranks)
+    memory = agreed_memory(job.memory_budget, device, ranks)
     _load_first(base, job, memory)
     return Worker(job, base, samples, memory, ranks, Drift(device))
 
