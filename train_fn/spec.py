@@ -49,6 +49,10 @@ class Reason(StrEnum):
     """Its samples/sec could no longer reach what the front needs."""
 
 
+BASE_ALONE = "the base model alone takes"
+"""How the `detail` of a trial begins for whose precision the base model is too large in every setting."""
+
+
 MEASURED = "measured"
 """`validation_loss_source` of a trial that ran over the validation set itself."""
 

@@ -37,6 +37,7 @@ from tuner.sampler import (
     values_of,
 )
 from tuner.space import Measured, SearchState
+from tuner.step_limit import StepLimit
 from tuner.storage import (
     Rescued,
     StudyStorage,
@@ -81,6 +82,7 @@ class TuningStudy:
         rescued: Rescued | None = None,
         generation: Generation | None = None,
         repeat_disturbed: bool = True,
+        limit: StepLimit | None = None,
     ) -> None:
         """See `open_study`; `settings` are those of the `model` strategy, None where another one searches."""
         self.news = generation.news if generation else None
@@ -99,7 +101,7 @@ class TuningStudy:
         self._asked: dict[int, int] = {}  # the trials' ids in the storage, by number
         self._times: dict[int, tuple[datetime | None, datetime | None]] = {}
         self._settle_orphans(rescued or {})
-        self._ledger = self._read(skip_proven, repeat_disturbed)
+        self._ledger = self._read(Ledger(self._candidates, skip_proven, repeat_disturbed, limit))
 
     @property
     def name(self) -> str:
@@ -121,15 +123,21 @@ class TuningStudy:
         state = self._state()
         if self._settings is None:
             is_open = bool(state.open) and state.turn < self._max_trials
-            if not is_open and not state.to_repeat:
+            if (not is_open and not state.to_repeat) or self._steps_are_undecided(state):
                 return None
             number, params = self._new_trial(None if is_open else state.to_repeat[0].params, state)
-            return TrialSpec(number=number, params=params)
+            return TrialSpec(number=number, params=params, steps=state.steps)
         step = self._next_step(state)
         if step.point is None:
             return None
         number, params = self._new_trial(step.point, state)
         return spec_of(state, number, params, self._settings, step.in_full)
+
+    @staticmethod
+    def _steps_are_undecided(state: SearchState) -> bool:
+        """Whether a trial in flight may still be the first one to end, and with another number of steps."""
+        decided = any(m.result.status == Status.COMPLETE for m in state.measured)
+        return state.steps is not None and bool(state.running) and not decided
 
     def has_work(self) -> bool:
         """Whether there will be something to measure, now or once the trials in flight have ended."""
@@ -224,6 +232,15 @@ class TuningStudy:
         """Candidates that need no trial, each with the reason: a smaller batch ran out of memory."""
         return self._ledger.skipped()
 
+    @property
+    def steps(self) -> int | None:
+        """How many optimizer steps the next trials take; None: all that are configured."""
+        return self._state().steps
+
+    def expect_budget(self, budget_bytes: int) -> None:
+        """Take this budget for the present one until a trial has told it."""
+        self._ledger.expect(budget_bytes)
+
     def close(self) -> None:
         """Give the storage's connection back."""
         self._storage.remove_session()
@@ -235,9 +252,8 @@ class TuningStudy:
     def _state(self) -> SearchState:
         return self._ledger.state()
 
-    def _read(self, skip_proven: bool, repeat_disturbed: bool) -> Ledger:
+    def _read(self, ledger: Ledger) -> Ledger:
         """What the storage holds; every later change is this driver's own."""
-        ledger = Ledger(self._candidates, skip_proven, repeat_disturbed)
         for trial in self._study.get_trials(deepcopy=False):
             self._times[trial.number] = trial.datetime_start, trial.datetime_complete
             params, result = params_of(trial.params, self._samples_per_worker), result_of(trial)
@@ -303,6 +319,7 @@ def open_study(
     rescued: Rescued | None = None,
     identity: Identity | None = None,
     repeat_disturbed: bool = True,
+    limit: StepLimit | None = None,
 ) -> TuningStudy:
     """Open or create a study, or its generation that this run can go on with.
 
@@ -320,6 +337,7 @@ def open_study(
         rescued: Results that the storage did not take from the last driver, see `tuner.storage`.
         identity: What it is measured with, see `tuner.identity`.
         repeat_disturbed: Measure points again whose trial was disturbed.
+        limit: Of the time that a trial has for its steps, see `tuner.step_limit`; None: trials take all.
 
     Raises:
         InputError: The storage can't be opened, the study was measured under another fingerprint, or it is
@@ -361,6 +379,7 @@ def open_study(
             rescued,
             generation,
             repeat_disturbed,
+            limit,
         )
     except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, OSError, RuntimeError) as error:
         raise InputError(Fault("study.storage", why_not_opened(url, error))) from error
