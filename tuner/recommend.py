@@ -42,7 +42,7 @@ class Recommendation:
 class Feasible:
     """What the comparison needs of one feasible, complete trial.
 
-    `slowest` and `fastest` are the ends of the speed's interval; `held_bytes` is the peak as budgets count it.
+    `slowest` and `fastest` are the ends of the speed's interval, `held_bytes` is the peak as budgets count.
     """
 
     number: int

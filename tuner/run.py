@@ -86,7 +86,7 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
     from tuner.identity import identity
     from tuner.lock import held, refuse_if_held
     from tuner.output import CONFIG_FILE, LOG_FILE, Output, local_folder, logged_to
-    from tuner.resolve import fingerprint, model_settings, resolve, to_yaml
+    from tuner.resolve import fingerprint, model_settings, resolve, step_limit, to_yaml
     from tuner.results import versions
     from tuner.search import Search
     from tuner.space import candidates
@@ -132,6 +132,7 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
             kept(rescue_dir),
             identity(config, device, nodes, versions()),
             config.cluster.disturbance_check,
+            step_limit(config),
         )
         drop_kept(rescue_dir)
         stack.callback(study.close)
