@@ -158,7 +158,9 @@ class StudySource:
     def room_for(self, lanes: int) -> None:
         """The cluster has room for so many lanes now."""
         if lanes != self._lanes:
-            if self._lanes is not None:
+            if lanes == 0:
+                self.progress.note("no room for a lane beside what other jobs hold: waits for it")
+            elif self._lanes is not None:
                 self.progress.note(f"room for {lanes} lanes now, before that for {self._lanes}")
             self._lanes = self.progress.lanes = lanes
 

@@ -69,8 +69,8 @@ def steps_of_trials(results: Sequence[TrialResult], limit: StepLimit) -> int | N
 
 def is_too_slow(result: TrialResult, limit: StepLimit, steps: int | None) -> bool:
     """Whether a trial timed out that would do so again."""
-    if result.reason != Reason.TIMEOUT or not result.seconds:
-        return False  # a rank that hung says nothing of the time that steps take
+    if result.reason != Reason.TIMEOUT or "train" not in result.seconds:
+        return False  # a rank that hung, say, tells nothing of the time that steps take
     fitting = steps_that_fit(result, limit)
     return fitting is None or fitting < (limit.steps if steps is None else steps)
 
