@@ -80,6 +80,7 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
         InputError: Something is wrong with the input; nothing was started.
         StudyHeldError: Another run works on the study.
     """
+    from cluster.free_memory import free_bytes
     from cluster.runtime import look
     from tuner import preflight
     from tuner.console import print_dry_run
@@ -136,6 +137,8 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
         )
         drop_kept(rescue_dir)
         stack.callback(study.close)
+        if config.cluster.memory_budget is None:
+            study.expect_memory(free_bytes(device, config.num_workers) if address is None else None)
         output = Output(str(config.output_dir))
         output.write(CONFIG_FILE, to_yaml(config))
         logs.enter_context(logged_to(output, LOG_FILE))

@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from train_fn.spec import Fault, InputError, Reason, Status, TrialParams, TrialResult, TrialSpec
 from tuner.attributes import in_words, listed_constraints
 from tuner.beliefs import Beliefs
+from tuner.expected import expected_budget
 from tuner.generations import Generation, generation_for
 from tuner.identity import Identity
 from tuner.ledger import Ledger
@@ -237,9 +238,12 @@ class TuningStudy:
         """How many optimizer steps the next trials take; None: all that are configured."""
         return self._state().steps
 
-    def expect_budget(self, budget_bytes: int) -> None:
-        """Take this budget for the present one until a trial has told it."""
-        self._ledger.expect(budget_bytes)
+    def expect_memory(self, free_bytes: int | None) -> None:
+        """Hear what workers can hold now, where they may hold all that is free; None: it is not known."""
+        state = self._state()
+        is_complete = any(m.result.status == Status.COMPLETE for m in state.measured)
+        if (budget_bytes := expected_budget(state.budget_bytes, free_bytes, is_complete)) is not None:
+            self._ledger.expect(budget_bytes)
 
     def close(self) -> None:
         """Give the storage's connection back."""

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from train_fn.spec import BASE_ALONE, MEASURED, MemoryPoint, TrialResult
 from tuner.beliefs import Beliefs
 from tuner.ledger import Ledger
+from tuner.outlook import ModelSettings
 from tuner.proofs import Proofs, current_budget
 from tuner.recommend import pareto_front, recommend
 from tuner.space import Measured, candidates
+from tuner.study import open_study
 
 POINTS = candidates(16, 2, ("bf16", "fp32"), (False, True))
 FP32, CHECKPOINTED, BF16 = POINTS[:4], POINTS[4:8], POINTS[8:12]
@@ -266,3 +268,54 @@ def test_what_is_open_is_believed_possible(trials):
     assert not {p for p, _ in ledger.skipped()} & set(state.open)
     done = {t.params for t in trials if t.result.reason != "oom"}
     assert not done & set(state.open)
+
+
+# From one run to the next.
+
+
+def opened(tmp_path, sampler="model"):
+    url = f"sqlite:///{tmp_path}/study.db"
+    settings = ModelSettings(device="cuda", stop_within=0.0)
+    return open_study("demo", url, POINTS, sampler, 0, 99, {"global_batch_size": 16}, settings)
+
+
+def night(study, budget, need=60):
+    """Search to the end, where a point of fp32 takes `need` and so on: what was asked."""
+    asked = []
+    while (spec := study.ask()) is not None:
+        point, known = spec.params, spec.known_steps
+        held = need + 10 * point.per_device_train_batch_size - 20 * (point.precision == "bf16")
+        asked.append(point)
+        fits = complete(budget, held, point.per_device_train_batch_size, borrowed=known is not None)
+        study.tell(spec, fits if held <= budget else out_of_memory(budget))
+        assert len(asked) < 40
+    return asked
+
+
+@pytest.mark.parametrize("sampler", ["model", "grid"])
+def test_a_night_on_a_crowded_gpu_closes_nothing_for_the_next_one(tmp_path, sampler):
+    study = opened(tmp_path, sampler)
+    assert 0 < len(night(study, 30)) <= 4, "the smallest of each setting at most"
+    assert recommend(study.measured(), 0.01).number is None
+    study.close()
+
+    study = opened(tmp_path, sampler)
+    study.expect_memory(31)
+    assert not study.has_work(), "there is no more than the last time"
+    study.expect_memory(500)
+    night(study, 500)
+    best = recommend(study.measured(), 0.01).number
+    assert next(m for m in study.measured() if m.number == best).params.per_device_train_batch_size == 8
+
+
+def test_where_free_memory_is_not_known_a_study_without_a_fit_is_looked_at_once_more(tmp_path):
+    night(opened(tmp_path), 30)
+    study = opened(tmp_path)
+    study.expect_memory(None)
+    assert len(night(study, 30)) == 1
+    study = opened(tmp_path)
+    study.expect_memory(None)
+    assert len(night(study, 500)) > 4
+    study = opened(tmp_path)
+    study.expect_memory(None)
+    assert not study.has_work()
