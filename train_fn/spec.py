@@ -27,7 +27,7 @@ class Status(StrEnum):
     COMPLETE = "complete"
     """Measured to the end; both objectives are set."""
     INFEASIBLE = "infeasible"
-    """The point itself can't run (out of memory, diverged): known for good, never tried again."""
+    """The point itself can't run: it diverged, or ran out of memory, which holds for budgets up to its own."""
     FAILED = "failed"
     """Something else went wrong (a worker died, a timeout, an error); says nothing about memory."""
     PRUNED = "pruned"
@@ -201,8 +201,8 @@ class MemoryPoint(_Record):
         tokens: Of that micro-batch, padding included.
         peak_bytes: Of the larger rank, base model included; None where it ran out of memory.
         needed_bytes: Where it ran out: what it would have held. Exact on a CPU, at least so much on CUDA.
-        peak_reserved_bytes: As `peak_bytes`, of what the allocator had reserved for it, which is what a cap on
-            CUDA counts; None on a CPU, where nothing is reserved.
+        peak_reserved_bytes: As `peak_bytes`, of what the allocator had reserved for it, which is what a cap
+            on CUDA counts; None on a CPU, where nothing is reserved.
         sibling: The point that was probed, where it differs from the trial's in more than the batch.
     """
 

@@ -105,10 +105,8 @@ class Proofs:
 
     def against(self, point: TrialParams, budget_bytes: int | None) -> str | None:
         """Why `point` can't fit in this budget, or None. A budget of None is an unknown one."""
-        fits, refusal = self._verdict(point, budget_bytes)
-        if refusal is None or fits is not False:
-            return None
-        return _in_words(refusal, point)
+        refusal = self._refusal(point, budget_bytes)
+        return None if refusal is None else _in_words(refusal, point)
 
     def against_itself(self, point: TrialParams, budget_bytes: int | None) -> str | None:
         """Why `point` can't fit, or None, by trials of its own alone."""
@@ -117,21 +115,23 @@ class Proofs:
 
     def fits(self, point: TrialParams, budget_bytes: int | None) -> bool | None:
         """Whether `point` fits in this budget; None where nothing proves it."""
-        return self._verdict(point, budget_bytes)[0]
+        if self._refusal(point, budget_bytes) is not None:
+            return False
+        return True if self._fitting(point, budget_bytes) else None
 
-    def _verdict(self, point: TrialParams, budget_bytes: int | None) -> tuple[bool | None, Need | None]:
-        """A trial of the point itself that ran out of memory decides; else what weighs more, a fit of equals.
+    def _refusal(self, point: TrialParams, budget_bytes: int | None) -> Need | None:
+        """What proves that the point does not fit: a trial of its own, else what no fit weighs up.
 
         So a larger batch that was trained overrules the refusal of a smaller one.
         """
-        refusals, fitting = self._refusals(point, budget_bytes), self._fitting(point, budget_bytes)
+        refusals = self._refusals(point, budget_bytes)
         if not refusals:
-            return (True, None) if fitting else (None, None)
-        own = next((n for n in refusals if _is_own_trial(n, point)), None)
-        refusal = own or max(refusals, key=lambda n: (n.weight, -n.size))
-        if own is None and fitting and max(n.weight for n in fitting) >= refusal.weight:
-            return True, None
-        return False, refusal
+            return None
+        if own := next((n for n in refusals if _is_own_trial(n, point)), None):
+            return own
+        refusal = max(refusals, key=lambda n: (n.weight, -n.size))
+        fitting = max((n.weight for n in self._fitting(point, budget_bytes)), default=PROBED - 1)
+        return refusal if refusal.weight > fitting else None
 
     def _refusals(self, point: TrialParams, budget_bytes: int | None) -> list[Need]:
         size, budget = point.per_device_train_batch_size, _or_unknown(budget_bytes)

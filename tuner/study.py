@@ -10,19 +10,18 @@ One driver works on a study at a time: opening it declares the trials that are s
 from __future__ import annotations
 
 import dataclasses
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from train_fn.spec import Fault, InputError, Reason, Status, TrialParams, TrialResult, TrialSpec
-from tuner.attributes import in_words, listed_constraints
 from tuner.beliefs import Beliefs
+from tuner.endings import ended_trial, with_finite_objectives
 from tuner.expected import expected_budget
 from tuner.generations import Generation, generation_for
 from tuner.identity import Identity
@@ -48,14 +47,6 @@ from tuner.storage import (
 )
 from tuner.stored import DIRECTIONS, check_fingerprint, stored_knobs, stored_precisions
 from tuner.wide import WIDE, WideSearch
-
-STATES = {
-    Status.COMPLETE: TrialState.COMPLETE,
-    # PRUNED, not FAIL: Optuna's samplers learn from the constraints of pruned trials and ignore failed ones.
-    Status.INFEASIBLE: TrialState.PRUNED,
-    Status.PRUNED: TrialState.PRUNED,
-    Status.FAILED: TrialState.FAIL,
-}
 
 INTERRUPTED = TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED)
 
@@ -210,8 +201,8 @@ class TuningStudy:
                 return
             raise ValueError(f"trial {spec.number} was not asked for in this run")
         # As the storage gives it back, so that a resumed study is the same to the last type.
-        result = TrialResult.from_dict(dataclasses.asdict(_with_finite_objectives(result)))
-        ended = _ended(result)
+        result = TrialResult.from_dict(dataclasses.asdict(with_finite_objectives(result)))
+        ended = ended_trial(result)
         self._storage.end_trial(trial_id, ended)
         del self._asked[spec.number]
         self._times[spec.number] = self._times[spec.number][0], ended.datetime_complete
@@ -272,42 +263,7 @@ class TuningStudy:
             if result is None:
                 params = params_of(trial.params, self._samples_per_worker)
                 result = rescued.get((trial.number, str(params)), INTERRUPTED)
-            self._storage.end_trial(trial._trial_id, _ended(result))
-
-
-def _ended(result: TrialResult) -> FrozenTrial:
-    """What came of a trial, as Optuna has it."""
-    complete = result.status == Status.COMPLETE
-    attributes = {**dataclasses.asdict(result), **in_words(result), "status": str(result.status)}
-    constraints = _constraints_of(result)
-    return optuna.trial.create_trial(
-        state=STATES[result.status],
-        values=[getattr(result, objective) for objective in DIRECTIONS] if complete else None,
-        user_attrs={key: value for key, value in attributes.items() if value not in (None, [], {})},
-        system_attrs=listed_constraints(constraints),
-        constraints=constraints,
-    )
-
-
-def _with_finite_objectives(result: TrialResult) -> TrialResult:
-    """The result, or a failed one where a complete trial lacks an objective: Optuna would refuse it."""
-    missing = [o for o in DIRECTIONS if not _is_finite(getattr(result, o))]
-    if result.status != Status.COMPLETE or not missing:
-        return result
-    detail = f"the trial ended without a finite {' and '.join(missing)}"
-    return dataclasses.replace(result, status=Status.FAILED, reason=Reason.ERROR, detail=detail)
-
-
-def _is_finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
-
-
-def _constraints_of(result: TrialResult) -> dict[str, float]:
-    """What Optuna's samplers are told to be violated; an infeasible trial always violates something."""
-    constraints = {k: v for k, v in result.constraints.items() if not math.isnan(v)}
-    if result.status == Status.INFEASIBLE and not any(v > 0 for v in constraints.values()):
-        constraints["memory" if result.reason == Reason.OOM else "finite"] = 1.0
-    return constraints
+            self._storage.end_trial(trial._trial_id, ended_trial(result))
 
 
 def open_study(

@@ -145,6 +145,18 @@ def test_the_full_trial_of_a_point_overrules_the_one_that_ended_early():
     assert recommend(numbered((A, slower), (B, early), (B, diverged)), 0.01).number == 0
 
 
+def test_a_record_of_the_first_version_proves_what_it_says():
+    """It has neither what was reserved nor what would have been needed."""
+    points = [
+        {"per_device_train_batch_size": size, "tokens": size, "peak_bytes": peak}
+        for size, peak in ((1, 60), (4, None))
+    ]
+    old = {"status": "complete", "samples_per_second": 1.0, "validation_loss": 2.0, "peak_memory_bytes": [60]}
+    trial = TrialResult.from_dict({**old, "memory_budget_bytes": 100, "memory_points": points})
+    assert open_in((A, trial)) == [B]
+    assert recommend(numbered((A, trial)), 0.01).number == 0
+
+
 # Budgets that change.
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from train_fn.spec import MEASURED, TrialResult
 from tuner.beliefs import Beliefs
 from tuner.outlook import ModelSettings
+from tuner.recommend import recommend
 from tuner.space import Measured, candidates
 from tuner.step_limit import StepLimit, advice, is_too_slow, steps_of_trials, steps_that_fit
 from tuner.study import open_study
@@ -123,3 +124,19 @@ def test_a_point_that_timed_out_is_believed_slow():
     beliefs, alone = Beliefs(POINTS, trials, device="cpu"), Beliefs(POINTS, trials[:1], device="cpu")
     slow, hoped = (b.predict_speed([POINTS[0]])[0][0] for b in (beliefs, alone))
     assert slow < 0.5 < 2 < hoped, "it made 0.2 samples/s"
+
+
+def test_a_precision_that_times_out_is_left_alone_after_a_trial_or_two(tmp_path):
+    """Where 16 bits are emulated, say: each of its points would take ten minutes."""
+    points = candidates(16, 2, ("fp32", "bf16"), (False, True))
+    url, batch = f"sqlite:///{tmp_path}/study.db", {"global_batch_size": 16}
+    study = open_study("demo", url, points, "model", 0, 24, batch, ModelSettings(device="cpu"), limit=LIMIT)
+    asked = []
+    while (spec := study.ask()) is not None:
+        asked.append(spec.params)
+        speed = 6 + 0.1 * spec.params.per_device_train_batch_size
+        source = MEASURED if spec.known_steps is None else "same steps as trial 0"
+        whole = dataclasses.replace(complete(speed=speed), validation_loss_source=source)
+        study.tell(spec, timed_out(6, 90.0) if spec.params.precision == "bf16" else whole)
+    assert sum(p.precision == "bf16" for p in asked) <= 2
+    assert recommend(study.measured(), 0.01).number is not None
