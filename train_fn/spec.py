@@ -27,7 +27,7 @@ class Status(StrEnum):
     COMPLETE = "complete"
     """Measured to the end; both objectives are set."""
     INFEASIBLE = "infeasible"
-    """The point itself can't run: it diverged, or ran out of memory, which holds for budgets up to its own."""
+    """The point itself can't run: it diverged, or ran out of memory, which holds up to its budget."""
     FAILED = "failed"
     """Something else went wrong (a worker died, a timeout, an error); says nothing about memory."""
     PRUNED = "pruned"
