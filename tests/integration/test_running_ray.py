@@ -175,6 +175,34 @@ def test_an_error_that_every_point_ends_with_ends_the_search(start, cluster, tmp
     assert "3 points in a row failed in the same way: ValueError: a batch of " in line
 
 
+SLOW = """
+import time
+
+def train(context):
+    samples = context.global_batch_size // context.world_size
+    for step in range(context.steps):
+        time.sleep(1.0)
+        context.report_step(num_samples=samples, loss=3.0)
+    return 2.0, 1
+"""
+
+
+def test_trials_that_do_not_fit_into_their_time_take_fewer_steps(start, cluster, tmp_path):
+    (tmp_path / "own.py").write_text(SLOW)
+    flags = ["--train-fn=own:train", "--global-batch-size=8", "--trial.steps=30", "--trial.timeout=20s"]
+    flags += ["--search.precision=fp32", "--search.gradient-checkpointing=false", "--search.sampler=grid"]
+    flags += ["--search.per-device-train-batch-size=2,4", "--cluster.memory-budget=2GiB"]
+    run = start(*flags, "--cluster.disturbance-check=false", address=cluster.address, folder=tmp_path)
+    assert run.wait() == 0, run.output
+    first, *others = run.result()["trials"]
+    assert (first["status"], first["reason"]) == ("failed", "timeout")
+    assert 12 <= len(first["train_loss"]) <= 20
+    assert len(others) == 2, "the other point, and this one once more"
+    [steps] = {len(t["train_loss"]) for t in others}
+    assert {t["status"] for t in others} == {"complete"}
+    assert f"trials take {steps} of 30 steps from here: a step takes " in run.output
+
+
 HOLDER = """
 import sys, ray
 ray.init(logging_level="ERROR", log_to_driver=False)
