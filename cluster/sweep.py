@@ -29,6 +29,8 @@ ROOM_SECONDS = 600.0
 """How long a search waits while no node has room for a lane."""
 
 _ROOM_CHECK_SECONDS = 2.0
+_NO_ROOM_SECONDS = 10.0
+"""So long there is none before that is worth a word: a lane that has ended gives its share back after it."""
 
 _TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study is the record
@@ -123,9 +125,10 @@ class SourceSearcher(Searcher):
         if now - self._looked_at >= _ROOM_CHECK_SECONDS:
             starting = len(set(self._busy.values()) - self._ready)
             self._looked_at, self._limit = now, self._room(len(self._busy) + len(self._idle), starting)
-            self._source.room_for(self._limit)
-        if self._limit:
-            self._no_room_since = now
+            if self._limit:
+                self._no_room_since = now
+            if self._limit or now - self._no_room_since > _NO_ROOM_SECONDS:
+                self._source.room_for(self._limit)
         return self._limit
 
     def _may_wait(self) -> bool:

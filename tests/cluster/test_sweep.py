@@ -246,6 +246,10 @@ def test_without_room_the_search_waits_and_then_says_why_it_ends(monkeypatch) ->
     room[0] = 0
     searcher.on_trial_complete("a", error=True)
     assert searcher.suggest("b") is None
+    assert source.rooms == [1], "a lane that has ended may still hold its share"
+    monkeypatch.setattr(sweep, "_NO_ROOM_SECONDS", 0.0)
+    assert searcher.suggest("b") is None
+    assert source.rooms == [1, 0]
     monkeypatch.setattr(sweep, "ROOM_SECONDS", 0.0)
     assert searcher.suggest("b") == Searcher.FINISHED
     assert source.broken is not None
