@@ -49,7 +49,7 @@ class StudySource:
         rescue_dir: Where a result goes that the study's storage does not take.
         overrun_seconds: How far one may go beyond it; no further trial starts that would not end by then.
         broken: Why the search can't go on, once it can't.
-        limit: Of the time that a trial has for its steps, to say what would be right where that is too short.
+        limit: How many steps a trial has, and the time for them; to say what would be right.
     """
 
     study: TuningStudy

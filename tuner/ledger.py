@@ -22,7 +22,7 @@ class Ledger:
         candidates: The points that this run considers.
         skip_proven: Leave out points that a smaller one's out-of-memory proves infeasible.
         repeat_disturbed: Points whose trial was disturbed are to be measured again.
-        limit: Of the time that a trial has for its steps; None: all trials take all steps.
+        limit: How many steps a trial has, and the time for them; None: trials always take all.
     """
 
     def __init__(

@@ -80,7 +80,7 @@ def model_settings(config: Config, device: str) -> ModelSettings:
 
 
 def step_limit(config: Config) -> StepLimit:
-    """Of the time that a trial has for its steps."""
+    """Return how many steps a trial has, and the time for them."""
     from tuner.step_limit import StepLimit
 
     trial = config.trial

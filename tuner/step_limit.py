@@ -23,7 +23,7 @@ _SHARE = 0.9
 
 @dataclass(frozen=True)
 class StepLimit:
-    """The settings of `trial` that decide it, as in the configuration."""
+    """How many steps a trial has, and the time for them: settings of `trial`."""
 
     steps: int
     warmup_steps: int

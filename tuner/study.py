@@ -297,7 +297,7 @@ def open_study(
         rescued: Results that the storage did not take from the last driver, see `tuner.storage`.
         identity: What it is measured with, see `tuner.identity`.
         repeat_disturbed: Measure points again whose trial was disturbed.
-        limit: Of the time that a trial has for its steps, see `tuner.step_limit`; None: trials take all.
+        limit: How many steps a trial has, and the time for them; None: trials always take all.
 
     Raises:
         InputError: The storage can't be opened, the study was measured under another fingerprint, or it is
