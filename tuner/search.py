@@ -46,6 +46,7 @@ class Search:
         from tuner.console import Progress
         from tuner.driver import StudySource
         from tuner.report.write import LiveReport
+        from tuner.resolve import step_limit
 
         self._config, self._device, self._nodes, self._address = config, device, nodes, address
         self._study, self._output, self._report = study, output, LiveReport(output)
@@ -53,7 +54,8 @@ class Search:
         lanes = config.cluster.lanes or lanes_that_fit(nodes, device, config.num_workers)
         budget = config.study.time_budget
         self._progress = Progress(len(study.candidates), config.search.max_trials, budget, lanes=lanes)
-        self._source = StudySource(study, self._progress, self._record, rescue_dir=rescue_dir)
+        limit = step_limit(config)
+        self._source = StudySource(study, self._progress, self._record, rescue_dir=rescue_dir, limit=limit)
 
     @property
     def broken(self) -> str | None:

@@ -82,7 +82,7 @@ def warm(trials: list[TrialSpec], job: JobSpec = JOB) -> tuple[list[float], list
     """Seconds between the ends of trials in a warm lane, and what they measured."""
     source = FixedSource(trials)
     lane = LaneSpec(job=job, cpus_per_worker=1.0, worker_environment=worker_environment(job.device))
-    run_sweep(source, lane, room=lambda: 1, reuse_workers=True, name="warm")
+    run_sweep(source, lane, room=lambda own, starting: 1, reuse_workers=True, name="warm")
     return [b - a for a, b in itertools.pairwise(source.ended)], source.results
 
 
