@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from train_fn import data, rows
+from train_fn import data, rows, sources
 from train_fn.custom import check_function
 from train_fn.demo import model_source
 from train_fn.quiet import quiet_libraries
@@ -31,7 +31,8 @@ def check(job: JobSpec) -> list[Fault]:
     source = rows.attempt(faults, model_source, job)
     config = tokenizer = vision = None
     with_images = job.data.image is not None
-    if source is not None and rows.attempt(faults, _check_source, source):
+    source = rows.attempt(faults, sources.loadable, source) if source is not None else None
+    if source is not None:
         config = rows.attempt(faults, _load_config, source)
         if config is not None:
             tokenizer = rows.attempt(faults, _load_tokenizer, source)
@@ -44,14 +45,6 @@ def check(job: JobSpec) -> list[Fault]:
     return list(dict.fromkeys(faults))
 
 
-def _check_source(source: str) -> bool:
-    path = Path(source)
-    if path.is_dir() or (rows.HUB_ID.fullmatch(source) and not path.exists()):
-        return True
-    what = "is a file; name the folder that holds the model" if path.exists() else "does not exist"
-    raise InputError(Fault("model", f"{source} {what}"))
-
-
 def _load_config(source: str) -> Any:
     from transformers import AutoConfig
 
@@ -61,10 +54,9 @@ def _load_config(source: str) -> Any:
     try:
         return AutoConfig.from_pretrained(source)
     except Exception as e:  # broken JSON, an unknown architecture, an unreachable hub, a gated model, ...
-        problem = (
-            "config.json can't be loaded" if folder.is_dir() else "is no folder here and no model on the hub"
-        )
-        raise InputError(Fault("model", f"{source}: {problem}: {rows.first_line(e)}")) from e
+        raise InputError(
+            Fault("model", f"{source}: config.json can't be loaded: {rows.first_line(e)}")
+        ) from e
 
 
 def _load_tokenizer(source: str) -> Any:

@@ -15,6 +15,7 @@ from train_fn.drift import Drift
 from train_fn.memory import agreed_budget, open_memory
 from train_fn.model import BaseModel, attached
 from train_fn.quiet import quiet_libraries
+from train_fn.sources import loadable
 from train_fn.spec import JobSpec, TrialResult, TrialSpec
 from train_fn.trial import Worker
 
@@ -49,7 +50,7 @@ def run_trial(worker: Worker | CustomWorker, spec: TrialSpec) -> TrialResult:
 def _open_own(job: JobSpec, device: torch.device) -> Worker:
     quiet_libraries()
     ranks = Ranks(device)
-    base = BaseModel(str(model_source(job)), device, with_images=job.data.image is not None)
+    base = BaseModel(loadable(model_source(job)), device, with_images=job.data.image is not None)
     samples = data.load(job.data, base.tokenizer, base.positions, base.vision)
     import peft  # noqa: F401 - so that it is frozen, too
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 
 from cluster.runtime import Node, lanes_that_fit
@@ -10,6 +11,10 @@ from tuner.config import Config
 from tuner.output import Output
 from tuner.space import precisions_of, searched_by_default
 from tuner.trackers import check_loggers
+
+_HOW_TO_HAVE_IT = (
+    "name one that every node has at the same place, or submit a job from the folder that holds it"
+)
 
 
 def choose_device(config: Config, nodes: list[Node]) -> str:
@@ -36,8 +41,21 @@ def check(config: Config, nodes: list[Node], device: str) -> list[Fault]:
     faults = _check_accelerator_type(config, nodes, device)
     if not faults:
         faults = _check_devices(config, of_type(nodes, config.cluster.accelerator_type), device)
-    faults += [*_check_output_dir(config), *check_loggers(config)]
-    return faults + check_job(config.job(device))
+    faults += [*_check_output_dir(config), *check_loggers(config), *check_job(config.job(device))]
+    return faults + _check_sources(config, of_type(nodes, config.cluster.accelerator_type), device)
+
+
+def sources(config: Config) -> dict[str, str]:
+    """What is read from this machine and must be on every node: paths, and the function, by key."""
+    if config.train_fn is not None:
+        return {"train_fn": config.train_fn}
+    named = {
+        "model": config.model,
+        "data.train": config.data.train,
+        "data.validation": config.data.validation,
+    }
+    paths = {key: os.path.expanduser(path) for key, path in named.items() if isinstance(path, str)}
+    return {key: path for key, path in paths.items() if os.path.exists(path)}
 
 
 def of_type(nodes: list[Node], accelerator_type: str | None) -> list[Node]:
@@ -90,3 +108,16 @@ def _check_precisions(wanted: list[str], device: str, offered: tuple[str, ...]) 
 def _check_output_dir(config: Config) -> list[Fault]:
     problem = Output(str(config.output_dir)).problem()
     return [] if problem is None else [Fault("output_dir", problem)]
+
+
+def _check_sources(config: Config, nodes: list[Node], device: str) -> list[Fault]:
+    """What nodes that can have workers don't have: they are other machines, with other files."""
+    lacking: dict[str, list[str]] = {}
+    for node in nodes:
+        for key in node.absent if min(node.num_devices(device), node.num_cpus) >= config.num_workers else ():
+            lacking.setdefault(key, []).append(node.host)
+    here = sources(config)
+    return [
+        Fault(key, f"{here[key]} is on this machine, but not on {', '.join(hosts)}; {_HOW_TO_HAVE_IT}")
+        for key, hosts in lacking.items()
+    ]

@@ -96,7 +96,7 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
     address = config.cluster.address or os.environ.get("RAY_ADDRESS") or None
     with contextlib.ExitStack() as stack:
         # Joining a Ray that runs already starts nothing, and only it knows which devices there are.
-        nodes = look(address)
+        nodes = look(address, preflight.sources(config))
         device = preflight.choose_device(config, nodes)
         config = resolve(config, device)
         name, storage = str(config.study.name), str(config.study.storage)

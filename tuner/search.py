@@ -184,10 +184,11 @@ class Search:
         from cluster.room import Room
         from cluster.sweep import run_sweep
         from train_fn.environment import worker_environment
+        from train_fn.sources import with_paths
 
         config, device = self._config, self._device
         lane = LaneSpec(
-            job=config.job(device),
+            job=with_paths(config.job(device)),
             cpus_per_worker=1.0,
             worker_environment=worker_environment(device),
             accelerator_type=config.cluster.accelerator_type,
