@@ -54,8 +54,8 @@ def folder_here(folder: StartFolder) -> str | None:
     return str(found) if found.is_dir() else None
 
 
-def absent_here(sources: Mapping[str, str], folder: StartFolder) -> list[str]:
-    """Return the keys of what this node does not have; for a task, which runs in the working directory.
+def absent_here(sources: Mapping[str, str], folder: StartFolder) -> dict[str, str]:
+    """Return those that this node does not have; for a task, which runs in the working directory.
 
     Args:
         sources: By configuration key: a path, or for `train_fn` a function.
@@ -69,7 +69,7 @@ def absent_here(sources: Mapping[str, str], folder: StartFolder) -> list[str]:
             return PathFinder.find_spec(package, [str(start), *sys.path]) is not None
         return (start / source).exists()
 
-    return [key for key, source in sources.items() if not is_here(key, source)]
+    return {key: source for key, source in sources.items() if not is_here(key, source)}
 
 
 def _working_dir_here() -> str:

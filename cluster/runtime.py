@@ -35,7 +35,7 @@ class Node:
     Attributes:
         driver: The version of its GPUs' driver.
         host: Its address; empty for this machine.
-        absent: Keys of the configuration whose files this machine has, and that one has not.
+        absent: What this machine has, and that one has not, by key of the configuration.
     """
 
     num_cpus: int
@@ -43,7 +43,7 @@ class Node:
     accelerator_type: str | None = None
     driver: str | None = None
     host: str = ""
-    absent: tuple[str, ...] = ()
+    absent: dict[str, str] = field(default_factory=dict)
 
     def num_devices(self, device: str) -> int:
         """How many workers of a kind it can hold."""
@@ -236,12 +236,12 @@ def _nodes(sources: Mapping[str, str]) -> list[Node]:
     found = []
     for node, answer in zip(alive, answers, strict=True):
         try:
-            there, version, absent = ray.get(answer) if answer is not None else ([], None, [])
+            there, version, absent = ray.get(answer) if answer is not None else ([], None, {})
         except (NodeDiedError, TaskUnschedulableError, WorkerCrashedError):
             continue  # a node that has just died is listed as alive for some seconds
         num_cpus, num_gpus = (int(node["Resources"].get(kind, 0)) for kind in ("CPU", "GPU"))
         kind, host = accelerator_type_of(node["Resources"]), node["NodeManagerAddress"]
-        found.append(Node(num_cpus, there[:num_gpus], kind, version, host, tuple(absent)))
+        found.append(Node(num_cpus, there[:num_gpus], kind, version, host, absent))
     return found
 
 
@@ -256,7 +256,7 @@ def _ask(node: Mapping[str, Any], sources: Mapping[str, str], folder: Any) -> An
     return ray.remote(num_cpus=0)(_look_around).options(scheduling_strategy=there).remote(sources, folder)
 
 
-def _look_around(sources: Mapping[str, str], folder: Any) -> tuple[list[Gpu], str | None, list[str]]:
+def _look_around(sources: Mapping[str, str], folder: Any) -> tuple[list[Gpu], str | None, dict[str, str]]:
     """Return what NVML lists here, the version of its driver, and what of the sources is not here."""
     from cluster.folders import absent_here
 

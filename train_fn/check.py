@@ -6,6 +6,8 @@ on the ranks, which then find the tokens in the cache.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from train_fn import data, rows, sources
 from train_fn.custom import check_function
 from train_fn.demo import model_source
 from train_fn.quiet import quiet_libraries
-from train_fn.spec import Fault, InputError, JobSpec, LoraSpec
+from train_fn.spec import DataSpec, Fault, InputError, JobSpec, LoraSpec
 from train_fn.vision import UnreadableImageError, Vision, auto_class, open_vision, outside_language_model
 
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
@@ -43,6 +45,22 @@ def check(job: JobSpec) -> list[Fault]:
                 tokenizer = tokenizer if vision is not None else None
     rows.attempt(faults, _check_data, job, config, tokenizer, vision)
     return list(dict.fromkeys(faults))
+
+
+def an_image(spec: DataSpec) -> str | None:
+    """The first image that the data names, from the start folder if it is below that; None: there is none.
+
+    Data that can't be read is the check's affair.
+    """
+    from train_fn.image_text import image_paths
+
+    with contextlib.suppress(InputError):
+        part = rows.read(spec)[0]
+        for value, number in zip(part.dataset[spec.image], part.numbers + 1, strict=True):
+            for path in image_paths(value, number, part.source):
+                is_below = Path(path).is_relative_to(Path.cwd())
+                return os.path.relpath(path) if is_below else path
+    return None
 
 
 def _load_config(source: str) -> Any:

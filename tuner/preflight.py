@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from importlib.util import find_spec
+from pathlib import Path
 
 from cluster.runtime import Node, lanes_that_fit
+from train_fn.sources import is_local
 from train_fn.spec import Fault
 from tuner.config import Config
 from tuner.output import Output
@@ -49,13 +51,26 @@ def sources(config: Config) -> dict[str, str]:
     """What is read from this machine and must be on every node: paths, and the function, by key."""
     if config.train_fn is not None:
         return {"train_fn": config.train_fn}
-    named = {
-        "model": config.model,
-        "data.train": config.data.train,
-        "data.validation": config.data.validation,
-    }
+    named = dict(_named(config))
+    if config.data.image is not None:
+        from train_fn.check import an_image
+
+        named["data.image"] = an_image(config.job("cpu").data)
     paths = {key: os.path.expanduser(path) for key, path in named.items() if isinstance(path, str)}
     return {key: path for key, path in paths.items() if os.path.exists(path)}
+
+
+def from_hub(config: Config) -> list[str]:
+    """Lines that say which names are looked up on the hub, since nothing here has them."""
+    if config.train_fn is not None:
+        return []
+    names = [(key, name) for key, name in _named(config) if isinstance(name, str) and not is_local(name)]
+    return [f"{key}: {name} is taken from the hub, not from {Path.cwd()}" for key, name in names]
+
+
+def _named(config: Config) -> list[tuple[str, object]]:
+    data = config.data
+    return [("model", config.model), ("data.train", data.train), ("data.validation", data.validation)]
 
 
 def of_type(nodes: list[Node], accelerator_type: str | None) -> list[Node]:
@@ -112,12 +127,12 @@ def _check_output_dir(config: Config) -> list[Fault]:
 
 def _check_sources(config: Config, nodes: list[Node], device: str) -> list[Fault]:
     """What nodes that can have workers don't have: they are other machines, with other files."""
-    lacking: dict[str, list[str]] = {}
+    lacking: dict[tuple[str, str], list[str]] = {}
     for node in nodes:
-        for key in node.absent if min(node.num_devices(device), node.num_cpus) >= config.num_workers else ():
-            lacking.setdefault(key, []).append(node.host)
-    here = sources(config)
+        if min(node.num_devices(device), node.num_cpus) >= config.num_workers:
+            for source in node.absent.items():
+                lacking.setdefault(source, []).append(node.host)
     return [
-        Fault(key, f"{here[key]} is on this machine, but not on {', '.join(hosts)}; {_HOW_TO_HAVE_IT}")
-        for key, hosts in lacking.items()
+        Fault(key, f"{source} is on this machine, but not on {', '.join(hosts)}; {_HOW_TO_HAVE_IT}")
+        for (key, source), hosts in lacking.items()
     ]
