@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
-from pathlib import Path
 
 from cluster.runtime import Node, lanes_that_fit
-from train_fn.sources import is_local
 from train_fn.spec import Fault
+from tuner import places
 from tuner.config import Config
 from tuner.output import Output
 from tuner.space import precisions_of, searched_by_default
 from tuner.trackers import check_loggers
-
-_HOW_TO_HAVE_IT = (
-    "name one that every node has at the same place, or submit a job from the folder that holds it"
-)
 
 
 def choose_device(config: Config, nodes: list[Node]) -> str:
@@ -43,34 +37,9 @@ def check(config: Config, nodes: list[Node], device: str) -> list[Fault]:
     faults = _check_accelerator_type(config, nodes, device)
     if not faults:
         faults = _check_devices(config, of_type(nodes, config.cluster.accelerator_type), device)
-    faults += [*_check_output_dir(config), *check_loggers(config), *check_job(config.job(device))]
-    return faults + _check_sources(config, of_type(nodes, config.cluster.accelerator_type), device)
-
-
-def sources(config: Config) -> dict[str, str]:
-    """What is read from this machine and must be on every node: paths, and the function, by key."""
-    if config.train_fn is not None:
-        return {"train_fn": config.train_fn}
-    named = dict(_named(config))
-    if config.data.image is not None:
-        from train_fn.check import an_image
-
-        named["data.image"] = an_image(config.job("cpu").data)
-    paths = {key: os.path.expanduser(path) for key, path in named.items() if isinstance(path, str)}
-    return {key: path for key, path in paths.items() if os.path.exists(path)}
-
-
-def from_hub(config: Config) -> list[str]:
-    """Lines that say which names are looked up on the hub, since nothing here has them."""
-    if config.train_fn is not None:
-        return []
-    names = [(key, name) for key, name in _named(config) if isinstance(name, str) and not is_local(name)]
-    return [f"{key}: {name} is taken from the hub, not from {Path.cwd()}" for key, name in names]
-
-
-def _named(config: Config) -> list[tuple[str, object]]:
-    data = config.data
-    return [("model", config.model), ("data.train", data.train), ("data.validation", data.validation)]
+    faults += [*_check_output_dir(config), *check_loggers(config)]
+    faults += [places.explained(fault) for fault in check_job(config.job(device))]
+    return faults + places.check(config, of_type(nodes, config.cluster.accelerator_type), device)
 
 
 def of_type(nodes: list[Node], accelerator_type: str | None) -> list[Node]:
@@ -123,16 +92,3 @@ def _check_precisions(wanted: list[str], device: str, offered: tuple[str, ...]) 
 def _check_output_dir(config: Config) -> list[Fault]:
     problem = Output(str(config.output_dir)).problem()
     return [] if problem is None else [Fault("output_dir", problem)]
-
-
-def _check_sources(config: Config, nodes: list[Node], device: str) -> list[Fault]:
-    """What nodes that can have workers don't have: they are other machines, with other files."""
-    lacking: dict[tuple[str, str], list[str]] = {}
-    for node in nodes:
-        if min(node.num_devices(device), node.num_cpus) >= config.num_workers:
-            for source in node.absent.items():
-                lacking.setdefault(source, []).append(node.host)
-    return [
-        Fault(key, f"{source} is on this machine, but not on {', '.join(hosts)}; {_HOW_TO_HAVE_IT}")
-        for (key, source), hosts in lacking.items()
-    ]

@@ -1,4 +1,4 @@
-"""What is taken from this machine, what from the hub, and how the hub is asked. The hub is a server of ours."""
+"""What is taken from this machine, what from the hub, and how that is asked. The hub is a server of ours."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
         asked: list[str] = []
 
         class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:  # noqa: N802
+            def do_GET(self) -> None:
                 asked.append(self.path)
                 body = b'{"id": "org/name"}' if status == 200 else b""
                 self.send_response(status)
