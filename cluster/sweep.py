@@ -21,6 +21,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.tune.utils.object_cache import _ObjectCache
 
+from cluster.folders import start_folder
 from cluster.lane import Lane, LaneSpec
 from cluster.loggers import Tracker
 from train_fn.spec import Reason, Status, TrialResult, TrialSpec
@@ -290,7 +291,7 @@ def run_sweep(
     searcher = SourceSearcher(source, room, reuse_workers)
     resources_of = functools.partial(_lane_resources, f"{name} {uuid.uuid4().hex[:8]}")
     driver = {"pid": os.getpid(), "node_id": ray.get_runtime_context().get_node_id()}
-    lane = dataclasses.replace(lane, driver=driver)
+    lane = dataclasses.replace(lane, driver=driver, folder=start_folder())
     with tempfile.TemporaryDirectory(prefix="tune-") as scratch:
         with_lane = tune.with_parameters(trainable, lane=lane, storage_path=scratch)
         tuner = tune.Tuner(

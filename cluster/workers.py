@@ -26,6 +26,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from cluster import gpus
 from cluster.admission import Sharing
 from cluster.disturbance import Reading
+from cluster.folders import StartFolder, folder_here
 from cluster.gpus import Gpu, GpuState
 from cluster.mailbox import CLOSED, IDLE
 from cluster.sampling import QUIET_READINGS, OwnProcesses, Watch, wait_until_quiet
@@ -60,6 +61,7 @@ class RankProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            cwd=group["folder"],
             env={
                 **os.environ,
                 # The parent's path: under a Ray job the code lies in a folder of the job's.
@@ -111,7 +113,8 @@ def serve(config: dict[str, Any]) -> None:
 
     Args:
         config: `mailbox` (actor handle), `job` (a `JobSpec` as a dictionary), `environment` of the processes,
-            `sharing` (a `Sharing` as a dictionary), `driver` (its `pid` and `node_id`).
+            `sharing` (a `Sharing` as a dictionary), `driver` (its `pid` and `node_id`), `folder` (a
+            `StartFolder` as a dictionary).
     """
     mailbox = config["mailbox"]
     if ray.get(mailbox.is_closed.remote()):
@@ -119,7 +122,7 @@ def serve(config: dict[str, Any]) -> None:
     job = JobSpec.from_dict(config["job"])
     rank = ray.train.get_context().get_world_rank()
     guard = _Guard(mailbox, job, Sharing(**config["sharing"])) if rank == 0 else None
-    group = broadcast_from_rank_zero(_new_group(guard is None or guard.admits()))
+    group = broadcast_from_rank_zero(_new_group(guard, StartFolder(**config["folder"])))
     if not group:
         return
     process = RankProcess(job, group, config["environment"])
@@ -249,14 +252,18 @@ def _watch(process: RankProcess) -> None:
             raise
 
 
-def _new_group(is_admitted: bool) -> dict[str, Any]:
-    """Where the ranks of a new group meet: an address of this node with a free port; empty if they don't."""
-    if not is_admitted:
+def _new_group(guard: _Guard | None, folder: StartFolder) -> dict[str, Any]:
+    """Where the ranks of a new group meet, and the folder that they work in; empty if they don't.
+
+    Only that of rank 0 counts, which has a guard.
+    """
+    if guard is None or not guard.admits():
         return {}
     address = ray.util.get_node_ip_address()
     with closing(socket.socket()) as probe:
         probe.bind((address, 0))
-        return {"id": uuid.uuid4().hex, "address": address, "port": probe.getsockname()[1]}
+        port = probe.getsockname()[1]
+    return {"id": uuid.uuid4().hex, "address": address, "port": port, "folder": folder_here(folder)}
 
 
 def _device(job: JobSpec) -> tuple[str, str | None]:

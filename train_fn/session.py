@@ -16,6 +16,7 @@ from train_fn.memory.base import Memory
 from train_fn.memory.budget import agreed_memory
 from train_fn.model import NUMERICS, BaseModel
 from train_fn.quiet import quiet_libraries
+from train_fn.sources import loadable
 from train_fn.spec import JobSpec, TrialResult, TrialSpec
 from train_fn.trial import Worker
 
@@ -50,7 +51,7 @@ def run_trial(worker: Worker | CustomWorker, spec: TrialSpec) -> TrialResult:
 def _open_own(job: JobSpec, device: torch.device) -> Worker:
     quiet_libraries()
     ranks = Ranks(device)
-    base = BaseModel(str(model_source(job)), device, with_images=job.data.image is not None)
+    base = BaseModel(loadable(model_source(job)), device, with_images=job.data.image is not None)
     samples = data.load(job.data, base.tokenizer, base.positions, base.vision)
     import peft  # noqa: F401 - so that it is frozen, too
 

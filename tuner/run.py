@@ -82,7 +82,7 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
     """
     from cluster.free_memory import free_bytes
     from cluster.runtime import look
-    from tuner import preflight
+    from tuner import places, preflight
     from tuner.console import print_dry_run
     from tuner.identity import identity
     from tuner.lock import held, refuse_if_held
@@ -97,7 +97,7 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
     address = config.cluster.address or os.environ.get("RAY_ADDRESS") or None
     with contextlib.ExitStack() as stack:
         # Joining a Ray that runs already starts nothing, and only it knows which devices there are.
-        nodes = look(address)
+        nodes = look(address, places.sources(config) if address else {})
         device = preflight.choose_device(config, nodes)
         config = resolve(config, device)
         name, storage = str(config.study.name), str(config.study.storage)
@@ -105,6 +105,8 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
             refuse_if_held(storage, name)
         if faults := preflight.check(config, nodes, device):
             raise InputError(*faults)
+        for line in places.from_hub(config):
+            say(line)
         nodes = preflight.of_type(nodes, config.cluster.accelerator_type)
         points = candidates(
             config.global_batch_size,

@@ -187,10 +187,11 @@ class Search:
         from cluster.room import Room
         from cluster.sweep import run_sweep
         from train_fn.environment import worker_environment
+        from train_fn.sources import with_paths
 
         config, device = self._config, self._device
         lane = LaneSpec(
-            job=dataclasses.replace(config.job(device), precisions=self._precisions()),
+            job=dataclasses.replace(with_paths(config.job(device)), precisions=self._precisions()),
             cpus_per_worker=1.0,
             worker_environment=worker_environment(device),
             accelerator_type=config.cluster.accelerator_type,
