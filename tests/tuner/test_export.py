@@ -285,7 +285,7 @@ def test_what_a_trainer_cant_do_is_said_in_a_comment(name: str) -> None:
     text = " ".join(FORMATS[name](setting(batching="balanced")).replace("\n# ", " ").split())
     assert "trial.batching: balanced, which this trainer can't do" in text
     assert "tune with trial.batching: plain" in text
-    assert "all at once needs more memory" in text
+    assert "4 to 8 times too large" in text
     plain = FORMATS[name](setting(batching="plain"))
     assert "balanced" not in plain
 

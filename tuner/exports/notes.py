@@ -59,9 +59,11 @@ def notes(setting: Setting, *, lean_loss: str, compiles_layers: bool = False) ->
                 "measured; tune with trial.batching: plain to choose for the trainer's order of samples."
             )
         found.append(
-            "The tuner makes logits in chunks, and only where a label is supervised; a trainer that makes "
-            f"all at once needs more memory. If this runs out of memory, {lean_loss}, or halve the "
-            "per-device batch and double the accumulation."
+            "Verdict, peak and speed are those of the tuner's own training step. A trainer that makes the "
+            "logits of all positions at once needs far more memory: what just fits here can be 4 to 8 times "
+            "too large there. Before a long run, take a quarter of the per-device batch and four times the "
+            "accumulation, which is the same global batch, and double it while your longest samples fit; or "
+            f"{lean_loss}."
         )
     if knobs.get("torch_compile") and not compiles_layers:
         found.append("The tuner compiles the decoder's layers one by one, this trainer the model as a whole.")
