@@ -139,5 +139,5 @@ def test_too_few_steps_are_said_to_be_too_few() -> None:
     assert timing_notes(100.0, [96.0, 104.0], 18) == [
         "samples/s is known to 4.0% after 18 timed steps; about 72 give 2% (trial.steps)"
     ]
-    assert "hardly known after 2 timed steps; use 10 or more" in timing_notes(100.0, [40.0, math.inf], 2)[0]
-    assert "hardly known after 2 timed steps" in timing_notes(100.0, [40.0, 5000.0], 2)[0]
+    assert "not known yet after 2 timed steps; use 10 or more" in timing_notes(100.0, [40.0, math.inf], 2)[0]
+    assert "not known yet after 18 timed steps; use 72 or more" in timing_notes(100.0, [40.0, 5000.0], 18)[0]

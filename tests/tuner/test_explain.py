@@ -127,7 +127,7 @@ def test_raw_numbers_stand_beside_the_words():
     assert found.predicted_samples_per_second == Prediction(9, 8, 10)
     slower = against(FP32, complete(8.8, loss=2.01))
     assert slower.slower_by.value == pytest.approx(0.12)
-    assert slower.slower_by.low == pytest.approx(1 - 8.8 * 1.01 / 10)
+    assert slower.slower_by.low == pytest.approx(1 - 8.8 * 1.01 / 9.9), "the ends of both intervals"
     assert slower.loss_above_lowest == pytest.approx(0.005)
 
 

@@ -16,10 +16,10 @@ from typing import Any
 
 from train_fn.spec import TrialParams
 from tuner.console import training_arguments
-from tuner.explain import Prediction
+from tuner.interval import NOT_KNOWN, Prediction, ends
 from tuner.report.batches import memory, speed
 from tuner.report.facts import Comparison, Run, value_at
-from tuner.report.numbers import minute_text, range_text, rate_text, times_text
+from tuner.report.numbers import minute_text, rate_text, times_text
 from tuner.report.pareto import pareto
 from tuner.report.parts import Figure, setting_key, styles
 from tuner.report.plots import PHASE_COLOURS, across, lanes
@@ -149,7 +149,7 @@ def _best(run: Run) -> dict[str, Any] | None:
     if best is None:
         return None
     params, comparisons = best.params, run.comparisons
-    rate = Prediction(best.speed, best.slowest, best.fastest)
+    rate = best.rate
     rates = [rate, *(c.speed for c in comparisons if c.speed is not None)]
     longest = max(r.value for r in rates)
     scale = 100 / max(min(r.high, 1.3 * longest) for r in rates)
@@ -158,7 +158,7 @@ def _best(run: Run) -> dict[str, Any] | None:
         "number": best.number,
         "setting": _in_words(run, params),
         "speed": rate_text(best.speed),
-        "interval": range_text(rate),
+        "interval": f"{ends(rate, rate_text)} in 95 of 100 repetitions" if rate.is_known else NOT_KNOWN,
         "is_default": run.is_default,
         "is_largest": run.is_largest,
         "clauses": [_clause(run, c) for c in comparisons],
@@ -223,8 +223,9 @@ def _comparison(run: Run, found: Comparison, scale: float) -> dict[str, Any]:
     bar = {"name": run.point_name(found.params), "what": found.what, "is_best": False}
     if found.speed is None or found.ratio is None:
         return bar | {"measured": True, "rate": found.problem, "ratio": "", "width": 0}
-    interval = f"{times_text(found.ratio.low)} to {times_text(found.ratio.high)}"
-    ratio = f"gain {times_text(found.ratio.value)} ({interval})" + (", a tie" if found.is_tie else "")
+    ratio = f"gain {times_text(found.ratio.value)} ({ends(found.ratio, times_text)})" + (
+        ", a tie" if found.is_tie else ""
+    )
     return bar | {"measured": found.number is not None, "ratio": ratio} | _bar(found.speed, scale)
 
 
@@ -331,10 +332,9 @@ def _summary(index: int, run: Run) -> dict[str, Any]:
     }
     if best is None:
         return row | {"point": "nothing feasible", "speed": "", "loss": "", "memory": ""}
-    interval = range_text(Prediction(best.speed, best.slowest, best.fastest))
     return row | {
         "point": run.point_name(best.params),
-        "speed": f"{rate_text(best.speed)} ({interval})",
+        "speed": f"{rate_text(best.speed)} ({ends(best.rate, rate_text)})",
         "loss": f"{best.loss:.4f}",
         "memory": _memory(best.peak_bytes, best.budget_bytes),
     }
