@@ -16,7 +16,7 @@ from train_fn.spec import Reason, Status, TrialParams, TrialResult
 from train_fn.timing import student_t_975
 from tuner.costs import AffineCosts, Effect, Feature, Observation, Point, Priors
 from tuner.disturbed import counting
-from tuner.explain import Prediction
+from tuner.interval import Prediction, measured_speed
 from tuner.space import (
     Measured,
     Numerics,
@@ -83,6 +83,9 @@ _POOLED_DEGREES = 4
 _LEAST_SPEED_SD = 0.003
 _MOST_SPEED_SD = 0.5
 
+_MOST_TOKENS = 1e18
+"""Per step; more, or less than one, can't be true."""
+
 _UNKNOWN_LOSS_SD = 0.7
 """In loss tolerances: how far the validation loss of numerics not yet measured may be from the known ones."""
 
@@ -126,9 +129,8 @@ class Beliefs:
         self._candidates, self._measured = list(candidates), list(measured)
         self._device, self._headroom, self._tolerance = device, memory_headroom, loss_tolerance
         self._probed = _probed(self._measured)
-        self._tokens = {
-            p.per_device_train_batch_size: p.tokens for m in self._measured for p in m.result.memory_points
-        }
+        probes = [p for m in self._measured for p in m.result.memory_points if p.tokens > 0]
+        self._tokens = {p.per_device_train_batch_size: p.tokens for p in probes}
         budgets = [m.result.memory_budget_bytes for m in self._measured if m.result.memory_budget_bytes]
         self.budget_bytes = budgets[-1] if budgets else None
         self._chances: dict[TrialParams, float] = {}
@@ -146,7 +148,7 @@ class Beliefs:
         mean, sd = self._memory.predict([self._memory_point(p) for p in points])
         for index, point in enumerate(points):
             peak = self._probed.get((setting_of(point), point.per_device_train_batch_size))
-            if peak is not None:
+            if peak:
                 mean[index], sd[index] = math.log(peak), _PROBED_SD
         return np.exp(mean), sd
 
@@ -201,7 +203,7 @@ class Beliefs:
                 is_lower_bound=peak is None,
             )
             for (setting, size), peak in self._probed.items()
-            if peak is not None or self.budget_bytes
+            if peak or (peak is None and self.budget_bytes)  # that nothing was held can't be true
         ]
         if all(o.is_lower_bound for o in observations):
             return None
@@ -233,9 +235,9 @@ class Beliefs:
     @cached_property
     def _speeds(self) -> list[tuple[TrialParams, float, float]]:
         """(point, samples/sec, its relative standard deviation) of every trial that was timed."""
-        timed = [(m.params, m.result) for m in counting(self._measured) if m.result.samples_per_second]
-        sds = _relative_sds([result for _, result in timed])
-        return [(p, r.samples_per_second or 0.0, sd) for (p, r), sd in zip(timed, sds, strict=True)]
+        known = [(m, speed) for m in counting(self._measured) if (speed := measured_speed(m.result))]
+        sds = _relative_sds([m.result for m, _ in known])
+        return [(m.params, speed.value, sd) for (m, speed), sd in zip(known, sds, strict=True)]
 
     @cached_property
     def trial_speed_sd(self) -> float:
@@ -280,7 +282,7 @@ class Beliefs:
         return {
             m.params.per_device_train_batch_size: m.result.tokens_per_step
             for m in self._measured
-            if m.result.tokens_per_step
+            if m.result.tokens_per_step and 1 <= m.result.tokens_per_step <= _MOST_TOKENS
         }
 
     def _padding_of(self, size: int) -> float:
@@ -320,8 +322,9 @@ class Beliefs:
         """Mean validation loss by numerics, of complete trials."""
         found: dict[Numerics, list[float]] = {}
         for m in self._measured:
-            if m.result.status == Status.COMPLETE and m.result.validation_loss is not None:
-                found.setdefault(numerics_of(m.params), []).append(m.result.validation_loss)
+            loss = m.result.validation_loss
+            if m.result.status == Status.COMPLETE and loss is not None and math.isfinite(loss):
+                found.setdefault(numerics_of(m.params), []).append(loss)
         return {numerics: float(np.mean(values)) for numerics, values in found.items()}
 
     def _diverged(self) -> set[Numerics]:
@@ -371,7 +374,7 @@ def features_of(setting: Setting) -> frozenset[Feature]:
 
 
 def _interval(median: float, log_sd: float) -> Prediction:
-    factor = math.exp(1.96 * float(log_sd))
+    factor = float(np.exp(1.96 * log_sd))
     return Prediction(float(median), float(median) / factor, float(median) * factor)
 
 
@@ -412,13 +415,9 @@ def _noise_of_a_step(result: TrialResult) -> tuple[float | None, int, int]:
 
     Taken back out of the low end of the interval, which is that of a longer mean step time.
     """
-    speed, interval, steps = (
-        result.samples_per_second,
-        result.samples_per_second_ci95,
-        len(result.step_seconds),
-    )
+    speed, steps = measured_speed(result), len(result.step_seconds)
     degrees = steps - 2
-    if not speed or not interval or not interval[0] or degrees < 1:
+    if speed is None or not result.samples_per_second_ci95 or not speed.low or degrees < 1:
         return None, 0, max(steps, 1)
-    half_width = max(speed / interval[0] - 1, 0.0)
-    return (half_width / student_t_975(degrees)) ** 2 * steps, degrees, steps
+    sd = (speed.value / speed.low - 1) / student_t_975(degrees)
+    return sd * sd * steps, degrees, steps

@@ -7,6 +7,7 @@ line. Rich is imported where it is used, so that importing this module costs not
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 import sys
 import time
@@ -266,8 +267,9 @@ def print_table(
 
 def _time_spent(results: Sequence[TrialResult]) -> str:
     """Where the time of all trials went, largest part first."""
-    sums = {phase: sum(r.seconds.get(phase, 0.0) for r in results) for phase in PHASES}
-    total = sum(r.seconds.get("total", 0.0) for r in results)
+    spent = [{k: s for k, s in r.seconds.items() if 0 < s < math.inf} for r in results]
+    sums = {phase: sum(seconds.get(phase, 0.0) for seconds in spent) for phase in PHASES}
+    total = sum(seconds.get("total", 0.0) for seconds in spent)
     if not total:
         return ""
     sums["hand-over"] = total - sum(sums.values())

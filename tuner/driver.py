@@ -14,6 +14,7 @@ from pathlib import Path
 from train_fn.spec import Reason, Status, TrialParams, TrialResult, TrialSpec
 from tuner import interrupt, storage
 from tuner.console import Progress
+from tuner.output import reason_of
 from tuner.storage import StorageLostError
 from tuner.study import INTERRUPTED, TuningStudy
 
@@ -199,8 +200,12 @@ class StudySource:
         started, self._is_behind, before = time.monotonic(), False, self._last_write_seconds
         try:
             self.record()
-        except OSError as error:
-            problem = f"output_dir can't be written now: {error.strerror}"
+        except Exception as error:  # all that was measured is in the study
+            log.exception("the result files could not be written")
+            what = (
+                "output_dir can't be written" if isinstance(error, OSError) else "the results can't be made"
+            )
+            problem = f"{what} now: {reason_of(error)}"
             if problem != self._files_problem:
                 self.progress.note(problem)
             self._files_problem = problem

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from train_fn.spec import TrialParams, TrialResult
 from tuner.console import outcome
-from tuner.reading import restored
+from tuner.result_file import restored
 from tuner.units import human_seconds
 
 if TYPE_CHECKING:

@@ -120,7 +120,7 @@ def feasible_trials(trials: Sequence[Measured]) -> list[Feasible]:
 
 def _as_feasible(number: int, params: TrialParams, result: TrialResult) -> Feasible | None:
     rate, loss = measured_speed(result), result.validation_loss
-    if result.status != Status.COMPLETE or any(v > 0 for v in result.constraints.values()):
+    if result.status != Status.COMPLETE or violates(result):
         return None
     if rate is None or loss is None or not math.isfinite(loss):
         return None
@@ -136,6 +136,11 @@ def _as_feasible(number: int, params: TrialParams, result: TrialResult) -> Feasi
         result.is_loss_borrowed,
         result.disturbed,
     )
+
+
+def violates(result: TrialResult) -> bool:
+    """Whether a constraint does not hold, or is not known to: NaN."""
+    return any(not v <= 0 for v in result.constraints.values())
 
 
 def _limit(loss: float, tolerance: float) -> float:
@@ -226,7 +231,7 @@ def _why_speed(best: Feasible, feasible: list[Feasible], tolerance: float) -> st
         other = f"{equal.params} ({_number(equal.speed)})"
         less = ", with less memory" if 0 < best.peak_bytes < equal.peak_bytes else ""
         if equal.is_faster(best):
-            return f"{rate}; {other} is faster, but comparisons step by step run in a circle{less}"
+            return f"{rate}, no slower than {other}: comparisons step by step run in a circle{less}"
         return f"{rate}, no slower beyond noise than {other}{less}"
     fastest = max((t for t in feasible if t not in good), key=lambda t: t.speed, default=best)
     if fastest.is_faster(best):

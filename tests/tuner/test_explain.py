@@ -7,7 +7,7 @@ import pytest
 from train_fn.spec import Knobs, MemoryPoint, TrialParams, TrialResult
 from tuner.explain import Prediction, Verdict, explain
 from tuner.recommend import recommend
-from tuner.results import _jsonable
+from tuner.result_file import jsonable
 from tuner.space import Measured, candidates
 from tuner.summary import summary
 
@@ -251,7 +251,7 @@ def test_what_makes_the_steps_of_a_worse_loss_has_that_loss():
 
 
 def lines_of(explanation):
-    lines = summary(_jsonable(explanation))
+    lines = summary(jsonable(explanation))
     assert max(map(len, lines)) <= 80
     return lines
 

@@ -501,12 +501,19 @@ def test_no_secret_gets_into_a_report(tmp_path, monkeypatch):
     assert without_secrets(odd) == ["a\n\x1e\nb", {"c": [1, None, "token=***"]}]
 
 
-def test_a_report_that_cannot_be_written_harms_nothing(tmp_path, caplog):
-    (tmp_path / "no folder").touch()
-    report = LiveReport(tmp_path / "no folder")
+def test_a_report_that_cannot_be_made_or_written_harms_nothing_and_is_said_in_a_line(tmp_path, caplog):
+    (tmp_path / "report.html").mkdir()  # as somebody may have it, who put something there
+    said = []
+    report = LiveReport(tmp_path, said.append)
     report.update(sample())
+    report.finish(sample())
     report.finish({"trials": "nonsense"})
-    assert caplog.text.count("report.html could not be written") == 2
+    again = f". Nothing else is lost: python -m tuner.report {tmp_path} makes it anew"
+    assert [line.removesuffix(again) for line in said] == [
+        "report.html could not be written: IsADirectoryError: Is a directory",
+        "report.html could not be written: AttributeError: 'str' object has no attribute 'get'",
+    ]
+    assert caplog.text.count("report.html could not be written") == 3
 
 
 def test_a_folder_without_configuration_is_enough(folders):

@@ -12,7 +12,7 @@ from train_fn.knobs import value_of
 from train_fn.spec import Fault, InputError, JobSpec, LoraSpec, Status, TrialParams, TrialResult
 from tuner.interval import NOT_KNOWN, ends, measured_speed
 from tuner.output import CONFIG_FILE, Output, split_place
-from tuner.reading import restored
+from tuner.result_file import restored
 from tuner.units import human_bytes
 
 DTYPES = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16", "nf4": "bfloat16"}

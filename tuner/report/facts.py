@@ -14,12 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from train_fn.spec import Fault, InputError, MemoryPoint, Status, TrialParams, TrialResult
+from train_fn.spec import Fault, InputError, MemoryPoint, Status, TrialParams
 from tuner.disturbed import counting
 from tuner.interval import Prediction, measured_speed, speed_ratio
 from tuner.output import CONFIG_FILE, RESULT_FILE, Output, split_place
-from tuner.reading import measured_from
-from tuner.recommend import Feasible, feasible_trials, within_tolerance
+from tuner.recommend import Feasible, feasible_trials, violates, within_tolerance
+from tuner.result_file import measured_from
 from tuner.space import Measured, Setting, is_out_of_memory, knobs_of, probed_point, same_setting, setting_of
 
 DEFAULT_TOLERANCE = 0.01
@@ -211,7 +211,7 @@ class Run:
 
     def _largest(self, like: TrialParams | None) -> TrialParams | None:
         """The largest batch known to fit, in the setting of `like` or in any; of equals the fastest."""
-        fitting = {t.params for t in self.trials if measured_speed(t.result) and not _violates(t.result)}
+        fitting = {t.params for t in self.trials if measured_speed(t.result) and not violates(t.result)}
         fitting |= {p for p, probed in self.memory_points.items() if self._fits(probed)}
         fitting = {p for p in fitting - self.out_of_memory.keys() if like is None or same_setting(p, like)}
 
@@ -312,10 +312,6 @@ def _prediction(values: Mapping[str, float] | None) -> Prediction | None:
     if value is None or low is None or high is None or not 0 < value <= high or low > value:
         return None
     return Prediction(value, low, high)
-
-
-def _violates(result: TrialResult) -> bool:
-    return any(v > 0 for v in result.constraints.values())
 
 
 def _knob(name: str, value: object) -> str:

@@ -27,6 +27,7 @@ from tuner.report.rows import table_columns, table_row
 from tuner.report.runs import differences, gpu_names, is_same_work
 from tuner.report.swatch import phase_swatch, run_swatch, setting_swatch
 from tuner.report.timeline import Timeline, timeline
+from tuner.result_file import jsonable
 from tuner.units import human_bytes, human_seconds
 
 SHOWN_BATCHES, SHOWN_SETTINGS = 3, 5
@@ -90,8 +91,8 @@ def _markup(text: str) -> Any:
 
 
 def _json(value: object) -> Any:
-    """JSON that is safe inside a script element, whatever text it holds."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    """JSON that is safe inside a script element, whatever text and numbers it holds."""
+    text = json.dumps(jsonable(value), allow_nan=False, separators=(",", ":"))
     return _markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 

@@ -1,13 +1,30 @@
-"""Trials of a `result.json` read back, of this version or of an older one. Pure."""
+"""Between records and what a `result.json` has for them, which an older version may have written. Pure."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from train_fn.spec import TrialParams, TrialResult
 from tuner.space import Measured
+
+
+def jsonable(value: Any) -> Any:
+    """The same value as JSON has it: records as objects, NaN and infinities as null.
+
+    A point without knobs has no key for them.
+    """
+    if isinstance(value, TrialParams) and not value.knobs:
+        value = {key: item for key, item in vars(value).items() if key != "knobs"}
+    elif dataclasses.is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, dict):
+        return {key: jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def measured_from(trial: Mapping[str, Any]) -> Measured:
