@@ -201,12 +201,10 @@ class StudySource:
         try:
             self.record()
         except Exception as error:  # all that was measured is in the study
-            log.exception("the result files could not be written")
-            what = (
-                "output_dir can't be written" if isinstance(error, OSError) else "the results can't be made"
-            )
+            what = "output_dir can't be written" if isinstance(error, OSError) else "results can't be made"
             problem = f"{what} now: {reason_of(error)}"
             if problem != self._files_problem:
+                log.exception("the result files could not be made or written")
                 self.progress.note(problem)
             self._files_problem = problem
         ended = time.monotonic()

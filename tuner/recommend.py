@@ -223,7 +223,7 @@ def _why_speed(best: Feasible, feasible: list[Feasible], tolerance: float) -> st
     if len(feasible) == 1:
         return f"{rate} and is the only feasible setting measured"
     slowest = min(feasible, key=lambda t: t.speed)
-    if slowest is not best and slowest.speed > 0:
+    if slowest is not best:
         rate += f", {best.speed / slowest.speed:.2g}x the slowest feasible setting ({slowest.params})"
     good = within_tolerance(feasible, tolerance)
     equal = max(without_idle_thrashing(good), key=lambda t: t.speed)

@@ -106,7 +106,7 @@ def test_files_that_take_long_are_written_less_often_but_in_the_end(tmp_path: Pa
         (OSError(28, "No space left on device"), "output_dir can't be written now: No space left on device"),
         (
             ValueError("max() arg is an empty sequence"),
-            "the results can't be made now: max() arg is an empty",
+            "results can't be made now: max() arg is an empty",
         ),
     ],
 )
