@@ -269,7 +269,7 @@ def _time_spent(results: Sequence[TrialResult]) -> str:
     """Where the time of all trials went, largest part first."""
     spent = [{k: s for k, s in r.seconds.items() if 0 < s < math.inf} for r in results]
     sums = {phase: sum(seconds.get(phase, 0.0) for seconds in spent) for phase in PHASES}
-    total = sum(seconds.get("total", 0.0) for seconds in spent)
+    total = max(sum(seconds.get("total", 0.0) for seconds in spent), sum(sums.values()))
     if not total:
         return ""
     sums["hand-over"] = total - sum(sums.values())
