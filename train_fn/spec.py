@@ -369,6 +369,11 @@ class TrialResult(_Record):
         """Whether `validation_loss` is that of another trial, which made the same steps."""
         return self.validation_loss_source not in (None, MEASURED)
 
+    @property
+    def ending(self) -> str:
+        """How the trial ended, e.g. `infeasible: oom`."""
+        return f"{self.status}: {self.reason}" if self.reason else str(self.status)
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Rebuild a result from `dataclasses.asdict` or from a trial in `result.json`."""

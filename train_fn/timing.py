@@ -19,6 +19,12 @@ NORMAL_975 = NormalDist().inv_cdf(0.975)
 
 _FEW_STEPS = 10
 
+_STEP_SECONDS = (1e-9, 1e9)
+"""The shortest and the longest step that there is; a clock that says anything else has failed."""
+
+_WORK = (1e-9, 1e18)
+"""The same of a step's work."""
+
 _MAX_CORRELATION = 0.8
 """Of neighbouring steps; an estimate from few steps may be anything."""
 
@@ -60,15 +66,34 @@ def rate_with_interval(
         between_sd: Relative standard deviation of the machine's own speed from one measurement to the next.
 
     Returns:
-        Units per second, and [low, high]. With fewer than two steps the interval is [0, inf].
+        Units per second, and [low, high]. With fewer than two steps the interval is [0, inf]; without any, or
+        with times that no clock can have shown, the rate is NaN.
     """
+    if not step_seconds or not _all_within(_STEP_SECONDS, step_seconds):
+        return math.nan, [0.0, math.inf]
     count, mean = len(step_seconds), fmean(step_seconds)
     if count < 2:
         return units_per_step / mean, [0.0, math.inf]
     within = _half_width(*_noise_about_line(step_seconds, step_work))
     half = math.sqrt(2) * math.hypot(within, NORMAL_975 * between_sd * mean)
+    if math.isnan(half):
+        half = math.inf
     high = units_per_step / (mean - half) if half < mean else math.inf
     return units_per_step / mean, [units_per_step / (mean + half), high]
+
+
+def is_known(value: float, low: float, high: float) -> bool:
+    """Whether an interval says anything: its longer side, turned about the value, does not reach zero."""
+    return 0 < low <= value <= high < 2 * value
+
+
+def are_comparable(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two trials have step times that `time_ratio` can compare: two common ones at least."""
+    return min(len(one), len(other)) >= 2 and _all_within(_STEP_SECONDS, [*one, *other])
+
+
+def _all_within(ends: tuple[float, float], values: Sequence[float]) -> bool:
+    return all(ends[0] <= value <= ends[1] for value in values)  # which NaN is not
 
 
 def steps_for_target(
@@ -79,13 +104,15 @@ def steps_for_target(
     What the steps of one trial contribute to it shrinks with the root of their number; what the machine's
     own speed does (`between_sd`, see `rate_with_interval`) stays, and may leave no number that is enough.
     """
-    width = max(rate - interval[0], interval[1] - rate) / rate
+    stays = math.sqrt(2) * NORMAL_975 * between_sd
+    width = _width(rate, interval)
     if width <= TARGET_WIDTH:
         return None
-    stays = math.sqrt(2) * NORMAL_975 * between_sd
     if stays >= TARGET_WIDTH:
         return math.inf
-    if not math.isfinite(width) or timed_steps < _FEW_STEPS:
+    if math.isinf(width):
+        return max(4 * timed_steps, _FEW_STEPS)  # half as wide, or so
+    if timed_steps < _FEW_STEPS:
         return _FEW_STEPS  # so few say little even about how many are needed
     return math.ceil(timed_steps * (width**2 - stays**2) / (TARGET_WIDTH**2 - stays**2))
 
@@ -97,16 +124,23 @@ def timing_notes(
     needed = steps_for_target(rate, interval, timed_steps, between_sd)
     if needed is None:
         return []
-    width = max(rate - interval[0], interval[1] - rate) / rate
-    known = f"known to {width:.1%}" if width < 1 else "hardly known"
+    width = _width(rate, interval)
+    known = f"known to {width:.1%}" if math.isfinite(width) else "not known yet"
+    known = f"samples/s is {known} after {timed_steps} timed steps"
     if math.isinf(needed) and timed_steps >= _FEW_STEPS:
         drifts = f"this machine's speed varies by {between_sd:.1%} from trial to trial"
-        return [
-            f"samples/s is {known} after {timed_steps} timed steps: {drifts}, which more steps can't mend"
-        ]
+        return [f"{known}: {drifts}, which more steps can't mend"]
     needed = needed if math.isfinite(needed) else _FEW_STEPS
-    aim = f"about {needed} give {TARGET_WIDTH:.0%}" if needed > _FEW_STEPS else f"use {needed} or more"
-    return [f"samples/s is {known} after {timed_steps} timed steps; {aim} (trial.steps)"]
+    is_sure = math.isfinite(width) and needed > _FEW_STEPS
+    aim = f"about {needed} give {TARGET_WIDTH:.0%}" if is_sure else f"use {needed} or more"
+    return [f"{known}; {aim} (trial.steps)"]
+
+
+def _width(rate: float, interval: Sequence[float]) -> float:
+    """The longer side of an interval, relative to the rate; infinite where it says nothing."""
+    if not is_known(rate, *interval):
+        return math.inf
+    return max(rate - interval[0], interval[1] - rate) / rate
 
 
 def time_ratio(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
@@ -120,8 +154,11 @@ def time_ratio(one: Sequence[float], other: Sequence[float]) -> tuple[float, flo
         other: Those of the other; where one trial has more, its last ones are left out.
 
     Returns:
-        (ratio, low, high); with fewer than two common steps the interval is (0, inf).
+        (ratio, low, high); with fewer than two common steps the interval is (0, inf). Where a time is none
+        that a clock can have shown (see `are_comparable`), the ratio is NaN.
     """
+    if not one or not other or not _all_within(_STEP_SECONDS, [*one, *other]):
+        return math.nan, 0.0, math.inf
     pairs = list(zip(one, other, strict=False))
     ratio = math.fsum(a for a, _ in pairs) / math.fsum(b for _, b in pairs)
     if len(pairs) < 2:
@@ -134,7 +171,7 @@ def time_ratio(one: Sequence[float], other: Sequence[float]) -> tuple[float, flo
 def _noise_about_line(seconds: Sequence[float], work: Sequence[float]) -> tuple[list[float], int]:
     """What the amount of work leaves unexplained, step by step, and its degrees of freedom."""
     count = len(seconds)
-    if len(set(work)) < 2:
+    if len(set(work)) < 2 or not _all_within(_WORK, work):
         mean = fmean(seconds)
         return [t - mean for t in seconds], count - 1
     if count < 4:  # too few for a line of its own height: one through the origin

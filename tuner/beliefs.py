@@ -16,8 +16,8 @@ from train_fn.spec import Reason, Status, TrialParams, TrialResult
 from train_fn.timing import student_t_975
 from tuner.costs import AffineCosts, Feature, Observation, Point
 from tuner.disturbed import counting
-from tuner.explain import Prediction
 from tuner.held import held_by_batch
+from tuner.interval import Prediction, measured_speed
 from tuner.priors import MEMORY, speed_priors
 from tuner.proofs import Proofs, current_budget
 from tuner.space import Measured, Numerics, Setting, numerics_of, setting_of
@@ -32,6 +32,9 @@ _TIMED_OUT_SD = 0.2
 _POOLED_DEGREES = 4
 _LEAST_SPEED_SD = 0.003
 _MOST_SPEED_SD = 0.5
+
+_MOST_TOKENS = 1e18
+"""Per step; more, or less than one, can't be true."""
 
 _UNKNOWN_LOSS_SD = 0.7
 """In loss tolerances: how far the validation loss of numerics not yet measured may be from the known ones."""
@@ -79,9 +82,8 @@ class Beliefs:
         self._device, self._headroom, self._tolerance = device, memory_headroom, loss_tolerance
         self._proofs = Proofs(((m.params, m.result) for m in self._measured), exact=device == "cpu")
         self._probed = held_by_batch(self._measured, exact=device == "cpu")
-        self._tokens = {
-            p.per_device_train_batch_size: p.tokens for m in self._measured for p in m.result.memory_points
-        }
+        probes = [p for m in self._measured for p in m.result.memory_points if p.tokens > 0]
+        self._tokens = {p.per_device_train_batch_size: p.tokens for p in probes}
         self.budget_bytes = budget_bytes or current_budget([m.result for m in self._measured])
         self._chances: dict[TrialParams, float] = {}
         self._known_tokens: dict[int, float] = {}
@@ -162,9 +164,9 @@ class Beliefs:
     @cached_property
     def _speeds(self) -> list[tuple[TrialParams, float, float]]:
         """(point, samples/sec, its relative standard deviation) of every trial that was timed."""
-        timed = [(m.params, m.result) for m in counting(self._measured) if m.result.samples_per_second]
-        sds = _relative_sds([result for _, result in timed])
-        return [(p, r.samples_per_second or 0.0, sd) for (p, r), sd in zip(timed, sds, strict=True)]
+        known = [(m, speed) for m in counting(self._measured) if (speed := measured_speed(m.result))]
+        sds = _relative_sds([m.result for m, _ in known])
+        return [(m.params, speed.value, sd) for (m, speed), sd in zip(known, sds, strict=True)]
 
     @cached_property
     def trial_speed_sd(self) -> float:
@@ -219,7 +221,7 @@ class Beliefs:
         return {
             m.params.per_device_train_batch_size: m.result.tokens_per_step
             for m in self._measured
-            if m.result.tokens_per_step
+            if m.result.tokens_per_step and 1 <= m.result.tokens_per_step <= _MOST_TOKENS
         }
 
     def _padding_of(self, size: int) -> float:
@@ -259,8 +261,9 @@ class Beliefs:
         """Mean validation loss by numerics, of complete trials."""
         found: dict[Numerics, list[float]] = {}
         for m in self._measured:
-            if m.result.status == Status.COMPLETE and m.result.validation_loss is not None:
-                found.setdefault(numerics_of(m.params), []).append(m.result.validation_loss)
+            loss = m.result.validation_loss
+            if m.result.status == Status.COMPLETE and loss is not None and math.isfinite(loss):
+                found.setdefault(numerics_of(m.params), []).append(loss)
         return {numerics: float(np.mean(values)) for numerics, values in found.items()}
 
     def _diverged(self) -> set[Numerics]:
@@ -310,7 +313,7 @@ def features_of(setting: Setting) -> frozenset[Feature]:
 
 
 def _interval(median: float, log_sd: float) -> Prediction:
-    factor = math.exp(1.96 * float(log_sd))
+    factor = float(np.exp(1.96 * log_sd))
     return Prediction(float(median), float(median) / factor, float(median) * factor)
 
 
@@ -344,13 +347,9 @@ def _noise_of_a_step(result: TrialResult) -> tuple[float | None, int, int]:
 
     Taken back out of the low end of the interval, which is that of a longer mean step time.
     """
-    speed, interval, steps = (
-        result.samples_per_second,
-        result.samples_per_second_ci95,
-        len(result.step_seconds),
-    )
+    speed, steps = measured_speed(result), len(result.step_seconds)
     degrees = steps - 2
-    if not speed or not interval or not interval[0] or degrees < 1:
+    if speed is None or not result.samples_per_second_ci95 or not speed.low or degrees < 1:
         return None, 0, max(steps, 1)
-    half_width = max(speed / interval[0] - 1, 0.0)
-    return (half_width / student_t_975(degrees)) ** 2 * steps, degrees, steps
+    sd = (speed.value / speed.low - 1) / student_t_975(degrees)
+    return sd * sd * steps, degrees, steps

@@ -7,6 +7,7 @@ line. Rich is imported where it is used, so that importing this module costs not
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 import sys
 import time
@@ -16,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TextIO
 
 from train_fn.spec import InputError, Knob, Status, TrialParams, TrialResult
+from tuner.interval import NOT_KNOWN, measured_speed
 from tuner.summary import summary
 from tuner.units import human_bytes, human_seconds
 
@@ -191,8 +193,8 @@ class Progress:
 
 def outcome(result: TrialResult) -> str:
     """What came of a trial, in a few words."""
-    if result.samples_per_second is None:
-        return f"{result.status} ({result.reason})" if result.reason else str(result.status)
+    if measured_speed(result) is None:
+        return _ended(result)
     parts = [f"{_speed(result)} samples/s"]
     if result.validation_loss is not None:
         parts.append(f"validation loss {result.validation_loss:.4f}")
@@ -203,8 +205,12 @@ def outcome(result: TrialResult) -> str:
     if result.disturbed:
         parts.append("disturbed")
     if result.status is not Status.COMPLETE:
-        parts.append(f"{result.status} ({result.reason})" if result.reason else str(result.status))
+        parts.append(_ended(result))
     return ", ".join(parts)
+
+
+def _ended(result: TrialResult) -> str:
+    return f"{result.status} ({result.reason})" if result.reason else str(result.status)
 
 
 def print_table(
@@ -261,8 +267,9 @@ def print_table(
 
 def _time_spent(results: Sequence[TrialResult]) -> str:
     """Where the time of all trials went, largest part first."""
-    sums = {phase: sum(r.seconds.get(phase, 0.0) for r in results) for phase in PHASES}
-    total = sum(r.seconds.get("total", 0.0) for r in results)
+    spent = [{k: s for k, s in r.seconds.items() if 0 < s < math.inf} for r in results]
+    sums = {phase: sum(seconds.get(phase, 0.0) for seconds in spent) for phase in PHASES}
+    total = max(sum(seconds.get("total", 0.0) for seconds in spent), sum(sums.values()))
     if not total:
         return ""
     sums["hand-over"] = total - sum(sums.values())
@@ -323,6 +330,8 @@ def _legends(results: Sequence[Row]) -> list[str]:
     legends = [f"knobs: {', '.join(names)}"] if names else []
     if any(_loss_source(result) for _, _, result in results):
         legends.append("=N: made the same steps as trial N, whose validation loss it is")
+    if any(s is not None and not s.is_known for s in (measured_speed(r) for _, _, r in results)):
+        legends.append(f"?: {NOT_KNOWN}, it reaches to twice the value or to nothing")
     return legends
 
 
@@ -333,7 +342,7 @@ def _loss_source(result: TrialResult) -> str:
 
 def _cells(number: int, params: TrialParams, result: TrialResult, mark: str) -> list[str]:
     loss, peaks = result.validation_loss, result.peak_memory_bytes
-    status = mark or (result.status if result.reason is None else f"{result.status}: {result.reason}")
+    status = mark or result.ending
     if result.alloc_retries and result.status is Status.COMPLETE and mark != "recommended":
         status = "thrashing"  # of the recommended one, the sentence below the table says it
     if result.disturbed:
@@ -343,7 +352,7 @@ def _cells(number: int, params: TrialParams, result: TrialResult, mark: str) -> 
         f"{params.per_device_train_batch_size}x{params.gradient_accumulation_steps}",
         params.precision,
         "yes" if params.gradient_checkpointing else "no",
-        "-" if result.samples_per_second is None else _speed(result),
+        _speed(result),
         "-" if loss is None else f"{loss:.4f} {_loss_source(result)}".rstrip(),
         human_bytes(max(peaks)) if peaks else "-",
         status,
@@ -351,11 +360,13 @@ def _cells(number: int, params: TrialParams, result: TrialResult, mark: str) -> 
 
 
 def _speed(result: TrialResult) -> str:
-    """Samples per second with half the width of its 95% interval."""
-    speed, interval = result.samples_per_second or 0.0, result.samples_per_second_ci95
-    digits = 0 if speed >= 1000 else 1 if speed >= 100 else 2
-    spread = f" +-{(interval[1] - interval[0]) / 2:.{digits}f}" if interval else ""
-    return f"{speed:.{digits}f}{spread}"
+    """Samples per second with half the width of its 95% interval, `?` where that is not known yet."""
+    speed = measured_speed(result)
+    if speed is None:
+        return "-"
+    digits = 0 if speed.value >= 1000 else 1 if speed.value >= 100 else 2
+    spread = "" if speed.is_exact else f" +-{speed.half_width:.{digits}f}" if speed.is_known else " ?"
+    return f"{speed.value:.{digits}f}{spread}"
 
 
 def print_faults(error: InputError, *, stream: TextIO | None = None) -> None:

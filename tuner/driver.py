@@ -15,6 +15,7 @@ from train_fn.spec import Reason, Status, TrialParams, TrialResult, TrialSpec
 from tuner import interrupt, storage
 from tuner.console import Progress
 from tuner.failures import MAX_SAME_FAILURES, FailuresInARow
+from tuner.output import reason_of
 from tuner.step_limit import StepLimit, advice, step_seconds
 from tuner.storage import StorageLostError
 from tuner.study import INTERRUPTED, TuningStudy
@@ -235,9 +236,11 @@ class StudySource:
         started, self._is_behind, before = time.monotonic(), False, self._last_write_seconds
         try:
             self.record()
-        except OSError as error:
-            problem = f"output_dir can't be written now: {error.strerror}"
+        except Exception as error:  # all that was measured is in the study
+            what = "output_dir can't be written" if isinstance(error, OSError) else "results can't be made"
+            problem = f"{what} now: {reason_of(error)}"
             if problem != self._files_problem:
+                log.exception("the result files could not be made or written")
                 self.progress.note(problem)
             self._files_problem = problem
         ended = time.monotonic()

@@ -14,9 +14,10 @@ from enum import StrEnum
 from typing import Protocol
 
 from train_fn.spec import Reason, Status, TrialParams
-from train_fn.timing import time_ratio
 from tuner.disturbed import counting
 from tuner.held import probed_bytes
+from tuner.interval import NOT_KNOWN, measured_speed, slower_by, with_half_width
+from tuner.interval import Prediction as Prediction  # others know it from here
 from tuner.proofs import Proofs, current_budget
 from tuner.recommend import TIE_WIDTH, Feasible, feasible_trials, within_tolerance
 from tuner.space import (
@@ -28,15 +29,6 @@ from tuner.space import (
     setting_of,
 )
 from tuner.units import human_bytes
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A value with its 95% interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Predictions(Protocol):
@@ -187,8 +179,10 @@ class _Judge:
         self._proofs = Proofs((t.params, t.result) for t in trials)
         self._budget_bytes = current_budget([t.result for t in trials])
         self._measured = {t.params: t for t in counting(trials)}
-        self._feasible = {t.params: t for t in feasible_trials(trials)}
-        self.best = next(t for t in self._feasible.values() if t.number == number)
+        feasible = feasible_trials(trials)
+        self._feasible = {t.params: t for t in feasible}
+        self.best = next(t for t in feasible if t.number == number)
+        self._feasible[self.best.params] = self.best  # a point may be measured several times
         self._good = within_tolerance(list(self._feasible.values()), tolerance)
         self._good_numbers = {t.number for t in self._good}
         bad = [t for t in self._feasible.values() if t.number not in self._good_numbers]
@@ -229,40 +223,40 @@ class _Judge:
         if need is not None:
             words = f"needs {human_bytes(need)}"
         elif predicted is not None:
-            words = f"predicted to need {human_bytes(predicted.value)} +-{_half(predicted)}"
+            words = f"predicted to need {with_half_width(predicted, human_bytes)}"
         else:
             return other
         return replace(other, why=f"{other.why}, {words}")
 
     def _of_feasible(self, trial: Feasible) -> Alternative:
-        slower_by = _slower_by(trial, self.best)
+        lacks = slower_by(self.best.times_as_fast_as(trial))
         loss = trial.loss / self._lowest - 1 if self._lowest > 0 else None
-        verdict, why = self._compared(trial, slower_by, loss)
+        verdict, why = self._compared(trial, lacks, loss)
         return Alternative(
             params=trial.params,
             number=trial.number,
             verdict=verdict,
             measured=True,
             why=why,
-            slower_by=slower_by,
+            slower_by=lacks,
             loss_above_lowest=loss,
             samples_per_second=trial.speed,
             peak_memory_bytes=trial.peak_bytes or None,
         )
 
-    def _compared(self, trial: Feasible, slower_by: Prediction, loss: float | None) -> tuple[Verdict, str]:
+    def _compared(self, trial: Feasible, lacks: Prediction, loss: float | None) -> tuple[Verdict, str]:
         if trial.number not in self._good_numbers:
             worse = "" if loss is None else f" by {_percent(loss)}"
             return Verdict.LOSS, f"validation loss worse{worse}"
         if self.best.is_faster(trial):
-            return Verdict.SLOWER, f"slower by {_percent(slower_by.value)} (measured)"
+            return Verdict.SLOWER, f"slower by {_percent(lacks.value)} (measured)"
         if trial.alloc_retries and not self.best.alloc_retries:
             return Verdict.THRASHING, "thrashes: memory is all but spent"
         if faster := next((t for t in self._good if t.is_faster(trial)), None):
-            lacks = _slower_by(trial, faster).value
-            return Verdict.SLOWER, f"slower than {faster.params} by {_percent(lacks)} (measured)"
-        if slower_by.value > TIE_WIDTH:
-            return Verdict.TIE, f"slower by {_percent(slower_by.value)}, within the noise"
+            by = slower_by(faster.times_as_fast_as(trial)).value
+            return Verdict.SLOWER, f"slower than {faster.params} by {_percent(by)} (measured)"
+        if lacks.value > TIE_WIDTH:
+            return Verdict.TIE, f"slower by {_percent(lacks.value)}, within the noise"
         if trial.held_bytes > self.best.held_bytes:
             more = human_bytes(trial.held_bytes - self.best.held_bytes)
             return Verdict.TIE, f"tie, needs {more} more memory"
@@ -270,16 +264,16 @@ class _Judge:
 
     def _of_failure(self, trial: Measured) -> Alternative:
         result, over = trial.result, self._over_budget(trial)
-        speed = result.samples_per_second
-        slower_by = None if not speed else _exactly(1 - speed / self.best.speed)
+        speed = measured_speed(result)
+        lacks = None if speed is None else _exactly(1 - speed.value / self.best.speed)
         peak: float | None = max(result.peak_memory_bytes, default=None)
-        verdict, why = Verdict.FAILED, ": ".join(str(w) for w in (result.status, result.reason) if w)
+        verdict, why = Verdict.FAILED, result.ending
         if is_out_of_memory(result) or over is not None:
             budget = result.memory_budget_bytes
             peak = budget + over if budget and over else None
             verdict, why = Verdict.OUT_OF_MEMORY, _out_of_memory_by(over)
-        elif result.status == Status.PRUNED and result.reason == Reason.SLOWER and slower_by is not None:
-            verdict, why = Verdict.SLOWER, f"slower by {_percent(slower_by.value)} (measured, ended early)"
+        elif result.status == Status.PRUNED and result.reason == Reason.SLOWER and lacks is not None:
+            verdict, why = Verdict.SLOWER, f"slower by {_percent(lacks.value)} (measured, ended early)"
         elif result.status == Status.INFEASIBLE and result.reason == Reason.DIVERGED:
             why = "diverged"
         return Alternative(
@@ -288,9 +282,9 @@ class _Judge:
             verdict=verdict,
             measured=True,
             why=why,
-            slower_by=slower_by,
+            slower_by=lacks,
             over_budget_bytes=over,
-            samples_per_second=speed,
+            samples_per_second=None if speed is None else speed.value,
             peak_memory_bytes=peak,
         )
 
@@ -304,26 +298,25 @@ class _Judge:
     def _of_unmeasured(self, point: TrialParams) -> Alternative:
         need, found = self.memory(point), self._probed(point)
         speed, budget = self._speed(point), self.best.budget_bytes
-        slower_by = None if speed is None else _slower_than(speed, self.best.speed)
+        lacks = None if speed is None else _slower_than(speed, self.best.speed)
         if found is None and need is not None and budget and need.low > budget:
-            over = need.value - budget
-            why = f"predicted out of memory by {human_bytes(over)} +-{_half(need)}"
-            found = _unmeasured(point, Verdict.OUT_OF_MEMORY, why, over_budget_bytes=over)
+            over = Prediction(need.value - budget, need.low - budget, need.high - budget)
+            why = f"predicted out of memory by {with_half_width(over, human_bytes)}"
+            found = _unmeasured(point, Verdict.OUT_OF_MEMORY, why, over_budget_bytes=over.value)
         if found is None and (worse := self._worse_loss(point)) is not None:
             number, loss = worse
             why = f"validation loss worse by {_percent(loss)}, as in trial {number}"
             found = _unmeasured(point, Verdict.LOSS, why, loss_above_lowest=loss)
-        if found is None and slower_by is not None and slower_by.low > 0:
-            found = _unmeasured(point, Verdict.SLOWER, f"predicted slower by {_range(slower_by)}")
+        if found is None and speed is not None and lacks is not None and lacks.low > 0:
+            found = _unmeasured(point, Verdict.SLOWER, f"predicted {_how_much_slower(lacks, speed)}")
         if found is None and need is not None and budget and need.value > budget * (1 - self._headroom):
             free = 1 - need.value / budget
             why = f"predicted to leave {_percent(free)} of the budget" if free > 0 else "predicted not to fit"
             found = _unmeasured(point, Verdict.NO_HEADROOM, why)
-        if found is None and slower_by is not None:
-            word = "slower" if slower_by.value >= 0 else "faster"
-            why = f"not measured, predicted {word} by {_range(slower_by, sign=slower_by.value)}"
+        if found is None and speed is not None and lacks is not None:
+            why = f"not measured, predicted {_how_much_slower(lacks, speed)}"
             found = _unmeasured(point, Verdict.OPEN, why)
-        return replace(found or _unmeasured(point, Verdict.OPEN, "not measured"), slower_by=slower_by)
+        return replace(found or _unmeasured(point, Verdict.OPEN, "not measured"), slower_by=lacks)
 
     def _probed(self, point: TrialParams) -> Alternative | None:
         """Where another trial has shown that the point does not fit."""
@@ -387,21 +380,13 @@ def _closeness(other: Alternative) -> tuple[float, ...]:
 def _why_memory(peak: int | None, predicted: Prediction | None, budget: int | None) -> str:
     parts = [] if peak is None else [f"measured {human_bytes(peak)}"]
     if predicted is not None:
-        parts.insert(0, f"predicted {human_bytes(predicted.value)} +-{_half(predicted)}")
+        parts.insert(0, f"predicted {with_half_width(predicted, human_bytes)}")
     if not parts:
         return "not known"
     words = ", ".join(parts)
     if not budget or peak is None:
         return words
     return f"{words} of {human_bytes(budget)}: {_percent(1 - peak / budget)} left"
-
-
-def _slower_by(trial: Feasible, best: Feasible) -> Prediction:
-    """From a comparison over the same batches where there is one, else from the rates."""
-    if min(len(trial.step_seconds), len(best.step_seconds)) < 2:
-        return _slower_than(Prediction(trial.speed, trial.slowest, trial.fastest), best.speed)
-    ratio, low, high = time_ratio(best.step_seconds, trial.step_seconds)
-    return Prediction(1 - ratio, 1 - high, 1 - low)
 
 
 def _slower_than(speed: Prediction, best: float) -> Prediction:
@@ -416,14 +401,16 @@ def _out_of_memory_by(over: float | None) -> str:
     return "out of memory" + ("" if over is None else f" by {human_bytes(over)}")
 
 
-def _half(prediction: Prediction) -> str:
-    return human_bytes((prediction.high - prediction.low) / 2)
-
-
-def _range(fraction: Prediction, sign: float = 1) -> str:
-    """A fraction with its interval; of how much it is faster where `sign` is negative."""
-    ends = (fraction.low, fraction.high) if sign >= 0 else (-fraction.high, -fraction.low)
-    return f"{_percent(abs(fraction.value))} ({_percent(ends[0])} to {_percent(ends[1])})"
+def _how_much_slower(lacks: Prediction, speed: Prediction) -> str:
+    """In words with an interval: how much slower a point of this speed is, or how much faster."""
+    if lacks.value < 0:
+        lacks = Prediction(-lacks.value, -lacks.high, -lacks.low)
+        word = "faster"
+    else:
+        word = "slower"
+    is_known = speed.is_known or lacks.is_known
+    interval = f"{_percent(lacks.low)} to {_percent(lacks.high)}" if is_known else NOT_KNOWN
+    return f"{word} by {_percent(lacks.value)} ({interval})"
 
 
 def _percent(fraction: float) -> str:

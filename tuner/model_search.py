@@ -11,6 +11,7 @@ import numpy as np
 
 from train_fn.spec import Knob, KnownSteps, Status, TrialParams, TrialSpec
 from tuner.disturbed import failed_last, may_try_again
+from tuner.interval import measured_speed
 from tuner.outlook import ModelSettings, Outlook
 from tuner.proofs import Proofs, budget_of
 from tuner.recommend import recommend
@@ -203,9 +204,9 @@ def _needed_speed(state: SearchState, known: KnownSteps, settings: ModelSettings
     limit = known.validation_loss + settings.loss_tolerance * abs(known.validation_loss)
     best = 0.0
     for _, _, result in state.measured:
-        speed = result.samples_per_second
-        if not speed or speed <= best or result.status != Status.COMPLETE:
-            continue  # its low end is lower still
+        speed = measured_speed(result)
+        if speed is None or result.status != Status.COMPLETE:
+            continue
         if (result.validation_loss or np.inf) <= limit:
-            best = max(best, min(speed, *(result.samples_per_second_ci95 or [])))
+            best = max(best, speed.low)
     return best or None

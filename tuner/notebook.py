@@ -11,7 +11,6 @@ It reads `result.json` alone, which is up to date after every trial of a run tha
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from train_fn.spec import TrialParams, TrialResult
 from tuner.console import outcome
+from tuner.result_file import restored
 from tuner.units import human_seconds
 
 if TYPE_CHECKING:
@@ -40,10 +40,8 @@ class Trial(TrialResult):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Rebuild a trial of `result.json`; a loss that was not finite is NaN."""
-        losses = [math.nan if loss is None else loss for loss in values.get("train_loss") or []]
-        params = TrialParams.from_dict(values["params"])
-        return super().from_dict({**values, "params": params, "train_loss": losses})
+        """Rebuild a trial of `result.json`, with NaN and infinity where it has null for them."""
+        return super().from_dict({**restored(values), "params": TrialParams.from_dict(values["params"])})
 
     def __repr__(self) -> str:
         return f"<Trial #{self.number} {self.params}: {outcome(self)}>"

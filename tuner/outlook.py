@@ -16,6 +16,7 @@ import numpy as np
 
 from train_fn.spec import Status, TrialParams
 from tuner.beliefs import Beliefs, Draws
+from tuner.interval import measured_speed
 from tuner.space import Measured, SearchState, is_out_of_memory
 
 FASTEST_FIRST = {
@@ -132,8 +133,8 @@ class Outlook:
         self._num_draws = draws
         self.state, self.settings = state, settings
         self.beliefs = beliefs_of(state, settings) if beliefs is None else beliefs
-        complete = (m for m in state.measured if m.result.status == Status.COMPLETE)
-        self._front = list(complete) if front is None else front
+        complete = [m for m in state.measured if m.result.status == Status.COMPLETE]
+        self._front = [m for m in (complete if front is None else front) if measured_speed(m.result)]
 
     def choose(self) -> TrialParams:
         """The point to measure next; there must be an open one."""
@@ -161,7 +162,8 @@ class Outlook:
     @property
     def can_predict(self) -> bool:
         """Whether a trial is complete: there is a speed, a loss and a front."""
-        return bool(self.beliefs.losses) and self.beliefs.predict_speed(self.state.open[:1]) is not None
+        is_timed = self.beliefs.predict_speed(self.state.open[:1]) is not None
+        return bool(self._front and self.beliefs.losses) and is_timed
 
     def _safest(self) -> TrialParams:
         """What to measure while no speed is known: the fastest precision's smallest batch.

@@ -140,12 +140,12 @@ class Output:
         except ImportError as error:
             return f"{scheme}:// needs another package: {' '.join(str(error).split())}"
         except Exception as error:
-            return f"{self} can't be reached: {_reason(error)}"
+            return f"{self} can't be reached: {reason_of(error)}"
         try:
             self.write(_PROBE, "")
             self._elsewhere(lambda files, path: files.rm_file(f"{path}/{_PROBE}"))
         except OSError as error:
-            return f"{self} can't be written: {_reason(error)}; name another place"
+            return f"{self} can't be written: {reason_of(error)}; name another place"
         return None
 
     def _open(self) -> tuple[Any, str]:
@@ -178,7 +178,7 @@ class Output:
             except OSError:
                 raise
             except Exception as error:
-                raise OSError(_reason(error)) from error
+                raise OSError(reason_of(error)) from error
 
 
 @contextlib.contextmanager
@@ -238,8 +238,8 @@ class _UploadedLog(logging.StreamHandler[io.StringIO]):
             self._output.write(self._name, self.stream.getvalue())
 
 
-def _reason(error: BaseException) -> str:
-    """One line."""
+def reason_of(error: BaseException) -> str:
+    """What went wrong, in a line without secrets."""
     text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
     return redact(" ".join(text.split()))
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from train_fn.spec import Status, TrialParams, TrialResult
-from train_fn.timing import time_ratio
+from train_fn.timing import are_comparable
 from tuner.disturbed import counting, failed_last
 from tuner.held import held_bytes
+from tuner.interval import NOT_KNOWN, Prediction, measured_speed, speed_ratio
 from tuner.proofs import current_budget, not_disproved
 from tuner.space import Measured, is_out_of_memory
 from tuner.units import human_bytes
@@ -42,14 +43,12 @@ class Recommendation:
 class Feasible:
     """What the comparison needs of one feasible, complete trial.
 
-    `slowest` and `fastest` are the ends of the speed's interval, `held_bytes` is the peak as budgets count.
+    `rate` is in samples/sec, `held_bytes` is the peak as budgets count.
     """
 
     number: int
     params: TrialParams
-    speed: float
-    slowest: float
-    fastest: float
+    rate: Prediction
     step_seconds: Sequence[float]
     loss: float
     peak_bytes: int
@@ -59,19 +58,28 @@ class Feasible:
     is_loss_borrowed: bool
     disturbed: Sequence[str] = ()
 
+    @property
+    def speed(self) -> float:
+        """Samples/sec."""
+        return self.rate.value
+
     @cached_property
     def total_seconds(self) -> float:
         """Of the timed steps."""
         return math.fsum(self.step_seconds)
 
+    def times_as_fast_as(self, other: Feasible) -> Prediction:
+        """The ratio of speeds, see `tuner.interval.speed_ratio`."""
+        return speed_ratio(self.rate, other.rate, self.step_seconds, other.step_seconds)
+
     def is_faster(self, other: Feasible) -> bool:
         """Beyond noise: over the same batches; without step times, where the intervals don't overlap."""
-        if min(len(self.step_seconds), len(other.step_seconds)) < 2:
-            return self.slowest > other.fastest
-        if len(self.step_seconds) == len(other.step_seconds) and self.total_seconds >= other.total_seconds:
+        if (
+            len(self.step_seconds) == len(other.step_seconds) > 1
+            and self.total_seconds >= other.total_seconds
+        ):
             return False  # as most pairs are; the interval takes ten times as long
-        _, _, longest = time_ratio(self.step_seconds, other.step_seconds)
-        return longest < 1
+        return self.times_as_fast_as(other).low > 1
 
     def has_lower_loss(self, other: Feasible, tolerance: float) -> bool:
         """Beyond the tolerance."""
@@ -117,28 +125,29 @@ def feasible_trials(trials: Sequence[Measured]) -> list[Feasible]:
 
 
 def _as_feasible(number: int, params: TrialParams, result: TrialResult) -> Feasible | None:
-    speed, loss = result.samples_per_second, result.validation_loss
-    if result.status != Status.COMPLETE or any(v > 0 for v in result.constraints.values()):
+    rate, loss = measured_speed(result), result.validation_loss
+    if result.status != Status.COMPLETE or violates(result):
         return None
-    if speed is None or loss is None or not (math.isfinite(speed) and math.isfinite(loss)):
+    if rate is None or loss is None or not math.isfinite(loss):
         return None
-    interval = [speed, *(result.samples_per_second_ci95 or [])]
-    peak = max(result.peak_memory_bytes, default=0)
     return Feasible(
         number,
         params,
-        speed,
-        min(interval),
-        max(interval),
-        result.step_seconds,
+        rate,
+        result.step_seconds if are_comparable(result.step_seconds, result.step_seconds) else (),
         loss,
-        peak,
+        max(result.peak_memory_bytes, default=0),
         held_bytes(result),
         result.memory_budget_bytes,
         result.alloc_retries,
         result.is_loss_borrowed,
         result.disturbed,
     )
+
+
+def violates(result: TrialResult) -> bool:
+    """Whether a constraint does not hold, or is not known to: NaN."""
+    return any(not v <= 0 for v in result.constraints.values())
 
 
 def _limit(loss: float, tolerance: float) -> float:
@@ -163,12 +172,45 @@ def without_idle_thrashing(good: list[Feasible]) -> list[Feasible]:
 
 
 def _best(feasible: list[Feasible], tolerance: float) -> Feasible:
+    """Of the fastest beyond noise, and of those all but as fast, the one with the smallest peak.
+
+    "Faster beyond noise" is not transitive: where clocks ramp and trials end early, a may be faster than b, b
+    than c, and c than a, so that nobody is unbeaten. What decides are the maximal elements of its transitive
+    closure (the Schwartz set of social choice): those that beat, if only step by step, whoever beats them so.
+    There always are some. Where nothing runs in a circle, they are the unbeaten ones.
+    """
     good = without_idle_thrashing(within_tolerance(feasible, tolerance))
-    fastest_first = sorted(good, key=lambda t: -t.speed)
-    unbeaten = [t for t in good if not any(o.is_faster(t) for o in fastest_first)]
-    fastest = max(t.speed for t in unbeaten)
-    equals = [t for t in unbeaten if t.speed >= (1 - TIE_WIDTH) * fastest]
+    tops = _Tops(good)
+    fastest = next(t for t in tops.fastest_first if tops.has(t))
+    equals = [t for t in good if t.speed >= (1 - TIE_WIDTH) * fastest.speed and tops.has(t)]
     return min(equals, key=lambda t: (t.held_bytes or math.inf, -t.speed, t.number))
+
+
+class _Tops:
+    """The maximal elements of the transitive closure of "faster than", looked for only where asked."""
+
+    def __init__(self, trials: Sequence[Feasible]) -> None:
+        self.fastest_first = sorted(trials, key=lambda t: -t.speed)  # what beats anything is soon found
+        self._beating: dict[int, list[Feasible]] = {}
+
+    def has(self, trial: Feasible) -> bool:
+        """Whether whoever is above a trial is below it, too."""
+        return all(trial.number in self._above(other) for other in self._above(trial).values())
+
+    def _above(self, trial: Feasible) -> dict[int, Feasible]:
+        """All that beat it, or beat one that does, and so on; by number."""
+        found: dict[int, Feasible] = {}
+        left = [trial]
+        while left:
+            new = [t for t in self._beating_it(left.pop()) if t.number not in found]
+            found |= {t.number: t for t in new}
+            left += new
+        return found
+
+    def _beating_it(self, trial: Feasible) -> list[Feasible]:
+        if trial.number not in self._beating:
+            self._beating[trial.number] = [t for t in self.fastest_first if t.is_faster(trial)]
+        return self._beating[trial.number]
 
 
 def _why(best: Feasible, feasible: list[Feasible], tolerance: float, trials: Sequence[Measured]) -> str:
@@ -185,17 +227,20 @@ def _why(best: Feasible, feasible: list[Feasible], tolerance: float, trials: Seq
 
 def _why_speed(best: Feasible, feasible: list[Feasible], tolerance: float) -> str:
     rate = f"{best.params} trains {_number(best.speed)} samples/s"
+    rate += "" if best.rate.is_known else f" ({NOT_KNOWN})"
     if len(feasible) == 1:
         return f"{rate} and is the only feasible setting measured"
     slowest = min(feasible, key=lambda t: t.speed)
-    if slowest is not best and slowest.speed > 0:
+    if slowest is not best:
         rate += f", {best.speed / slowest.speed:.2g}x the slowest feasible setting ({slowest.params})"
     good = within_tolerance(feasible, tolerance)
     equal = max(without_idle_thrashing(good), key=lambda t: t.speed)
     if equal is not best:
-        return (
-            f"{rate}, no slower beyond noise than {equal.params} ({_number(equal.speed)}), with less memory"
-        )
+        other = f"{equal.params} ({_number(equal.speed)})"
+        less = ", with less memory" if 0 < best.peak_bytes < equal.peak_bytes else ""
+        if equal.is_faster(best):
+            return f"{rate}, no slower than {other}: comparisons step by step run in a circle{less}"
+        return f"{rate}, no slower beyond noise than {other}{less}"
     fastest = max((t for t in feasible if t not in good), key=lambda t: t.speed, default=best)
     if fastest.is_faster(best):
         return f"{rate}, while {fastest.params} ({_number(fastest.speed)}) is faster at a higher loss"

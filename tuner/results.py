@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import dataclasses
 import functools
 import io
 import json
-import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from train_fn.spec import TrialParams
+from train_fn.spec import TrialParams, TrialResult
 from tuner.explain import Predictions, explain
 from tuner.output import REPORT_FILE, RESULT_FILE, TRIALS_FILE, Output, local_folder, split_place
 from tuner.recommend import pareto_front, recommend
+from tuner.result_file import jsonable
 from tuner.space import Measured
 from tuner.study import TuningStudy
 
@@ -67,7 +67,7 @@ def write_results(
         if number is None
         else explain(trials, study.candidates, number, loss_tolerance, predictions, headroom)
     )
-    result = _jsonable(
+    result = jsonable(
         {
             "study": study.name,
             "global_batch_size": global_batch_size,
@@ -158,22 +158,6 @@ def _candidate(point: TrialParams, predictions: Predictions | None) -> dict[str,
     }
 
 
-def _jsonable(value: Any) -> Any:
-    """The same value as JSON has it: records as objects, NaN and infinities as null.
-
-    A point without knobs has no key for them.
-    """
-    if isinstance(value, TrialParams) and not value.knobs:
-        value = {key: item for key, item in vars(value).items() if key != "knobs"}
-    elif dataclasses.is_dataclass(value):
-        value = vars(value)
-    if isinstance(value, dict):
-        return {key: _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _in_lines(value: Any, depth: int = 0) -> str:
     """JSON with a line for every key of the result and of its explanation, and for every trial or candidate.
 
@@ -190,7 +174,11 @@ def _in_lines(value: Any, depth: int = 0) -> str:
 
 
 def trial_row(trial: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
-    """One trial of a result as a flat line: lists are reduced to what a table is sorted by."""
+    """One trial of a result as a flat line: lists are reduced to what a table is sorted by.
+
+    Keys that an older version did not write are empty.
+    """
+    trial = {**asdict(TrialResult(status=trial["status"])), **trial}
     low, high = trial["samples_per_second_ci95"] or (None, None)
     return {
         "number": trial["number"],

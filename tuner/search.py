@@ -49,12 +49,12 @@ class Search:
         from tuner.resolve import step_limit
 
         self._config, self._device, self._nodes, self._address = config, device, nodes, address
-        self._study, self._output, self._report = study, output, LiveReport(output)
+        self._study, self._output = study, output
         self._rescue_dir, self._started = rescue_dir, time.monotonic()
         lanes = config.cluster.lanes or lanes_that_fit(nodes, device, config.num_workers)
         budget = config.study.time_budget
         self._progress = Progress(len(study.candidates), config.search.max_trials, budget, lanes=lanes)
-        limit = step_limit(config)
+        self._report, limit = LiveReport(output, self._progress.note), step_limit(config)
         self._source = StudySource(study, self._progress, self._record, rescue_dir=rescue_dir, limit=limit)
 
     @property

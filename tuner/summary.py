@@ -48,7 +48,7 @@ def _short(alternative: Mapping[str, Any]) -> str:
     """Another batch of the recommended setting in a word or two."""
     params, verdict, by = alternative["params"], alternative["verdict"], alternative["slower_by"]
     split = f"{params['per_device_train_batch_size']}x{params['gradient_accumulation_steps']}"
-    if verdict in ("slower", "open") and by is not None:
+    if verdict in ("slower", "open") and by is not None and by["value"] is not None:
         about = "" if alternative["measured"] else "about "
         return f"{split} {about}{-by['value']:+.0%}"
     return f"{split} {'not measured' if verdict == 'open' else verdict}"

@@ -5,6 +5,7 @@ Standard library only, so that configuration, console and reports can all use it
 
 from __future__ import annotations
 
+import math
 import re
 
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -108,7 +109,9 @@ def human_bytes(size_bytes: float) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    """Two units at most, e.g. `8.3 s`, `2 min 05 s` or `1 h 02 min`."""
+    """Two units at most, e.g. `8.3 s`, `2 min 05 s` or `1 h 02 min`; `?` where a clock has failed."""
+    if not math.isfinite(seconds):
+        return "?"
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

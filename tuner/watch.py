@@ -134,9 +134,10 @@ def _setting(trial: Mapping[str, Any]) -> str:
     return str(TrialParams.from_dict(trial["params"]))[:_LONGEST_LABEL]
 
 
-def _phases(seconds: Mapping[str, float]) -> Iterator[tuple[str, float]]:
-    """The parts of a trial's time, which add up to its total."""
-    parts = {k: s for k, s in seconds.items() if k not in ("total", *_NESTED_PHASES)}
+def _phases(seconds: Mapping[str, float | None]) -> Iterator[tuple[str, float]]:
+    """The parts of a trial's time, which add up to its total; where a clock has failed, there are none."""
+    known = {phase: s for phase, s in seconds.items() if s is not None}
+    parts = {k: s for k, s in known.items() if k not in ("total", *_NESTED_PHASES)}
     yield from parts.items()
-    if "total" in seconds:
-        yield "hand-over", max(seconds["total"] - sum(parts.values()), 0.0)
+    if "total" in known:
+        yield "hand-over", max(known["total"] - sum(parts.values()), 0.0)

@@ -1,9 +1,10 @@
 """Our training function and Hugging Face's `Trainer` in the same processes, over the same global batches.
 
-What the benchmarks share. Both sides borrow one resident base model in turn and attach the same fresh adapter
-to it; the `Trainer` is set up as an ordinary script does: tokenised rows with masked prompts, a collator
-that pads each micro-batch on the right to its longest sample, defaults wherever this module does not say
-otherwise. The one thing that is not ordinary is its order of samples: sequential over the batches given here.
+What the benchmarks share. Both sides borrow one resident base model in turn. The `Trainer` is set up as an
+ordinary script does: `get_peft_model(model, LoraConfig(...))` with nothing switched off, tokenised rows with
+masked prompts, a collator that pads each micro-batch on the right to its longest sample, defaults wherever
+this module does not say otherwise. What is not ordinary is its order of samples, sequential over the batches
+given here, and the adapter's first weights, which are ours.
 """
 
 from __future__ import annotations
@@ -23,14 +24,16 @@ import numpy as np
 import torch
 import transformers
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 
 from train_fn import batching
 from train_fn.data import Samples
 from train_fn.demo import demo
 from train_fn.memory import is_out_of_memory
-from train_fn.model import NUMERICS, attached
+from train_fn.model import NUMERICS
 from train_fn.session import run_trial
-from train_fn.spec import Knobs, Reason, Status, TrialParams, TrialResult, TrialSpec
+from train_fn.spec import Knobs, LoraSpec, Reason, Status, TrialParams, TrialResult, TrialSpec
 from train_fn.trial import Worker
 
 MIB = 1 << 20
@@ -126,13 +129,37 @@ def trainer(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     base = worker.base.load(NUMERICS[params.precision].base_dtype)
-    with tempfile.TemporaryDirectory() as folder, attached(base, job.lora, job.seed, False) as model:
+    with tempfile.TemporaryDirectory() as folder, adapted(base, job.lora, job.seed) as model:
         yield TimedTrainer(
             model=model,
             args=_arguments(worker, params, folder, len(batches), settings),
             train_dataset=rows(worker.samples.train, np.concatenate(batches)),
             data_collator=transformers.DataCollatorForSeq2Seq(tokenizer),
         )
+
+
+@contextlib.contextmanager
+def adapted(base: Any, lora: LoraSpec, seed: int) -> Iterator[Any]:
+    """The base with LoRA as a script attaches it, PEFT's casts of its inputs included; then as it was."""
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+    )
+    model = get_peft_model(base, config)
+    torch.manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.reset_lora_parameters("default", init_lora_weights=True)
+    try:
+        yield model
+    finally:
+        base.activation_checkpointing_disable()
+        model.unload()
+        base.__dict__.pop("peft_config", None)
+        base.eval()
 
 
 def _arguments(worker: Worker, params: TrialParams, folder: str, steps: int, settings: dict[str, Any]) -> Any:

@@ -63,6 +63,13 @@ def test_demo_finds_oom_points_and_points_that_checkpointing_rescues(start):
     assert again.result()["trials"] == result["trials"]
     assert "starting Ray" not in again.output  # nothing was left to measure
 
+    (run.output_dir / "report.html").unlink()
+    (run.output_dir / "report.html").mkdir()  # so that none can be written
+    without = start(*SMALL, "--global-batch-size=16", "--search.sampler=grid", output_dir=run.output_dir)
+    assert without.wait() == 0, without.output
+    assert without.output.count("report.html could not be written") == 1
+    assert without.result()["recommended"] == result["recommended"]
+
 
 @pytest.mark.faults
 def test_killed_driver_goes_on_and_measures_nothing_twice(start):

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from train_fn.timing import (
+    are_comparable,
+    is_known,
     rate_with_interval,
     steps_for_target,
     student_t_975,
@@ -139,5 +144,39 @@ def test_too_few_steps_are_said_to_be_too_few() -> None:
     assert timing_notes(100.0, [96.0, 104.0], 18) == [
         "samples/s is known to 4.0% after 18 timed steps; about 72 give 2% (trial.steps)"
     ]
-    assert "hardly known after 2 timed steps; use 10 or more" in timing_notes(100.0, [40.0, math.inf], 2)[0]
-    assert "hardly known after 2 timed steps" in timing_notes(100.0, [40.0, 5000.0], 2)[0]
+    assert "not known yet after 2 timed steps; use 10 or more" in timing_notes(100.0, [40.0, math.inf], 2)[0]
+    assert "not known yet after 18 timed steps; use 72 or more" in timing_notes(100.0, [40.0, 5000.0], 18)[0]
+
+
+any_number = st.one_of(
+    st.floats(0.01, 10.0), st.sampled_from([0.0, -1.0, 5e-324, 1e-300, 1e300, math.inf, -math.inf, math.nan])
+)
+any_numbers = st.lists(any_number, max_size=8)
+
+
+@given(any_numbers, st.data(), st.sampled_from([0.0, 0.01, 1e300, math.inf, math.nan]))
+def test_whatever_a_clock_shows_there_is_an_answer(
+    seconds: list[float], data: Any, between_sd: float
+) -> None:
+    work = data.draw(st.lists(any_number, min_size=len(seconds), max_size=len(seconds)))
+    rate, (low, high) = rate_with_interval(16, seconds, work, between_sd)
+    assert (math.isnan(rate) and (low, high) == (0.0, math.inf)) or 0 <= low <= rate <= high
+    assert rate > 0 or not all(0.01 <= t <= 10 for t in seconds) or not seconds
+    for note in timing_notes(rate, [low, high], len(seconds), between_sd):
+        assert f"after {len(seconds)} timed steps" in note
+        assert "nan" not in note
+
+
+@given(any_numbers, any_numbers)
+def test_any_two_trials_can_be_compared(one: list[float], other: list[float]) -> None:
+    ratio, low, high = time_ratio(one, other)
+    assert (math.isnan(ratio) and (low, high) == (0.0, math.inf)) or 0 <= low <= ratio <= high
+    assert are_comparable(one, other) <= (ratio > 0)
+
+
+def test_an_interval_that_reaches_zero_or_infinity_says_nothing() -> None:
+    assert is_known(100.0, 51.0, 199.0)
+    assert not is_known(100.0, 60.0, 200.0), "as far below as above, it would reach 0"
+    assert not is_known(100.0, 0.0, 150.0)
+    assert not is_known(100.0, 50.0, math.inf)
+    assert not is_known(math.nan, 0.0, math.inf)

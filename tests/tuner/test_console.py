@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 import subprocess
 import sys
 
@@ -167,6 +168,20 @@ def test_a_loss_that_was_not_measured_is_marked():
     assert text.count("=113") == 1
     assert "=N: made the same steps as trial N" in text
     assert "=N" not in printed()
+
+
+@pytest.mark.parametrize("interval", [[60.0, 368.0], [0.0, math.inf], [-30.0, 278.0]])
+def test_an_interval_that_says_nothing_is_a_question_mark_that_is_explained(interval):
+    """Half of the first is +-154, of a value of 124."""
+    vague = dataclasses.replace(complete(), samples_per_second=124.3, samples_per_second_ci95=interval)
+    out = io.StringIO()
+    print_table([(0, point(4), vague), (1, point(8), complete())], [0], 0, "why", stream=out)
+    table, _, below = out.getvalue().partition("Pareto front")
+    assert "  124.3 ?  " in table
+    assert "12.35 +-0.25" in table
+    assert "?: interval not known yet" in table
+    assert "124.3 ? samples/s" in below
+    assert "?:" not in printed()
 
 
 def test_knobs_have_a_column_and_reach_the_block_to_paste():

@@ -101,6 +101,29 @@ def test_files_that_take_long_are_written_less_often_but_in_the_end(tmp_path: Pa
     assert run.recorded == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device"), "output_dir can't be written now: No space left on device"),
+        (
+            ValueError("max() arg is an empty sequence"),
+            "results can't be made now: max() arg is an empty",
+        ),
+    ],
+)
+def test_files_that_cannot_be_made_end_no_search(tmp_path: Path, error: Exception, said: str) -> None:
+    run = Run(opened(tmp_path))
+
+    def fails() -> None:
+        raise error
+
+    run.source.record = fails
+    for _ in POINTS:
+        run.one(COMPLETE)
+    assert run.shown.getvalue().count(said) == 1, "once, however often it fails"
+    assert len(opened(tmp_path).measured()) == len(POINTS)
+
+
 def test_one_file_that_takes_long_now_and_then_delays_nothing(tmp_path: Path, monkeypatch) -> None:
     run = Run(opened(tmp_path))
     now, seconds = [100.0], iter([1.0, 0.0, 1.0, 0.0])

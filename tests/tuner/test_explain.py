@@ -7,7 +7,7 @@ import pytest
 from train_fn.spec import Knobs, MemoryPoint, TrialParams, TrialResult
 from tuner.explain import Prediction, Verdict, explain
 from tuner.recommend import recommend
-from tuner.results import _jsonable
+from tuner.result_file import jsonable
 from tuner.space import Measured, candidates
 from tuner.summary import summary
 
@@ -127,7 +127,7 @@ def test_raw_numbers_stand_beside_the_words():
     assert found.predicted_samples_per_second == Prediction(9, 8, 10)
     slower = against(FP32, complete(8.8, loss=2.01))
     assert slower.slower_by.value == pytest.approx(0.12)
-    assert slower.slower_by.low == pytest.approx(1 - 8.8 * 1.01 / 10)
+    assert slower.slower_by.low == pytest.approx(1 - 8.8 * 1.01 / 9.9), "the ends of both intervals"
     assert slower.loss_above_lowest == pytest.approx(0.005)
 
 
@@ -251,7 +251,7 @@ def test_what_makes_the_steps_of_a_worse_loss_has_that_loss():
 
 
 def lines_of(explanation):
-    lines = summary(_jsonable(explanation))
+    lines = summary(jsonable(explanation))
     assert max(map(len, lines)) <= 80
     return lines
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
 import re
 import shlex
@@ -118,6 +120,15 @@ def test_the_recommended_configuration_of_a_run(make_run, capsys) -> None:
         "Measured: 9 samples/s, validation loss 2.3000, peak 130 MiB per process.",
     ]
     assert said(capsys, run / "result.json", "--format", "json")[1] == out
+
+
+@pytest.mark.parametrize("interval", [[0.0, math.inf], [3.0, 14.0]])
+def test_a_speed_of_a_step_or_two_says_that_its_interval_is_not_known(make_run, capsys, interval) -> None:
+    vague = dataclasses.replace(COMPLETE, samples_per_second_ci95=interval)
+    run = make_run(vague, model="org/model", data={"train": "a.jsonl"})
+    code, out, _ = said(capsys, run, "--format", "json")
+    assert code == 0
+    assert "6.5 samples/s (interval not known yet), " in json.loads(out)["about"][1]
 
 
 def test_a_named_trial_and_a_file(make_run, capsys, tmp_path: Path) -> None:

@@ -106,6 +106,14 @@ def test_reprs_are_readable(result):
     assert "<sdpa>" not in shown
 
 
+def test_a_speed_of_a_single_step_comes_back_without_an_upper_end(run):
+    raw = json.loads((run / "result.json").read_text())
+    raw["trials"][0]["samples_per_second_ci95"] = [0.0, None]  # as JSON has infinity
+    trial = tuner.Result.from_dict(raw).trials[0]
+    assert trial.samples_per_second_ci95 == [0.0, math.inf]
+    assert "6.50 ? samples/s" in repr(trial)
+
+
 def test_a_dataframe_has_the_columns_of_trials_csv(result, run):
     import pandas as pd
 

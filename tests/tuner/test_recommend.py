@@ -1,10 +1,11 @@
+import math
 from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from train_fn.spec import TrialParams, TrialResult
-from tuner.recommend import pareto_front, recommend
+from tuner.recommend import feasible_trials, pareto_front, recommend
 from tuner.space import Measured
 
 MIB = 2**20
@@ -207,6 +208,60 @@ def test_the_front_is_not_empty_where_ties_go_round_in_a_circle():
     ]
     assert all(any(beats(o, t) for o in circle) for t in circle)
     assert pareto_front(circle, TOLERANCE) == [recommend(circle, TOLERANCE).number]
+
+
+def ramp(mean, per_step, steps=30):
+    """Step times while a clock slows down or speeds up."""
+    return [mean * (1 + per_step * (i - (steps - 1) / 2)) for i in range(steps)]
+
+
+def circle():
+    """A trial that slows down, a faster one that speeds up, and one that ended after four steps.
+
+    The second is faster than the first over all steps; over the first four, the first is faster than the
+    third, and the third than the second.
+    """
+    return [
+        trial(0, 160.5, 2.3, 5, step_seconds=ramp(0.1, 0.001)),
+        trial(1, 163.3, 2.3, 5, step_seconds=ramp(0.098, -0.001), peak=120),
+        trial(2, 161.6, 2.3, 5, step_seconds=[0.09899] * 4, peak=110),
+    ]
+
+
+def test_comparisons_that_run_in_a_circle_have_an_answer():
+    trials = circle()
+    first, second, third = feasible_trials(trials)
+    assert second.is_faster(first)
+    assert first.is_faster(third)
+    assert third.is_faster(second)
+    found = recommend(trials, TOLERANCE)
+    assert found.number == 0, "all are as fast, and it has the smallest peak"
+    assert found.why.startswith(
+        "1x8 bf16 trains 160 samples/s, no slower than 2x4 bf16 (163): comparisons step by step run in a "
+        "circle, with less memory; "
+    )
+    assert pareto_front(trials, TOLERANCE) == [0]
+
+
+def test_who_is_beaten_by_all_of_a_circle_and_who_beats_all_of_it():
+    slow = trial(3, 80.0, 2.3, 1, step_seconds=ramp(0.2, 0.0), peak=10)
+    fast = trial(3, 320.0, 2.3, 1, step_seconds=ramp(0.05, 0.0), peak=190)
+    assert recommend([*circle(), slow], TOLERANCE).number == 0
+    assert recommend([*circle(), fast], TOLERANCE).number == 3
+    badly_measured = trial(3, 70.0, 2.3, 69, peak=10)
+    assert recommend([*circle(), badly_measured], TOLERANCE).number == 0, "unbeaten, but not as fast by far"
+
+
+def test_a_trial_of_no_bytes_is_no_reason_to_prefer_it_either():
+    trials = [trial(0, 5, 2.3, peak_memory_bytes=[0, 0]), trial(1, 5, 2.3, peak=150)]
+    assert recommend(trials, TOLERANCE).number == 1
+
+
+def test_an_interval_that_says_nothing_is_not_known_yet():
+    alone = [trial(0, 5, 2.3, samples_per_second_ci95=[0.0, math.inf])]
+    assert recommend(alone, TOLERANCE).why.startswith(
+        "1x8 bf16 trains 5 samples/s (interval not known yet) and is"
+    )
 
 
 def test_a_calm_trial_is_recommended_over_one_that_thrashes_for_little():

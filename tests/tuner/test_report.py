@@ -239,7 +239,7 @@ def test_unbounded_intervals_are_drawn_and_are_not_in_the_json():
     result["trials"][0]["samples_per_second_ci95"] = [0.0, None]
     for figure in every_figure(make_run(result)):
         settled(figure)
-    assert "(0 to ?)" in json.dumps(pareto(make_run(result)))
+    assert "(interval not known yet)" in json.dumps(pareto(make_run(result)))
 
 
 def test_settings_differ_in_colour_and_symbol_and_checkpointing_in_dash_too():
@@ -501,12 +501,19 @@ def test_no_secret_gets_into_a_report(tmp_path, monkeypatch):
     assert without_secrets(odd) == ["a\n\x1e\nb", {"c": [1, None, "token=***"]}]
 
 
-def test_a_report_that_cannot_be_written_harms_nothing(tmp_path, caplog):
-    (tmp_path / "no folder").touch()
-    report = LiveReport(tmp_path / "no folder")
+def test_a_report_that_cannot_be_made_or_written_harms_nothing_and_is_said_in_a_line(tmp_path, caplog):
+    (tmp_path / "report.html").mkdir()  # as somebody may have it, who put something there
+    said = []
+    report = LiveReport(tmp_path, said.append)
     report.update(sample())
+    report.finish(sample())
     report.finish({"trials": "nonsense"})
-    assert caplog.text.count("report.html could not be written") == 2
+    again = f". Nothing else is lost: python -m tuner.report {tmp_path} makes it anew"
+    assert [line.removesuffix(again) for line in said] == [
+        "report.html could not be written: IsADirectoryError: Is a directory",
+        "report.html could not be written: AttributeError: 'str' object has no attribute 'get'",
+    ]
+    assert caplog.text.count("report.html could not be written") == 3
 
 
 def test_a_folder_without_configuration_is_enough(folders):

@@ -10,7 +10,9 @@ from typing import Any
 
 from train_fn.knobs import value_of
 from train_fn.spec import Fault, InputError, JobSpec, LoraSpec, Status, TrialParams, TrialResult
+from tuner.interval import NOT_KNOWN, ends, measured_speed
 from tuner.output import CONFIG_FILE, Output, split_place
+from tuner.result_file import restored
 from tuner.units import human_bytes
 
 DTYPES = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16", "nf4": "bfloat16"}
@@ -98,7 +100,7 @@ def read_setting(run: Path | str, trial: int | None = None) -> Setting:
     try:
         chosen = _choose(result, trial)
         params = TrialParams.from_dict(chosen["params"])
-        measured = TrialResult.from_dict(chosen)
+        measured = TrialResult.from_dict(restored(chosen))
         job = _read_job(place, str(result["device"]))
         setting = Setting(job=_with_demo_paths(job), params=params, study=str(result["study"]))
         if setting.global_batch_size != result["global_batch_size"]:
@@ -189,11 +191,10 @@ def _with_demo_paths(job: JobSpec) -> JobSpec:
 
 
 def _measured(result: TrialResult) -> list[str]:
-    parts = []
-    if result.samples_per_second is not None:
-        interval = result.samples_per_second_ci95
-        between = f" (95%: {interval[0]:.4g} to {interval[1]:.4g})" if interval else ""
-        parts.append(f"{result.samples_per_second:.4g} samples/s{between}")
+    parts, speed = [], measured_speed(result)
+    if speed is not None:
+        between = f"95%: {ends(speed, '{:.4g}'.format)}" if speed.is_known else NOT_KNOWN
+        parts.append(f"{speed.value:.4g} samples/s" + ("" if speed.is_exact else f" ({between})"))
     if result.validation_loss is not None:
         parts.append(f"validation loss {result.validation_loss:.4f}")
     if result.peak_memory_bytes:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from train_fn.spec import TrialParams
-from tuner.explain import Prediction
+from tuner.interval import Prediction, ends, measured_speed
 from tuner.report.facts import Run
 from tuner.report.parts import (
     Figure,
@@ -45,7 +45,7 @@ def speed(run: Run) -> Figure:
         if run.best is not None and setting_of(run.best.params) == setting:
             size = run.best.params.per_device_train_batch_size
             data.append(star_at(run, size * shift, run.best.speed))
-    speeds = [t.result.samples_per_second for t in run.trials if t.result.samples_per_second]
+    speeds = [s.value for t in run.trials if (s := measured_speed(t.result)) is not None]
     if speeds:
         layout["yaxis"]["range"] = [0, 1.3 * max(speeds)]
     return {"data": data, "layout": layout}
@@ -55,7 +55,7 @@ def _speed_traces(run: Run, setting: Setting, shift: float) -> list[Trace]:
     style = styles(run)[setting]
     points = points_of(run, setting)
     fitting = [p for p in points if p not in run.out_of_memory and run.speed_of(p) is not None]
-    measured = [p for p in fitting if (t := run.trial_of(p)) and t.result.samples_per_second]
+    measured = [p for p in fitting if run.measured_speed_of(p) is not None]
     predicted = [p for p in fitting if p not in measured and _may_fit(run, p)]
     along = [p for p in fitting if p in measured or p in predicted]
     found = []
@@ -189,8 +189,8 @@ def _peak(run: Run, point: TrialParams) -> tuple[float, str] | None:
 
 
 def _hover_memory(run: Run, point: TrialParams, peak: Prediction) -> str:
-    ends = f"{human_bytes(peak.low)} to {human_bytes(peak.high)}"
-    return f"{plain(run.point_name(point))}<br>peak predicted {human_bytes(peak.value)} ({ends})"
+    interval = ends(peak, human_bytes)
+    return f"{plain(run.point_name(point))}<br>peak predicted {human_bytes(peak.value)} ({interval})"
 
 
 def _crosses(run: Run, setting: Setting, unit: int, top: float) -> list[Trace]:

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from train_fn.spec import Fault, InputError, MemoryPoint, Status, TrialParams, TrialResult
-from train_fn.timing import time_ratio
+from train_fn.spec import Fault, InputError, MemoryPoint, Status, TrialParams
 from tuner.disturbed import counting
-from tuner.explain import Prediction
 from tuner.held import probed_bytes
+from tuner.interval import Prediction, measured_speed, speed_ratio
 from tuner.output import CONFIG_FILE, RESULT_FILE, Output, split_place
 from tuner.proofs import Proofs, current_budget
-from tuner.recommend import Feasible, feasible_trials, within_tolerance
+from tuner.recommend import Feasible, feasible_trials, violates, within_tolerance
+from tuner.result_file import measured_from
 from tuner.space import Measured, Setting, is_out_of_memory, knobs_of, probed_point, same_setting, setting_of
 
 DEFAULT_TOLERANCE = 0.01
@@ -74,7 +74,7 @@ class Run:
     @cached_property
     def trials(self) -> list[Measured]:
         """What was measured."""
-        return [_measured(trial) for trial in self.result["trials"]]
+        return [measured_from(trial) for trial in self.result["trials"]]
 
     @cached_property
     def trials_by_number(self) -> dict[int, Measured]:
@@ -100,7 +100,8 @@ class Run:
     @cached_property
     def best(self) -> Feasible | None:
         """The recommended trial."""
-        return self.feasible.get(self.result["recommended"])
+        number = self.result.get("recommended")
+        return None if number is None else self.feasible.get(number)
 
     @cached_property
     def ties(self) -> list[int]:
@@ -212,7 +213,7 @@ class Run:
 
     def _largest(self, like: TrialParams | None) -> TrialParams | None:
         """The largest batch known to fit, in the setting of `like` or in any; of equals the fastest."""
-        fitting = {t.params for t in self.trials if t.result.samples_per_second and not _violates(t.result)}
+        fitting = {t.params for t in self.trials if measured_speed(t.result) and not violates(t.result)}
         fitting |= {p for p, probed in self.memory_points.items() if self._fits(probed)}
         fitting = {p for p in fitting - self.out_of_memory.keys() if like is None or same_setting(p, like)}
 
@@ -239,12 +240,15 @@ class Run:
         )
         return {trial.params: trial for trial in in_order}
 
+    def measured_speed_of(self, point: TrialParams) -> Prediction | None:
+        """Samples/sec of the trial that counts."""
+        trial = self.trial_of(point)
+        return None if trial is None else measured_speed(trial.result)
+
     def speed_of(self, point: TrialParams) -> Prediction | None:
         """As measured, else as predicted."""
-        trial = self.trial_of(point)
-        if trial is not None and trial.result.samples_per_second:
-            return interval_of(trial.result)
-        return self.candidates[point].speed if point in self.candidates else None
+        predicted = self.candidates[point].speed if point in self.candidates else None
+        return self.measured_speed_of(point) or predicted
 
     def _compared(self, what: str, point: TrialParams) -> Comparison:
         best, trial, speed = self.best, self.trial_of(point), self.speed_of(point)
@@ -252,19 +256,12 @@ class Run:
         number = None if trial is None else trial.number
         if point in self.out_of_memory:
             return Comparison(what, point, number, problem="runs out of memory")
-        if trial is not None and not trial.result.samples_per_second:
+        if trial is not None and self.measured_speed_of(point) is None:
             return Comparison(what, point, number, problem=str(trial.result.reason or trial.result.status))
-        if speed is None or speed.value <= 0:
+        if speed is None:
             return Comparison(what, point, number, problem="was not measured")
         steps = [] if trial is None else trial.result.step_seconds
-        if min(len(steps), len(best.step_seconds)) >= 2:
-            ratio = Prediction(*time_ratio(steps, best.step_seconds))
-        else:
-            ratio = Prediction(
-                best.speed / speed.value,
-                best.slowest / speed.high,
-                best.fastest / speed.low if speed.low > 0 else math.inf,
-            )
+        ratio = speed_ratio(best.rate, speed, best.step_seconds, steps)
         return Comparison(what, point, number, speed, ratio)
 
 
@@ -308,41 +305,16 @@ def _config_in(folder: str) -> str:
         return ""
 
 
-def _measured(trial: Mapping[str, Any]) -> Measured:
-    """A trial of `result.json`, in which what is not finite is null."""
-    values = {
-        **trial,
-        "samples_per_second_ci95": _finite_or(math.inf, trial.get("samples_per_second_ci95")),
-        "train_loss": _finite_or(math.nan, trial.get("train_loss")) or [],
-        "constraints": {k: math.inf if v is None else v for k, v in (trial.get("constraints") or {}).items()},
-    }
-    return Measured(trial["number"], TrialParams.from_dict(trial["params"]), TrialResult.from_dict(values))
-
-
-def _finite_or(other: float, values: Sequence[float | None] | None) -> list[float] | None:
-    return None if values is None else [other if v is None else v for v in values]
-
-
 def _candidate(values: Mapping[str, Any]) -> Candidate:
     speed, memory = (values.get(f"predicted_{key}") for key in ("samples_per_second", "memory_bytes"))
     return Candidate(TrialParams.from_dict(values["params"]), _prediction(speed), _prediction(memory))
 
 
 def _prediction(values: Mapping[str, float] | None) -> Prediction | None:
-    if not values or any(values.get(k) is None for k in ("value", "low", "high")):
+    value, low, high = ((values or {}).get(k) for k in ("value", "low", "high"))
+    if value is None or low is None or high is None or not 0 < value <= high or low > value:
         return None
-    return Prediction(values["value"], values["low"], values["high"])
-
-
-def interval_of(result: TrialResult) -> Prediction:
-    """Measured samples per second."""
-    speed = result.samples_per_second or 0.0
-    low, high = result.samples_per_second_ci95 or (speed, speed)
-    return Prediction(speed, min(low, speed), max(high, speed))
-
-
-def _violates(result: TrialResult) -> bool:
-    return any(v > 0 for v in result.constraints.values())
+    return Prediction(value, low, high)
 
 
 def _knob(name: str, value: object) -> str:

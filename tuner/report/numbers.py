@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-from tuner.explain import Prediction
-
 
 def rate_text(value: float) -> str:
     """Three significant digits, e.g. `0.123`, `99.5` or `1,234`."""
@@ -18,11 +16,6 @@ def times_text(value: float) -> str:
         return "?"
     digits = 0 if value >= 19.5 else 1 if value >= 9.95 else 2
     return f"{value:.{digits}f}\u00d7"
-
-
-def range_text(rate: Prediction) -> str:
-    """Both ends of an interval of rates; `?` where nothing bounds it."""
-    return f"{rate_text(rate.low)} to {rate_text(rate.high) if math.isfinite(rate.high) else '?'}"
 
 
 def minute_text(written: object) -> str | None:

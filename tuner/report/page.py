@@ -16,10 +16,10 @@ from typing import Any
 
 from train_fn.spec import TrialParams
 from tuner.console import training_arguments
-from tuner.explain import Prediction
+from tuner.interval import NOT_KNOWN, Prediction, ends
 from tuner.report.batches import memory, speed
 from tuner.report.facts import Comparison, Run, value_at
-from tuner.report.numbers import minute_text, range_text, rate_text, times_text
+from tuner.report.numbers import minute_text, rate_text, times_text
 from tuner.report.pareto import pareto
 from tuner.report.parts import Figure, setting_key, styles
 from tuner.report.plots import PHASE_COLOURS, across, lanes
@@ -27,6 +27,7 @@ from tuner.report.rows import table_columns, table_row
 from tuner.report.runs import differences, gpu_names, is_same_work
 from tuner.report.swatch import phase_swatch, run_swatch, setting_swatch
 from tuner.report.timeline import Timeline, timeline
+from tuner.result_file import jsonable
 from tuner.units import human_bytes, human_seconds
 
 SHOWN_BATCHES, SHOWN_SETTINGS = 3, 5
@@ -90,8 +91,8 @@ def _markup(text: str) -> Any:
 
 
 def _json(value: object) -> Any:
-    """JSON that is safe inside a script element, whatever text it holds."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    """JSON that is safe inside a script element, whatever text and numbers it holds."""
+    text = json.dumps(jsonable(value), allow_nan=False, separators=(",", ":"))
     return _markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
@@ -149,7 +150,7 @@ def _best(run: Run) -> dict[str, Any] | None:
     if best is None:
         return None
     params, comparisons = best.params, run.comparisons
-    rate = Prediction(best.speed, best.slowest, best.fastest)
+    rate = best.rate
     rates = [rate, *(c.speed for c in comparisons if c.speed is not None)]
     longest = max(r.value for r in rates)
     scale = 100 / max(min(r.high, 1.3 * longest) for r in rates)
@@ -158,7 +159,7 @@ def _best(run: Run) -> dict[str, Any] | None:
         "number": best.number,
         "setting": _in_words(run, params),
         "speed": rate_text(best.speed),
-        "interval": range_text(rate),
+        "interval": f"{ends(rate, rate_text)} in 95 of 100 repetitions" if rate.is_known else NOT_KNOWN,
         "is_default": run.is_default,
         "is_largest": run.is_largest,
         "clauses": [_clause(run, c) for c in comparisons],
@@ -223,8 +224,9 @@ def _comparison(run: Run, found: Comparison, scale: float) -> dict[str, Any]:
     bar = {"name": run.point_name(found.params), "what": found.what, "is_best": False}
     if found.speed is None or found.ratio is None:
         return bar | {"measured": True, "rate": found.problem, "ratio": "", "width": 0}
-    interval = f"{times_text(found.ratio.low)} to {times_text(found.ratio.high)}"
-    ratio = f"gain {times_text(found.ratio.value)} ({interval})" + (", a tie" if found.is_tie else "")
+    ratio = f"gain {times_text(found.ratio.value)} ({ends(found.ratio, times_text)})" + (
+        ", a tie" if found.is_tie else ""
+    )
     return bar | {"measured": found.number is not None, "ratio": ratio} | _bar(found.speed, scale)
 
 
@@ -331,10 +333,9 @@ def _summary(index: int, run: Run) -> dict[str, Any]:
     }
     if best is None:
         return row | {"point": "nothing feasible", "speed": "", "loss": "", "memory": ""}
-    interval = range_text(Prediction(best.speed, best.slowest, best.fastest))
     return row | {
         "point": run.point_name(best.params),
-        "speed": f"{rate_text(best.speed)} ({interval})",
+        "speed": f"{rate_text(best.speed)} ({ends(best.rate, rate_text)})",
         "loss": f"{best.loss:.4f}",
         "memory": _memory(best.peak_bytes, best.budget_bytes),
     }

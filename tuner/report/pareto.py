@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from train_fn.spec import Status, TrialParams
-from tuner.explain import Prediction
 from tuner.recommend import Feasible
 from tuner.report.facts import Run
 from tuner.report.parts import (
@@ -73,7 +72,7 @@ def _pareto_points(run: Run, setting: Setting, known: Sequence[Feasible]) -> Tra
         **trace_of(run, setting, "markers"),
         "x": [t.speed for t in trials],
         "y": [t.loss for t in trials],
-        "error_x": whiskers(style, [Prediction(t.speed, t.slowest, t.fastest) for t in trials]),
+        "error_x": whiskers(style, [t.rate for t in trials]),
         "marker": marker_of(style, 11, [1.0 if t.number in run.front else 0.5 for t in trials]),
         "hovertext": [hover_text(run, run.trials_by_number[t.number]) for t in trials],
     }
@@ -179,8 +178,8 @@ def _speed_range(known: Sequence[Feasible]) -> list[float]:
     if not known:
         return [0.0, 1.0]
     fastest, slowest = max(t.speed for t in known), min(t.speed for t in known)
-    high = min(max(t.fastest for t in known), 1.3 * fastest)
-    low = max(min(t.slowest for t in known), 0.7 * slowest)
+    high = min(max(t.rate.high for t in known), 1.3 * fastest)
+    low = max(min(t.rate.low for t in known), 0.7 * slowest)
     margin = 0.07 * max(high - low, 0.1 * fastest)
     return [max(low - margin, 0.0), high + margin]
 

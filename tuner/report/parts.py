@@ -9,14 +9,13 @@ that comes from a user passes `plain`.
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from train_fn.spec import Status, TrialParams
-from tuner.explain import Prediction
-from tuner.report.facts import Run, interval_of
+from tuner.interval import Prediction, ends, measured_speed
+from tuner.report.facts import Run
 from tuner.space import Measured, Setting, setting_of
 from tuner.units import human_bytes
 
@@ -134,11 +133,11 @@ def marker_of(style: Style, size: int, opacity: Sequence[float] | float = 1.0) -
 
 
 def whiskers(style: Style, values: Sequence[Prediction]) -> dict[str, Any]:
-    """Where nothing bounds a value from above, the whisker is as long as the value: beyond the plot."""
+    """Where nothing bounds a value from above, or little, the whisker is as long as the value."""
     return {
         "type": "data",
         "symmetric": False,
-        "array": [(v.high if math.isfinite(v.high) else 2 * v.value) - v.value for v in values],
+        "array": [min(v.high, 2 * v.value) - v.value for v in values],
         "arrayminus": [v.value - v.low for v in values],
         "color": style.colour,
         "thickness": 1.3,
@@ -171,9 +170,9 @@ def hover_text(run: Run, trial: Measured) -> str:
     result = trial.result
     lines = [f"<b>#{trial.number}</b> {plain(run.point_name(trial.params))}"]
     if result.status != Status.COMPLETE:
-        lines.append(plain(f"{result.status}: {result.reason}" if result.reason else str(result.status)))
-    if result.samples_per_second:
-        lines.append(speed_text(interval_of(result)))
+        lines.append(plain(result.ending))
+    if (speed := measured_speed(result)) is not None:
+        lines.append(speed_text(speed))
     if result.validation_loss is not None:
         lines.append(f"validation loss {result.validation_loss:.4f}")
     if result.peak_memory_bytes:
@@ -195,8 +194,7 @@ def unfit_text(run: Run, point: TrialParams) -> str:
 
 def speed_text(value: Prediction) -> str:
     """A rate with its interval."""
-    high = f"{value.high:.4g}" if math.isfinite(value.high) else "?"
-    return f"{value.value:.4g} samples/s ({value.low:.4g} to {high})"
+    return f"{value.value:.4g} samples/s ({ends(value, '{:.4g}'.format)})"
 
 
 def split_of(params: TrialParams) -> str:

@@ -101,8 +101,8 @@ def across(runs: Sequence[Run]) -> Figure | None:
     data = []
     for index, run in enumerate(runs):
         style = Style(PALETTE[index % len(PALETTE)], SYMBOLS[index % len(SYMBOLS)], "solid")
-        trials = [(p, t) for p in points if (t := run.trial_of(p)) and t.result.samples_per_second]
-        speeds = [s for p, _ in trials if (s := run.speed_of(p)) is not None]
+        trials = [(p, t) for p in points if (t := run.trial_of(p)) and run.measured_speed_of(p)]
+        speeds = [s for p, _ in trials if (s := run.measured_speed_of(p)) is not None]
         data.append(
             {
                 "type": "scatter",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from train_fn.spec import Status
+from tuner.interval import Prediction, measured_speed
 from tuner.report.facts import Run
 from tuner.report.numbers import rate_text
 from tuner.report.parts import split_of
@@ -23,7 +23,7 @@ def table_columns(run: Run) -> list[dict[str, str]]:
 def table_row(run: Run, trial: Measured) -> dict[str, Any]:
     """A trial in the table: by column what it is sorted by, and what is shown."""
     number, params, result = trial
-    rate, peak = result.samples_per_second, max(result.peak_memory_bytes, default=None)
+    rate, peak = measured_speed(result), max(result.peak_memory_bytes, default=None)
     seconds, status = result.seconds.get("total"), _status(run, trial)
     cells: list[tuple[object, str]] = [
         (number, str(number)),
@@ -31,8 +31,8 @@ def table_row(run: Run, trial: Measured) -> dict[str, Any]:
         (params.precision, params.precision),
         (int(params.gradient_checkpointing), "yes" if params.gradient_checkpointing else "no"),
         *((v, str(v)) for v in (params.knobs.get(n) for n in run.searched_knobs)),
-        (rate, _with_interval(trial)),
-        (rate, f"{rate / run.best.speed:.2f}" if run.best is not None and rate else ""),
+        (rate and rate.value, _with_interval(rate)),
+        (rate and rate.value, f"{rate.value / run.best.speed:.2f}" if run.best is not None and rate else ""),
         (result.validation_loss, _loss(trial)),
         (peak, human_bytes(peak) if peak else ""),
         (seconds, human_seconds(seconds) if seconds else ""),
@@ -53,7 +53,7 @@ def _status(run: Run, trial: Measured) -> str:
 def _outcome(run: Run, trial: Measured) -> str:
     number, _, result = trial
     if result.status != Status.COMPLETE:
-        return f"{result.status}: {result.reason}" if result.reason else str(result.status)
+        return result.ending
     if run.best is not None and number == run.best.number:
         return "recommended"
     if number in run.ties:
@@ -61,14 +61,14 @@ def _outcome(run: Run, trial: Measured) -> str:
     return "on the front" if number in run.front else "complete"
 
 
-def _with_interval(trial: Measured) -> str:
-    rate, interval = trial.result.samples_per_second, trial.result.samples_per_second_ci95
-    if not rate:
+def _with_interval(rate: Prediction | None) -> str:
+    if rate is None:
         return ""
-    if not interval:
-        return rate_text(rate)
-    high = rate_text(interval[1]) if math.isfinite(interval[1]) else "?"
-    return f"{rate_text(rate)} ({rate_text(interval[0])}\u2013{high})"
+    if rate.is_exact:
+        return rate_text(rate.value)
+    if not rate.is_known:
+        return f"{rate_text(rate.value)} ?"
+    return f"{rate_text(rate.value)} ({rate_text(rate.low)}\u2013{rate_text(rate.high)})"
 
 
 def _loss(trial: Measured) -> str:

@@ -64,7 +64,6 @@ def common_points(runs: Sequence[Run]) -> list[TrialParams]:
     speeds: dict[TrialParams, list[float]] = {}
     for run in runs:
         for params in dict.fromkeys(t.params for t in run.trials):
-            trial = run.trial_of(params)
-            if trial is not None and trial.result.samples_per_second:
-                speeds.setdefault(params, []).append(trial.result.samples_per_second)
+            if (speed := run.measured_speed_of(params)) is not None:
+                speeds.setdefault(params, []).append(speed.value)
     return sorted((p for p, found in speeds.items() if len(found) > 1), key=lambda p: speeds[p][0])

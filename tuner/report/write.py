@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from train_fn.redaction import redact
-from tuner.output import CONFIG_FILE, REPORT_FILE, Output
+from tuner.output import CONFIG_FILE, REPORT_FILE, Output, reason_of
 from tuner.report.facts import Run, make_run
 
 log = logging.getLogger(__name__)
@@ -21,17 +21,24 @@ _BETWEEN = "\n\x1e\n"
 
 
 class LiveReport:
-    """Keeps `report.html` of a run up to date; one that can't be written costs a line in the log, no more.
+    """Keeps `report.html` of a run up to date; one that can't be made or written ends no search.
 
     Args:
         output: The run's place; `config.yaml` lies there.
+        say: Told in a line why there is no report, once for each reason; the log has the rest.
         clock: Seconds.
     """
 
-    def __init__(self, output: Output | Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        output: Output | Path,
+        say: Callable[[str], None] = log.warning,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._output = output if isinstance(output, Output) else Output(output)
-        self._clock = clock
+        self._say, self._clock = say, clock
         self._written: float | None = None
+        self._problem: str | None = None
 
     def update(self, result: Mapping[str, Any]) -> None:
         """Write it where the last one is old enough, saying that more is to come."""
@@ -46,9 +53,15 @@ class LiveReport:
         try:
             run = make_run(without_secrets(result), self._config())
             write_report(self._output, REPORT_FILE, [run], is_running=is_running)
-        except Exception:
+        except Exception as error:
             log.exception("%s could not be written", REPORT_FILE)
+            self._tell(f"{REPORT_FILE} could not be written: {type(error).__name__}: {reason_of(error)}")
         self._written = self._clock()
+
+    def _tell(self, problem: str) -> None:
+        if problem != self._problem:
+            self._say(f"{problem}. Nothing else is lost: python -m tuner.report {self._output} makes it anew")
+        self._problem = problem
 
     def _config(self) -> str:
         try:

@@ -1,0 +1,258 @@
+"""Decisions, predictions and reports have an answer for any results, and it is a sound one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import warnings
+from io import StringIO
+
+import pytest
+from arbitrary import POINTS, results, studies
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from train_fn.spec import TrialResult
+from tuner.beliefs import Beliefs
+from tuner.console import outcome, print_table
+from tuner.explain import explain
+from tuner.interval import measured_speed
+from tuner.ledger import Ledger
+from tuner.model_search import next_step, spec_of
+from tuner.notebook import load_result
+from tuner.outlook import ModelSettings
+from tuner.recommend import (
+    feasible_trials,
+    pareto_front,
+    recommend,
+    within_tolerance,
+    without_idle_thrashing,
+)
+from tuner.report.facts import make_run
+from tuner.report.page import render
+from tuner.report.runs import labelled
+from tuner.result_file import jsonable, measured_from
+from tuner.results import write_results
+from tuner.space import Measured, SearchState, setting_of
+from tuner.study import TuningStudy, open_study
+from tuner.summary import summary
+from tuner.watch import figures
+
+TOLERANCE = 0.01
+anything = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@pytest.fixture(autouse=True)
+def no_numpy_warnings():
+    """Numbers that overflow are what is tried here; what counts is what comes of them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def short_plotly(monkeypatch):
+    """The pages of these tests are not drawn: 5 MB less of each."""
+    monkeypatch.setattr("tuner.report.page._plotly", lambda: "/* plotly */")
+
+
+def state_of(trials: list[Measured]) -> SearchState:
+    ledger = Ledger(POINTS)
+    for trial in trials:
+        ledger.finish(*trial)
+    return ledger.state()
+
+
+def strictly(value: object) -> str:
+    return json.dumps(value, allow_nan=False)
+
+
+@given(studies())
+@anything
+def test_the_recommended_trial_is_feasible_and_on_the_front(trials):
+    found, front = recommend(trials, TOLERANCE), pareto_front(trials, TOLERANCE)
+    feasible = {t.number: t for t in feasible_trials(trials)}
+
+    assert found.why.endswith(".")
+    assert (found.number is None) == (not feasible)
+    assert set(front) <= feasible.keys()
+    for number, trial in feasible.items():
+        dominated = any(o.dominates(trial, TOLERANCE) for o in feasible.values())
+        assert number == found.number or (number in front) != dominated
+
+
+@given(studies(min_size=1))
+@anything
+def test_nobody_within_the_tolerance_is_above_the_recommended_trial_for_good(trials):
+    """Whoever is faster, directly or by way of others, is slower by way of others, too."""
+    number = recommend(trials, TOLERANCE).number
+    calm = (
+        without_idle_thrashing(within_tolerance(feasible_trials(trials), TOLERANCE))
+        if number is not None
+        else []
+    )
+    above = {t.number: {o.number for o in calm if o.is_faster(t)} for t in calm}
+    for _ in calm:  # the transitive closure
+        above = {n: found.union(*(above[o] for o in found)) for n, found in above.items()}
+    assert all(number in above[other] for other in above.get(number, ()))
+    if not any(number in found for number, found in above.items()):  # nothing runs in a circle
+        assert not above.get(number)
+
+
+@given(studies(min_size=1), st.booleans())
+@anything
+def test_every_other_point_is_explained(trials, with_beliefs):
+    number = recommend(trials, TOLERANCE).number
+    if number is None:
+        return
+    beliefs = Beliefs(POINTS, trials) if with_beliefs else None
+    explanation = explain(trials, POINTS, number, TOLERANCE, beliefs, 0.03)
+    others = {t.params for t in trials} | set(POINTS)
+    assert len(explanation.settings) == len({setting_of(p) for p in others}) - 1
+    assert all(a.why and "nan" not in a.why for a in [*explanation.batches, *explanation.settings])
+    assert summary(json.loads(strictly(jsonable(explanation))))
+
+
+@given(studies(), st.sampled_from([0.0, 0.03]))
+@anything
+def test_what_is_believed_is_a_number(trials, headroom):
+    beliefs = Beliefs(POINTS, trials, memory_headroom=headroom)
+    chances = beliefs.fits(POINTS)
+    assert ((chances >= 0) & (chances <= 1)).all()
+    for point in POINTS[:6]:
+        for said in (beliefs.memory(point), beliefs.samples_per_second(point)):
+            assert said is None or 0 < said.low <= said.value <= said.high < math.inf
+            assert said is None or said.value > 0
+
+
+@given(studies(), st.integers(0, 12))
+@anything
+def test_the_search_goes_on_or_says_why_not(trials, max_trials):
+    state, asked = state_of(trials), ModelSettings(device="cpu")
+    step = next_step(state, max_trials, asked)
+    if step.point is None:
+        assert step.stopped or state.turn >= max_trials or not state.open
+    else:
+        assert step.point in POINTS
+        assert spec_of(state, 99, step.point, asked, step.in_full).params == step.point
+
+
+@given(studies())
+@anything
+def test_the_terminal_and_the_metrics_show_it(trials):
+    found, screen = recommend(trials, TOLERANCE), StringIO()
+    front = pareto_front(trials, TOLERANCE)
+    print_table(trials, front, found.number, found.why, stream=screen)
+    assert not re.search(r"\+-(inf|nan)|(inf|nan)%", screen.getvalue())
+    assert all(outcome(t.result) for t in trials)
+
+
+OPTIONAL = [
+    "explanation",
+    "candidates",
+    "skipped",
+    "stopped",
+    "gpus",
+    "versions",
+    "written_at",
+    "recommended",
+]
+OPTIONAL_OF_TRIAL = [f.name for f in dataclasses.fields(TrialResult) if f.name != "status"]
+
+
+def as_file(trials: list[Measured]) -> dict:
+    """A `result.json` without what the report does not read, as a program reads it."""
+    number, beliefs = recommend(trials, TOLERANCE).number, Beliefs(POINTS, trials)
+    result = {
+        "study": "s",
+        "global_batch_size": 16,
+        "num_workers": 2,
+        "device": "cpu",
+        "trials": [{"number": n, "params": p, **vars(r), "status": r.status.value} for n, p, r in trials],
+        "skipped": [{"params": POINTS[-1], "why": "too large"}],
+        "pareto_front": pareto_front(trials, TOLERANCE),
+        "recommended": number,
+        "why": recommend(trials, TOLERANCE).why,
+        "explanation": number if number is None else explain(trials, POINTS, number, TOLERANCE, beliefs),
+        "candidates": [
+            {
+                "params": p,
+                "predicted_samples_per_second": beliefs.samples_per_second(p),
+                "predicted_memory_bytes": beliefs.memory(p),
+            }
+            for p in POINTS
+        ],
+        "stopped": None,
+        "gpus": [],
+        "versions": {},
+        "written_at": "2026-11-24T22:15:03.000+00:00",
+    }
+    return json.loads(strictly(jsonable(result)))
+
+
+@given(studies(), st.sets(st.sampled_from(OPTIONAL)), st.sets(st.sampled_from(OPTIONAL_OF_TRIAL)))
+@anything
+def test_a_report_shows_it_and_what_an_older_version_wrote_too(trials, missing, missing_of_trials):
+    whole = as_file(trials)
+    older = {k: v for k, v in whole.items() if k not in missing}
+    older["trials"] = [{k: v for k, v in t.items() if k not in missing_of_trials} for t in whole["trials"]]
+    for result in (whole, older):
+        page = render([make_run(result)])
+        assert not re.search(r"\\b(NaN|nan|Infinity|inf)\\b", page)
+        assert "samples/s" in page or not trials
+    assert render(labelled([make_run(whole), make_run(older)]))
+
+
+@given(studies())
+@anything
+def test_numbers_that_are_not_finite_come_back_from_the_file(trials):
+    read = [measured_from(t) for t in as_file(trials)["trials"]]
+    assert [feasible.number for feasible in feasible_trials(read)] == [
+        f.number for f in feasible_trials(trials)
+    ]
+    assert recommend(read, TOLERANCE).number == recommend(trials, TOLERANCE).number
+    assert [measured_speed(t.result) for t in read] == [measured_speed(t.result) for t in trials]
+
+
+@given(st.lists(results(POINTS[0]), max_size=8), st.sampled_from(["model", "grid"]))
+@settings(anything, max_examples=25)
+def test_a_study_goes_on_and_opens_again_whatever_its_trials_tell(tmp_path_factory, told, sampler):
+    folder = tmp_path_factory.mktemp("study")
+
+    def opened() -> TuningStudy:
+        batch = {"global_batch_size": 16}
+        url = f"sqlite:///{folder}/study.db"
+        return open_study("s", url, POINTS, sampler, 0, 9, batch, ModelSettings(device="cpu"))
+
+    def write(study: TuningStudy) -> dict:
+        return write_results(
+            folder,
+            study,
+            global_batch_size=16,
+            num_workers=2,
+            device="cpu",
+            loss_tolerance=TOLERANCE,
+            wall_seconds=1.0,
+            predictions=study.beliefs(),
+        )
+
+    study = opened()
+    for result in told:
+        spec = study.ask()
+        if spec is None:
+            break
+        study.tell(spec, result)
+        write(study)
+    before = write(study)
+    study.close()
+    again = opened()
+    assert again.has_work() == (not before["finished"])
+    after = write(again)
+    assert (after["recommended"], after["pareto_front"]) == (before["recommended"], before["pareto_front"])
+    assert load_result(folder).raw == after
+    assert repr(load_result(folder))
+    assert len(load_result(folder).to_dataframe()) == len(after["trials"])
+    assert figures(after)["tuner_trials"] if after["trials"] else not figures(after)
+    again.close()
