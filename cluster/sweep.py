@@ -93,6 +93,7 @@ class SourceSearcher(Searcher):
         self._idle: list[int] = []
         self._started_lanes = 0
         self._losses: dict[str, str] = {}
+        self._never_started = 0
         self._limit, self._looked_at, self._no_room_since = 0, -_ROOM_CHECK_SECONDS, time.monotonic()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -117,7 +118,7 @@ class SourceSearcher(Searcher):
     def _lanes_now(self) -> int:
         now = time.monotonic()
         if now - self._looked_at >= _ROOM_CHECK_SECONDS:
-            self._looked_at, self._limit = now, self._room()
+            self._looked_at, self._limit = now, max(self._room() - self._never_started, 0)
             self._source.room_for(self._limit)
         if self._limit:
             self._no_room_since = now
@@ -148,6 +149,8 @@ class SourceSearcher(Searcher):
         lane = self._busy.pop(trial_id, None)
         if spec is None or lane is None:
             return
+        if result and "never_started" in result:
+            why = self._without_a_lane(result["never_started"])
         if error or not result or "trial_result" not in result:
             lost = TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED, detail=why)
             self._source.tell(spec, lost)
@@ -156,6 +159,13 @@ class SourceSearcher(Searcher):
             self._idle.append(lane)
         values = {**json.loads(result["trial_result"]), "lane": result["lane"]}
         self._source.tell(spec, TrialResult.from_dict(values))
+
+    def _without_a_lane(self, why: str) -> str:
+        """A lane's workers can't start: its place is not tried again, and the last one ends the search."""
+        self._never_started, self._limit = self._never_started + 1, max(self._limit - 1, 0)
+        if not self._limit:
+            self._source.give_up(why)
+        return why
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save."""

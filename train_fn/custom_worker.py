@@ -59,13 +59,17 @@ class CustomWorker:
         os._exit(1)
 
 
-def open_custom_worker(job: JobSpec, device: torch.device, post_last: PostLast) -> CustomWorker:
+def open_custom_worker(
+    job: JobSpec, device: torch.device, post_last: PostLast, say: Callable[[str], None]
+) -> CustomWorker:
     """Import the function and set the budget. Collective over all ranks; the default group is there.
 
     Raises:
         InputError: The function can't be used.
     """
+    say(f"importing {job.train_fn}")
     function = load_function(str(job.train_fn))
+    say("talking to the other ranks")
     timeout = timedelta(seconds=job.timeout_seconds + COLLECTIVE_GRACE_SECONDS)
     ranks = Ranks(torch.device("cpu"), dist.new_group(backend="gloo", timeout=timeout))
     store = _store_of_its_own()

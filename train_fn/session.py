@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 
 import torch
 
@@ -20,7 +21,10 @@ from train_fn.trial import Worker
 
 
 def open_worker(
-    job: JobSpec, device: torch.device, post_last: PostLast = lambda _: None
+    job: JobSpec,
+    device: torch.device,
+    post_last: PostLast = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Worker | CustomWorker:
     """Load what stays from trial to trial. Collective over all ranks.
 
@@ -28,6 +32,7 @@ def open_worker(
         job: What to tune.
         device: This rank's device; on CUDA it becomes the current one.
         post_last: Takes the result of a trial after which the ranks can't go on; the process ends.
+        say: Hears what is being done, as it stands after "while".
 
     Raises:
         InputError: The data or the model, or the user's training function, can't be used.
@@ -35,8 +40,8 @@ def open_worker(
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if job.train_fn is not None:
-        return open_custom_worker(job, device, post_last)
-    return _open_own(job, device)
+        return open_custom_worker(job, device, post_last, say)
+    return _open_own(job, device, say)
 
 
 def run_trial(worker: Worker | CustomWorker, spec: TrialSpec) -> TrialResult:
@@ -46,16 +51,20 @@ def run_trial(worker: Worker | CustomWorker, spec: TrialSpec) -> TrialResult:
     return trial.run_trial(worker, spec)
 
 
-def _open_own(job: JobSpec, device: torch.device) -> Worker:
+def _open_own(job: JobSpec, device: torch.device, say: Callable[[str], None]) -> Worker:
     quiet_libraries()
     ranks = Ranks(device)
+    say("loading the tokenizer")
     base = BaseModel(str(model_source(job)), device, with_images=job.data.image is not None)
+    say("reading the data")
     samples = data.load(job.data, base.tokenizer, base.positions, base.vision)
     import peft  # noqa: F401 - so that it is frozen, too
 
     gc.collect()
     gc.freeze()  # the libraries stay; collections between trials need not look at them (0.2 s each)
+    say("loading the weights")
     warm_up(base, job)
+    say("talking to the other ranks")
     ranks.sum(0.0)  # and what a communicator holds is there before the free memory is read
     _ = samples.train.patch_work  # made once: it takes a skeleton of the model
     budget_bytes = agreed_budget(job.memory_budget, device, ranks)

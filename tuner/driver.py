@@ -149,7 +149,7 @@ class StudySource:
 
     def room_for(self, lanes: int) -> None:
         """The cluster has room for so many lanes now."""
-        if lanes != self._lanes:
+        if lanes != self._lanes and not self.broken:
             if self._lanes is not None:
                 self.progress.note(f"room for {lanes} lanes now, before that for {self._lanes}")
             self._lanes = self.progress.lanes = lanes
