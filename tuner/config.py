@@ -271,7 +271,7 @@ class Cluster(_Section):
     address: Text | None = None
     """Ray address; null: RAY_ADDRESS, else a local Ray is started."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where the cluster has GPUs."""
+    """auto: cuda where the cluster has GPUs, which torch must be able to use."""
     memory_budget: Size | None = None
     """What one worker may hold: 20GiB, 512MiB, or a fraction of the device (0.9); null: what is free."""
     lanes: Count | None = None

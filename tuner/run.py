@@ -102,7 +102,7 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
         name, storage = str(config.study.name), str(config.study.storage)
         if not options.dry_run:
             refuse_if_held(storage, name)
-        if faults := preflight.check(config, nodes, device):
+        if faults := preflight.check(config, nodes, device, address):
             raise InputError(*faults)
         nodes = preflight.of_type(nodes, config.cluster.accelerator_type)
         points = candidates(
