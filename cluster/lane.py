@@ -88,10 +88,16 @@ class _Losses(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called by Ray Train with each rank's exception."""
         endings = [
-            Ending(rank=rank, phase="in its Ray worker", error=" ".join(str(error).split())[:300])
+            Ending(rank=rank, phase="in its Ray worker", error=_in_a_line(error))
             for rank, error in worker_exceptions.items()
         ]
         self._mailbox.report_loss.remote(*endings)
+
+
+def _in_a_line(error: Exception) -> str:
+    """What Ray says of a worker, without how it lists the worker itself."""
+    lines = [line for line in str(error).splitlines() if not line.startswith("Worker info: ")]
+    return " ".join(" ".join(lines).split())[:600]
 
 
 class WorkerGroup:

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import psutil
 
@@ -39,6 +39,8 @@ class RankEndedError(RuntimeError):
 
 class RankProcess:
     """One `train_fn.server`, spoken to in lines of JSON; what it writes to standard error is remembered.
+
+    As a context, it leaves no process behind.
 
     Args:
         job: What it measures.
@@ -73,6 +75,12 @@ class RankProcess:
         self._listener = threading.Thread(target=_pass_on, args=errors, name="rank-errors", daemon=True)
         self._listener.start()
         self.send(dataclasses.asdict(job))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
 
     def wait_until_ready(self, limit_seconds: float, is_over: Callable[[], bool]) -> int | None:
         """Wait until the rank can take trials: its process id, or None once `is_over` says so.

@@ -55,14 +55,12 @@ def serve(config: dict[str, Any]) -> None:
     if not group:
         return
     device, shown = _device(job)
-    process = RankProcess(job, device, {**config["environment"], **_variables(group, shown)})
     try:
-        _look_after(process, mailbox, group["id"], config, guard)
+        with RankProcess(job, device, {**config["environment"], **_variables(group, shown)}) as process:
+            _look_after(process, mailbox, group["id"], config, guard)
     except RankEndedError as error:
         if not ray.get(mailbox.report_end.remote(error.ending)):
             raise RuntimeError(str(error.ending)) from None  # Ray Train starts another group
-    finally:
-        process.kill()
 
 
 def _look_after(

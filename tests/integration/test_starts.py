@@ -145,6 +145,28 @@ def test_a_process_group_that_never_comes_together(cluster, own, faults):
 
 
 @pytest.mark.faults
+def test_a_ray_worker_that_is_killed_at_every_start(cluster, own, faults):
+    """As Ray's own memory monitor does it; the rank's process goes with it, and nobody of ours can tell."""
+    run = own()
+
+    def orphaned(process: psutil.Process) -> bool:
+        process.parent().kill()
+        return True
+
+    assert each_start(run, cluster, 1, orphaned) == 2
+    line = last_line(run, cluster)
+    print(line)
+    assert line.startswith("the workers could not start, 2 times in a row: rank 1, in its Ray worker: ")
+    assert "died" in line
+    faults.row(
+        "a rank's Ray worker is killed at every start (by Ray's memory monitor)",
+        "`the workers could not start, 2 times in a row: rank 1, in its Ray worker: ...`, exit code 1",
+        ALL,
+        None,
+    )
+
+
+@pytest.mark.faults
 def test_a_port_that_is_taken_at_every_start(cluster, own, faults):
     run, taken = own(), list[socket.socket]()
 
