@@ -8,8 +8,8 @@ standard input, then, to rank 0 alone, one `TrialSpec` per line. Back on standar
 one `TrialResult` per line. End of input ends the process, and so does its parent's death. A result with
 `group_ends` is the last one: the process ends by itself, and the ranks have to be started anew.
 
-Why a process: the budget of a CPU worker is a limit on its whole process, and a thread of Ray's that is
-refused memory takes the process down. Here nothing else runs, which also makes for clean measurements.
+Why a process: nothing else runs here, which makes for clean measurements, and one that a trial has broken can
+be replaced.
 """
 
 from __future__ import annotations
@@ -142,7 +142,10 @@ def _open(job: JobSpec, device: str, backend: str | None, channel: Channel) -> A
     say(f"joining the process group at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}")
     timeout = timedelta(seconds=job.timeout_seconds + COLLECTIVE_GRACE_SECONDS)
     join(torch.device(device), backend, timeout)
-    return open_worker(job, torch.device(device), post_last, say)
+    worker = open_worker(job, torch.device(device), post_last, say)
+    say("waiting for the other ranks")
+    worker.ranks.sum(0.0)  # no rank takes a trial before all are ready for one
+    return worker
 
 
 if __name__ == "__main__":

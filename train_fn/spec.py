@@ -197,8 +197,8 @@ class MemoryPoint(_Record):
         tokens: Of that micro-batch, padding included.
         peak_bytes: Of the larger rank, base model included; None where it ran out of memory.
         needed_bytes: Where it ran out: what it would have held. Exact on a CPU, at least so much on CUDA.
-        peak_reserved_bytes: As `peak_bytes`, of what the allocator had reserved for it, which is what a cap on
-            CUDA counts; None on a CPU, where nothing is reserved.
+        peak_reserved_bytes: As `peak_bytes`, of what the allocator had reserved, which is what a cap on CUDA
+            counts; None on a CPU, where nothing is reserved.
         sibling: The point that was probed, where it differs from the trial's in more than the batch.
     """
 
@@ -271,6 +271,7 @@ class JobSpec(_Record):
         train_fn: The user's own training function, `module:function`; None is ours.
         model: Folder or hub id of the base model; None is the built-in demo model.
         device: `cpu` or `cuda`.
+        precisions: Those that are searched; ranks load the base in the first that fits before any trial.
         memory_budget: What one worker may hold: bytes (int), a fraction of its device (float in (0, 1]),
             or None for all that is free when the lane starts.
         steps: Optimizer steps of a trial, warm-up included.
@@ -292,6 +293,7 @@ class JobSpec(_Record):
     batching: str = "balanced"
     timeout_seconds: float = 600.0
     device: str = "cpu"
+    precisions: list[str] = field(default_factory=list)
     memory_budget: int | float | None = None
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import sys
@@ -187,7 +188,7 @@ class Search:
 
         config, device = self._config, self._device
         lane = LaneSpec(
-            job=config.job(device),
+            job=dataclasses.replace(config.job(device), precisions=self._precisions()),
             cpus_per_worker=1.0,
             worker_environment=worker_environment(device),
             accelerator_type=config.cluster.accelerator_type,
@@ -203,6 +204,10 @@ class Search:
         except Exception as error:  # what is measured is in the study
             log.exception("the sweep failed")
             self._source.give_up(_in_a_line(error))
+
+    def _precisions(self) -> list[str]:
+        """Those of the candidates, in their order."""
+        return list(dict.fromkeys(point.precision for point in self._study.candidates))
 
 
 def _in_a_line(error: Exception) -> str:

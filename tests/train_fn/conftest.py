@@ -28,7 +28,7 @@ FORKED = True
 
 
 def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
-    """What torchrun would set, and what a CPU worker needs."""
+    """What torchrun would set, and what a worker needs."""
     return {
         **os.environ,
         **worker_environment("cpu"),
@@ -38,9 +38,6 @@ def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
-        # For a CPU's own bf16 instructions oneDNN compiles a kernel per shape and keeps it: up to 15 MiB more
-        # in the trial that meets its shapes first, several times what the small models of the tests take.
-        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
     }
 
 
