@@ -95,9 +95,9 @@ class _Losses(UserCallback):
 
 
 def _in_a_line(error: Exception) -> str:
-    """What Ray says of a worker, without how it lists the worker itself."""
-    lines = [line for line in str(error).splitlines() if not line.startswith("Worker info: ")]
-    return " ".join(" ".join(lines).split())[:600]
+    """What Ray says of a worker, without its lists of what the worker and its actor are."""
+    lines = [line for line in str(error).rpartition("\n)\n")[2].splitlines() if not line.startswith("\t")]
+    return " ".join(" ".join(lines).split())[:400]
 
 
 class WorkerGroup:

@@ -50,7 +50,6 @@ class RankProcess:
 
     def __init__(self, job: JobSpec, device: str, variables: Mapping[str, object]) -> None:
         self._job, self._variables, self._last_lines = job, variables, deque[str](maxlen=_LAST_LINES)
-        self._started = time.monotonic()
         self._enter("starting")
         command = [sys.executable, "-m", "train_fn.server", "--device", device, "--parent", str(os.getpid())]
         self._process = subprocess.Popen(
@@ -82,13 +81,20 @@ class RankProcess:
     def __exit__(self, *_: object) -> None:
         self.kill()
 
-    def wait_until_ready(self, limit_seconds: float, is_over: Callable[[], bool]) -> int | None:
+    def wait_until_ready(
+        self, began_seconds: float, limit_seconds: float, is_over: Callable[[], bool]
+    ) -> int | None:
         """Wait until the rank can take trials: its process id, or None once `is_over` says so.
 
+        Args:
+            began_seconds: When the start of the group began, by `time.monotonic()`; all of it is on one node.
+            limit_seconds: How long that may take.
+            is_over: Whether nobody wants the rank any more.
+
         Raises:
-            RankEndedError: It has ended, can't start, or is not ready after `limit_seconds`.
+            RankEndedError: It has ended, can't start, or is not ready in time.
         """
-        while (left := self._started + limit_seconds - time.monotonic()) > 0:
+        while (left := began_seconds + limit_seconds - time.monotonic()) > 0:
             message = self.receive(min(left, START_POLL_SECONDS))
             if message is None:
                 if is_over():

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.admission import human_bytes
+from train_fn.phases import WITH_OTHERS
 
 MAX_STARTS_IN_VAIN = 2
 """In a row. A rank may fall victim to something that passes; the second time it would for ever."""
@@ -131,7 +132,8 @@ def root_cause(endings: Sequence[Ending]) -> Ending:
     """The ending that explains the others: ranks whose partner dies fail in a collective soon after it.
 
     A process that was killed explains most, then one that ended without a word, then the first that said
-    something. Of ranks that were waited for in vain, it is the one that has been at the same thing longest.
+    something. Of ranks that were not ready in time, it is one that did not wait for others, or else the one
+    that has been at the same thing longest.
     """
     return min(endings, key=_order)
 
@@ -140,7 +142,7 @@ def _order(ending: Ending) -> tuple[int, float]:
     if ending.is_input_fault:
         return 0, 0.0
     if ending.limit_seconds is not None:
-        return 4, -ending.phase_seconds
+        return (5 if ending.phase.startswith(WITH_OTHERS) else 4), -ending.phase_seconds
     if ending.error is not None or ending.exit_code == -signal.SIGABRT:  # NCCL's watchdog aborts for others
         return 3, 0.0
     return (1 if (ending.exit_code or 0) < 0 else 2), 0.0

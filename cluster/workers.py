@@ -57,29 +57,31 @@ def serve(config: dict[str, Any]) -> None:
     device, shown = _device(job)
     try:
         with RankProcess(job, device, {**config["environment"], **_variables(group, shown)}) as process:
-            _look_after(process, mailbox, group["id"], config, guard)
+            _look_after(process, mailbox, group, config, guard)
     except RankEndedError as error:
         if not ray.get(mailbox.report_end.remote(error.ending)):
             raise RuntimeError(str(error.ending)) from None  # Ray Train starts another group
 
 
 def _look_after(
-    process: RankProcess, mailbox: Any, group: str, config: dict[str, Any], guard: _Guard | None
+    process: RankProcess, mailbox: Any, group: dict[str, Any], config: dict[str, Any], guard: _Guard | None
 ) -> None:
     """From the start of a rank's process to its end."""
-    pid = process.wait_until_ready(
-        config["start_timeout_seconds"], lambda: bool(ray.get(mailbox.is_closed.remote()))
-    )
+
+    def is_over() -> bool:
+        return bool(ray.get(mailbox.is_closed.remote()))
+
+    pid = process.wait_until_ready(group["began"], config["start_timeout_seconds"], is_over)
     if pid is None:
         return
     here = ray.get_runtime_context()
     worker = {"pid": pid, "actor": here.current_actor, "node": here.get_node_id()}
-    ray.get(mailbox.join.remote(group, ray.train.get_context().get_world_rank(), worker))
+    ray.get(mailbox.join.remote(group["id"], ray.train.get_context().get_world_rank(), worker))
     if guard is None:
         _watch(process)
         return
     guard.look_around(config["driver"])
-    _relay(mailbox, group, process, guard)
+    _relay(mailbox, group["id"], process, guard)
     process.close()
 
 
@@ -215,7 +217,8 @@ def _new_group(is_admitted: bool) -> dict[str, Any]:
     address = ray.util.get_node_ip_address()
     with closing(socket.socket()) as probe:
         probe.bind((address, 0))
-        return {"id": uuid.uuid4().hex, "address": address, "port": probe.getsockname()[1]}
+        port = probe.getsockname()[1]
+    return {"id": uuid.uuid4().hex, "address": address, "port": port, "began": time.monotonic()}
 
 
 def _device(job: JobSpec) -> tuple[str, str | None]:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from train_fn import phases
 from train_fn.collective import COLLECTIVE_GRACE_SECONDS, Ranks
 from train_fn.custom import TrainFunction, load_function
 from train_fn.memory.base import Memory
@@ -65,7 +66,7 @@ def open_custom_worker(
     Raises:
         InputError: The function can't be used.
     """
-    say("talking to the other ranks")
+    say(phases.TALKING)
     timeout = timedelta(seconds=job.timeout_seconds + COLLECTIVE_GRACE_SECONDS)
     ranks = Ranks(torch.device("cpu"), dist.new_group(backend="gloo", timeout=timeout))
     store = _store_of_its_own()

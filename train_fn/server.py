@@ -26,6 +26,7 @@ import traceback
 from datetime import timedelta
 from typing import IO, Any
 
+from train_fn import phases
 from train_fn.spec import GROUP_ENDS, InputError, JobSpec, TrialResult, TrialSpec
 
 IDLE_SECONDS = 10.0
@@ -133,17 +134,17 @@ def _open(job: JobSpec, device: str, backend: str | None, channel: Channel) -> A
     def post_last(result: TrialResult) -> None:
         channel.send({**dataclasses.asdict(result), GROUP_ENDS: True})
 
-    say("importing its libraries")
+    say(phases.IMPORTING)
     import torch
 
     from train_fn.collective import COLLECTIVE_GRACE_SECONDS, join
     from train_fn.session import open_worker
 
-    say(f"joining the process group at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}")
+    say(f"{phases.JOINING} at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}")
     timeout = timedelta(seconds=job.timeout_seconds + COLLECTIVE_GRACE_SECONDS)
     join(torch.device(device), backend, timeout)
     worker = open_worker(job, torch.device(device), post_last, say)
-    say("waiting for the other ranks")
+    say(phases.WAITING)
     worker.ranks.sum(0.0)  # no rank takes a trial before all are ready for one
     return worker
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from train_fn import data, trial
+from train_fn import data, phases, trial
 from train_fn.collective import Ranks
 from train_fn.custom_trial import run_custom_trial
 from train_fn.custom_worker import CustomWorker, PostLast, open_custom_worker
@@ -55,20 +55,20 @@ def run_trial(worker: Worker | CustomWorker, spec: TrialSpec) -> TrialResult:
 def _open_own(job: JobSpec, device: torch.device, say: Callable[[str], None]) -> Worker:
     quiet_libraries()
     ranks = Ranks(device)
-    say("loading the tokenizer")
+    say(phases.TOKENIZER)
     base = BaseModel(str(model_source(job)), device, with_images=job.data.image is not None)
-    say("reading the data")
+    say(phases.DATA)
     samples = data.load(job.data, base.tokenizer, base.positions, base.vision)
     import peft  # noqa: F401 - so that it is frozen, too
 
     gc.collect()
     gc.freeze()  # the libraries stay; collections between trials need not look at them (0.2 s each)
     _ = samples.train.patch_work  # made once: it takes a skeleton of the model
-    say("talking to the other ranks")
+    say(phases.TALKING)
     if device.type == "cuda":
         _warm_up(device, ranks, base.adapter_size(job.lora))
     memory = open_memory(job.memory_budget, device, ranks)
-    say("loading the weights")
+    say(phases.WEIGHTS)
     _load_first(base, job, memory)
     return Worker(job, base, samples, memory, ranks, Drift(device))
 

@@ -67,7 +67,7 @@ def free_port() -> int:
 
 def ending(process: RankProcess, limit_seconds: float = 100.0) -> Ending:
     with pytest.raises(RankEndedError) as raised:
-        process.wait_until_ready(limit_seconds, lambda: False)
+        process.wait_until_ready(time.monotonic(), limit_seconds, lambda: False)
     return raised.value.ending
 
 
@@ -98,7 +98,7 @@ def test_a_rank_that_is_not_ready_in_time_or_no_longer_wanted(start) -> None:
     found = ending(process, limit_seconds=0.5)
     assert found.limit_seconds == 0.5
     assert found.exit_code is None
-    assert process.wait_until_ready(100.0, Path("child").exists) is None
+    assert process.wait_until_ready(time.monotonic(), 100.0, Path("child").exists) is None
     assert ending(process, limit_seconds=0.0).phase == "importing own:train"
     process.kill()
     assert is_gone(int(Path("child").read_text()))
@@ -106,7 +106,7 @@ def test_a_rank_that_is_not_ready_in_time_or_no_longer_wanted(start) -> None:
 
 def test_a_rank_that_is_ready_and_is_killed_later(start) -> None:
     process = start(LIVES)
-    pid = process.wait_until_ready(100.0, lambda: False)
+    pid = process.wait_until_ready(time.monotonic(), 100.0, lambda: False)
     process.check()
     os.kill(pid, signal.SIGTERM)
     with pytest.raises(RankEndedError) as raised:
@@ -118,7 +118,7 @@ def test_a_rank_that_is_ready_and_is_killed_later(start) -> None:
 
 def test_a_rank_that_ends_well(start) -> None:
     process = start(LIVES)
-    assert process.wait_until_ready(100.0, lambda: False)
+    assert process.wait_until_ready(time.monotonic(), 100.0, lambda: False)
     process.close()
     with pytest.raises(RankEndedError) as raised:
         process.check()

@@ -15,6 +15,7 @@ SAID = Ending(rank=0, phase="joining the process group at 10.0.0.1:4711", error=
 ABORTED = Ending(rank=0, phase="talking to the other ranks", exit_code=-signal.SIGABRT)
 WRONG = Ending(rank=0, phase="reading the data", error="data.train: no such file", is_input_fault=True)
 LATE = Ending(rank=0, phase="talking to the other ranks", phase_seconds=580, limit_seconds=600)
+SLOW = Ending(rank=1, phase="loading the weights", phase_seconds=5, limit_seconds=600)
 GIB = 1 << 30
 
 
@@ -56,6 +57,7 @@ def test_an_ending_in_words(ending: Ending, words: str) -> None:
         ([SAID, replace(SAID, rank=1)], SAID),
         ([KILLED, WRONG], WRONG),
         ([LATE, replace(LATE, rank=1, phase_seconds=590)], replace(LATE, rank=1, phase_seconds=590)),
+        ([LATE, SLOW], SLOW),  # for whom the other waits
         ([LATE, SAID], SAID),
     ],
 )
