@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -254,9 +255,8 @@ def test_a_torch_for_the_cpu_on_a_node_with_gpus(gpu_node, start, tmp_path, faul
     run = start("--num-workers=1", address=gpu_node.address, folder=tmp_path)
     assert run.wait(120) == 2, run.output
     (line,) = run.output.strip().splitlines()
-    assert line.startswith(
-        "cluster.device: on node 127.0.0.1 there is 1 x NVIDIA H100 80GB HBM3, but torch can't"
-    )
+    there = "1 x NVIDIA H100 80GB HBM3, but torch can't use it: torch "
+    assert re.match(rf"cluster\.device: on node [\d.]+ there is {there}", line)
     assert line.endswith("or choose --cluster.device cpu")
     faults.row(
         "torch can't use the GPU that NVML shows (built for the CPU, or a driver too old)",
