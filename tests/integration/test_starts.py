@@ -26,9 +26,10 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 ALL = "everything measured before"
 STARTS = """
-import os, time
+import os, time, torch
 from pathlib import Path
 
+BASE = torch.ones(1000)
 if os.environ.get("RANK") == "1":
     if Path({folder!r}, "die").exists():
         os.kill(os.getpid(), 9)
