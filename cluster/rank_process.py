@@ -46,10 +46,14 @@ class RankProcess:
         job: What it measures.
         device: `cpu`, or `cuda:N` as the process will count.
         variables: torchrun's, and what else its environment needs.
+        folder: Where relative paths of the job begin; None: here.
     """
 
-    def __init__(self, job: JobSpec, device: str, variables: Mapping[str, object]) -> None:
-        self._job, self._variables, self._last_lines = job, variables, deque[str](maxlen=_LAST_LINES)
+    def __init__(
+        self, job: JobSpec, device: str, variables: Mapping[str, object], folder: str | None = None
+    ) -> None:
+        self._job, self._variables, self._folder = job, variables, folder
+        self._last_lines = deque[str](maxlen=_LAST_LINES)
         self._enter("starting")
         command = [sys.executable, "-m", "train_fn.server", "--device", device, "--parent", str(os.getpid())]
         self._process = subprocess.Popen(
@@ -57,6 +61,7 @@ class RankProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            cwd=folder,
             process_group=0,  # so that what it starts can be killed with it, even after its own end
             env={
                 **os.environ,
@@ -145,7 +150,7 @@ class RankProcess:
         ending = self._ending(exit_code=code, last_words=tuple(self._last_lines))
         if code == -signal.SIGKILL:
             ending = dataclasses.replace(
-                ending, weights_bytes=weights_bytes(self._job), machine_bytes=machine_bytes()
+                ending, weights_bytes=weights_bytes(self._job, self._folder), machine_bytes=machine_bytes()
             )
         raise RankEndedError(ending)
 

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -31,12 +31,20 @@ UNLISTED = "_ray_internal_look"
 
 @dataclass(frozen=True)
 class Node:
-    """A node that lanes can run on, as scheduling sees it; `driver` is the version of its GPUs' driver."""
+    """A node that lanes can run on, as scheduling sees it.
+
+    Attributes:
+        driver: The version of its GPUs' driver.
+        host: Its address; empty for this machine.
+        absent: What this machine has, and that one has not, by key of the configuration.
+    """
 
     num_cpus: int
     gpus: list[Gpu] = field(default_factory=list)
     accelerator_type: str | None = None
     driver: str | None = None
+    host: str = ""
+    absent: dict[str, str] = field(default_factory=dict)
 
     def num_devices(self, device: str) -> int:
         """How many workers of a kind it can hold."""
@@ -57,8 +65,12 @@ def lanes_that_fit(nodes: list[Node], device: str, num_workers: int) -> int:
     )
 
 
-def look(address: str | None) -> list[Node]:
+def look(address: str | None, sources: Mapping[str, str]) -> list[Node]:
     """The nodes of a running Ray, or this machine. Starts nothing, and is not listed among the Ray's jobs.
+
+    Args:
+        address: Of the Ray; None: there is none, and this machine is the only node.
+        sources: What every node must have, see `cluster.folders.absent_here`.
 
     Raises:
         InputError: There is no Ray at `address`, or it does not take our token.
@@ -66,7 +78,7 @@ def look(address: str | None) -> list[Node]:
     if address is None:
         return [this_node()]
     with connected(address, namespace=UNLISTED):
-        return _nodes()
+        return _nodes(sources)
 
 
 @contextlib.contextmanager
@@ -213,37 +225,43 @@ def _why_not_joined(address: str, error: Exception) -> str:
     return f"the Ray at {address} can't be joined: {reason}"
 
 
-def _nodes() -> list[Node]:
+def _nodes(sources: Mapping[str, str]) -> list[Node]:
     import ray
     from ray.exceptions import NodeDiedError, TaskUnschedulableError, WorkerCrashedError
 
+    from cluster.folders import StartFolder, start_folder
+
+    folder = start_folder() if sources else StartFolder()
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    answers = [_ask(node, sources, folder) for node in alive]  # all at the same time
     found = []
-    for node in ray.nodes():
-        if node["Alive"]:
-            resources = node["Resources"]
-            num_gpus = int(resources.get("GPU", 0))
-            try:
-                there, version = _gpus_of(node["NodeID"]) if num_gpus else ([], None)
-            except (NodeDiedError, TaskUnschedulableError, WorkerCrashedError):
-                continue  # a node that has just died is listed as alive for some seconds
-            num_cpus, kind = int(resources.get("CPU", 0)), accelerator_type_of(resources)
-            found.append(Node(num_cpus, there[:num_gpus], accelerator_type=kind, driver=version))
+    for node, answer in zip(alive, answers, strict=True):
+        try:
+            there, version, absent = ray.get(answer) if answer is not None else ([], None, {})
+        except (NodeDiedError, TaskUnschedulableError, WorkerCrashedError):
+            continue  # a node that has just died is listed as alive for some seconds
+        num_cpus, num_gpus = (int(node["Resources"].get(kind, 0)) for kind in ("CPU", "GPU"))
+        kind, host = accelerator_type_of(node["Resources"]), node["NodeManagerAddress"]
+        found.append(Node(num_cpus, there[:num_gpus], kind, version, host, absent))
     return found
 
 
-def _gpus_of(node_id: str) -> tuple[list[Gpu], str | None]:
-    """Ask NVML on another node, in a task that needs nothing: its GPUs, and their driver's version."""
+def _ask(node: Mapping[str, Any], sources: Mapping[str, str], folder: Any) -> Any:
+    """Have a task that needs no resources look around on another node; None: there is nothing to ask."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    there = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    ask = ray.remote(num_cpus=0)(_gpus_here).options(scheduling_strategy=there)
-    result: tuple[list[Gpu], str | None] = ray.get(ask.remote())
-    return result
+    if not sources and not node["Resources"].get("GPU"):
+        return None
+    there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    return ray.remote(num_cpus=0)(_look_around).options(scheduling_strategy=there).remote(sources, folder)
 
 
-def _gpus_here() -> tuple[list[Gpu], str | None]:
-    return gpus(), driver()[0]
+def _look_around(sources: Mapping[str, str], folder: Any) -> tuple[list[Gpu], str | None, dict[str, str]]:
+    """Return what NVML lists here, the version of its driver, and what of the sources is not here."""
+    from cluster.folders import absent_here
+
+    return gpus(), driver()[0], absent_here(sources, folder)
 
 
 def _quiet() -> None:

@@ -24,6 +24,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from cluster import gpus
 from cluster.admission import Sharing
 from cluster.disturbance import Reading
+from cluster.folders import StartFolder, folder_here
 from cluster.gpus import Gpu, GpuState
 from cluster.mailbox import CLOSED, IDLE
 from cluster.rank_process import RankEndedError, RankProcess
@@ -43,7 +44,7 @@ def serve(config: dict[str, Any]) -> None:
     Args:
         config: `mailbox` (actor handle), `job` (a `JobSpec` as a dictionary), `environment` of the processes,
             `sharing` (a `Sharing` as a dictionary), `start_timeout_seconds` of the processes, `driver` (its
-            `pid` and `node_id`).
+            `pid` and `node_id`), `folder` (a `StartFolder` as a dictionary).
     """
     mailbox = config["mailbox"]
     if ray.get(mailbox.is_closed.remote()):
@@ -51,12 +52,13 @@ def serve(config: dict[str, Any]) -> None:
     job = JobSpec.from_dict(config["job"])
     rank = ray.train.get_context().get_world_rank()
     guard = _Guard(mailbox, job, Sharing(**config["sharing"])) if rank == 0 else None
-    group = broadcast_from_rank_zero(_new_group(guard is None or guard.admits()))
+    group = broadcast_from_rank_zero(_new_group(guard, StartFolder(**config["folder"])))
     if not group:
         return
     device, shown = _device(job)
     try:
-        with RankProcess(job, device, {**config["environment"], **_variables(group, shown)}) as process:
+        variables = {**config["environment"], **_variables(group, shown)}
+        with RankProcess(job, device, variables, group["folder"]) as process:
             _look_after(process, mailbox, group, config, guard)
     except RankEndedError as error:
         if not ray.get(mailbox.report_end.remote(error.ending)):
@@ -210,15 +212,24 @@ def _watch(process: RankProcess) -> None:
             raise
 
 
-def _new_group(is_admitted: bool) -> dict[str, Any]:
-    """Where the ranks of a new group meet: an address of this node with a free port; empty if they don't."""
-    if not is_admitted:
+def _new_group(guard: _Guard | None, folder: StartFolder) -> dict[str, Any]:
+    """Where the ranks of a new group meet, and the folder that they work in; empty if they don't.
+
+    Only that of rank 0 counts, which has a guard.
+    """
+    if guard is None or not guard.admits():
         return {}
     address = ray.util.get_node_ip_address()
     with closing(socket.socket()) as probe:
         probe.bind((address, 0))
         port = probe.getsockname()[1]
-    return {"id": uuid.uuid4().hex, "address": address, "port": port, "began": time.monotonic()}
+    return {
+        "id": uuid.uuid4().hex,
+        "address": address,
+        "port": port,
+        "folder": folder_here(folder),
+        "began": time.monotonic(),
+    }
 
 
 def _device(job: JobSpec) -> tuple[str, str | None]:

@@ -32,7 +32,7 @@ from train_fn.custom import TrialContext
 from train_fn.custom_worker import CustomWorker
 from train_fn.model import NUMERICS
 from train_fn.outcome import Attempts, Failure, TrialStoppedError, constraints, gravest
-from train_fn.spec import MEASURED, Reason, Status, TrialParams, TrialResult, TrialSpec
+from train_fn.spec import MEASURED, Reason, Status, TrialResult, TrialSpec
 from train_fn.timing import rate_with_interval, timing_notes
 from train_fn.watchdog import Watchdog
 
@@ -54,16 +54,17 @@ def run_custom_trial(worker: CustomWorker, spec: TrialSpec) -> TrialResult:
         RuntimeError: Another rank is gone, or the device is unusable.
     """
     worker.trials += 1
-    return _CustomTrial(worker, spec.params).run()
+    return _CustomTrial(worker, spec).run()
 
 
 class _CustomTrial:
     """The state of one trial on one rank; its context's recorder."""
 
-    def __init__(self, worker: CustomWorker, params: TrialParams) -> None:
-        self.worker, self.job, self.params = worker, worker.job, params
+    def __init__(self, worker: CustomWorker, spec: TrialSpec) -> None:
+        self.worker, self.params = worker, spec.params
+        self.job = dataclasses.replace(worker.job, steps=spec.steps or worker.job.steps)
         self.ranks, self.memory = worker.ranks, worker.memory
-        self.numerics = NUMERICS[params.precision]
+        self.numerics = NUMERICS[self.params.precision]
         self.attempts = Attempts(self.ranks, self.memory, self.job.timeout_seconds)
         self.stopped: Failure | None = None
         self.lost_peer: Exception | None = None

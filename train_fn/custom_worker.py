@@ -19,7 +19,7 @@ from train_fn import phases
 from train_fn.collective import COLLECTIVE_GRACE_SECONDS, Ranks
 from train_fn.custom import TrainFunction, load_function
 from train_fn.memory.base import Memory
-from train_fn.memory.budget import open_memory
+from train_fn.memory.budget import agreed_memory
 from train_fn.spec import JobSpec, TrialResult
 
 PostLast = Callable[[TrialResult], None]
@@ -73,7 +73,7 @@ def open_custom_worker(
     _warm_up(device)
     gc.collect()
     gc.freeze()
-    memory = open_memory(job.memory_budget, device, ranks)
+    memory = agreed_memory(job.memory_budget, device, ranks)
     say(f"importing {job.train_fn}")
     with memory.counted():  # what the module makes when it is imported stays, and counts
         function = load_function(str(job.train_fn))

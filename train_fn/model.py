@@ -183,11 +183,6 @@ def _load(
     else:
         model = auto_class.from_pretrained(source, dtype=dtype, low_cpu_mem_usage=True).to(device)
     model.requires_grad_(False)
-    if device.type == "cpu":
-        # Weights may be pages of the checkpoint file; only private memory counts against the budget.
-        for tensor in [*model.parameters(), *model.buffers()]:
-            if getattr(tensor, "quant_state", None) is None:  # those were made here
-                tensor.data = tensor.data.clone()
     return model
 
 

@@ -14,9 +14,10 @@ from train_fn.custom_worker import CustomWorker, PostLast, open_custom_worker
 from train_fn.demo import model_source
 from train_fn.drift import Drift
 from train_fn.memory.base import Memory
-from train_fn.memory.budget import open_memory
+from train_fn.memory.budget import agreed_memory
 from train_fn.model import NUMERICS, BaseModel
 from train_fn.quiet import quiet_libraries
+from train_fn.sources import loadable
 from train_fn.spec import JobSpec, TrialResult, TrialSpec
 from train_fn.trial import Worker
 
@@ -56,7 +57,7 @@ def _open_own(job: JobSpec, device: torch.device, say: Callable[[str], None]) ->
     quiet_libraries()
     ranks = Ranks(device)
     say(phases.TOKENIZER)
-    base = BaseModel(str(model_source(job)), device, with_images=job.data.image is not None)
+    base = BaseModel(loadable(model_source(job)), device, with_images=job.data.image is not None)
     say(phases.DATA)
     samples = data.load(job.data, base.tokenizer, base.positions, base.vision)
     import peft  # noqa: F401 - so that it is frozen, too
@@ -67,7 +68,7 @@ def _open_own(job: JobSpec, device: torch.device, say: Callable[[str], None]) ->
     say(phases.TALKING)
     if device.type == "cuda":
         _warm_up(device, ranks, base.adapter_size(job.lora))
-    memory = open_memory(job.memory_budget, device, ranks)
+    memory = agreed_memory(job.memory_budget, device, ranks)
     say(phases.WEIGHTS)
     _load_first(base, job, memory)
     return Worker(job, base, samples, memory, ranks, Drift(device))

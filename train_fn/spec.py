@@ -27,7 +27,7 @@ class Status(StrEnum):
     COMPLETE = "complete"
     """Measured to the end; both objectives are set."""
     INFEASIBLE = "infeasible"
-    """The point itself can't run (out of memory, diverged): known for good, never tried again."""
+    """The point itself can't run: it diverged, or ran out of memory, which holds up to its budget."""
     FAILED = "failed"
     """Something else went wrong (a worker died, a timeout, an error); says nothing about memory."""
     PRUNED = "pruned"
@@ -47,6 +47,10 @@ class Reason(StrEnum):
     """Memory was refused below the budget, since someone else held the rest: no property of the point."""
     SLOWER = "slower"
     """Its samples/sec could no longer reach what the front needs."""
+
+
+BASE_ALONE = "the base model alone takes"
+"""How the `detail` of a trial begins for whose precision the base model is too large in every setting."""
 
 
 MEASURED = "measured"

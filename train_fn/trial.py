@@ -36,7 +36,16 @@ from train_fn.optimizers import allocate_state, make_optimizer
 from train_fn.outcome import Attempts, Failure, TrialStoppedError, constraints
 from train_fn.packing import packed, packed_attention
 from train_fn.probe import Probe
-from train_fn.spec import MEASURED, JobSpec, Reason, Status, TrialParams, TrialResult, TrialSpec
+from train_fn.spec import (
+    BASE_ALONE,
+    MEASURED,
+    JobSpec,
+    Reason,
+    Status,
+    TrialParams,
+    TrialResult,
+    TrialSpec,
+)
 from train_fn.timing import rate_with_interval, timing_notes
 
 
@@ -148,7 +157,7 @@ class _Trial:
         """Stop before weights are loaded that can't fit; every rank finds the same."""
         needed_bytes = base.weight_bytes(self.numerics.base_dtype, self.numerics.quantized)
         if needed_bytes > self.memory.budget_bytes:
-            detail = f"the base model alone takes {needed_bytes} bytes in {self.params.precision}"
+            detail = f"{BASE_ALONE} {needed_bytes} bytes in {self.params.precision}"
             raise TrialStoppedError(Failure(Reason.OOM, detail, needed_bytes))
 
     def _compile(self, stack: contextlib.ExitStack) -> None:

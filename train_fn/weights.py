@@ -10,10 +10,14 @@ from train_fn.spec import JobSpec
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 
 
-def weights_bytes(job: JobSpec) -> int | None:
-    """Sum the files of the job's model; None where it names none or they are not on this machine."""
-    folder = _folder(os.path.expanduser(job.model)) if job.model is not None else None
-    if folder is None:
+def weights_bytes(job: JobSpec, start: str | None = None) -> int | None:
+    """Sum the files of the job's model; None where it names none or they are not on this machine.
+
+    Args:
+        job: That names the model.
+        start: Folder in which relative paths begin; None: here.
+    """
+    if job.model is None or (folder := _folder(os.path.expanduser(job.model), start or "")) is None:
         return None
     for pattern in WEIGHT_PATTERNS:  # transformers takes the first kind that is there
         if files := list(folder.glob(pattern)):
@@ -21,10 +25,10 @@ def weights_bytes(job: JobSpec) -> int | None:
     return None
 
 
-def _folder(model: str) -> Path | None:
+def _folder(model: str, start: str) -> Path | None:
     """Where its files lie: the folder itself, or the hub's cache, without asking the hub."""
-    if Path(model).is_dir():
-        return Path(model)
+    if (there := Path(start, model)).is_dir():
+        return there
     from huggingface_hub import snapshot_download
 
     try:

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from cluster import torch_check
 from cluster.runtime import Node, lanes_that_fit
 from train_fn.spec import Fault
+from tuner import places
 from tuner.config import Config
 from tuner.output import Output
 from tuner.space import precisions_of, searched_by_default
@@ -47,7 +48,8 @@ def check(config: Config, nodes: list[Node], device: str, address: str | None = 
     if not faults and device == "cuda":
         faults = _check_torch(config, address)
     faults += [*_check_output_dir(config), *check_loggers(config)]
-    return faults + check_job(config.job(device))
+    faults += [places.explained(fault) for fault in check_job(config.job(device))]
+    return faults + places.check(config, of_type(nodes, config.cluster.accelerator_type), device)
 
 
 def of_type(nodes: list[Node], accelerator_type: str | None) -> list[Node]:

@@ -197,12 +197,29 @@ def verdicts(job: JobSpec, points: list[Any]) -> Any:
             {
                 "point": point,
                 "peak": peak,
+                "losses": [*free.train_loss, free.validation_loss],
                 "free": free.status,
                 "below": [below.status, below.reason, below.memory_points[0].needed_bytes],
                 "above": [above.status, above.detail, above.peak_memory_bytes[0]],
             }
         )
     return found
+
+
+def many_verdicts(job: JobSpec, points: list[Any], orders: list[list[Any]]) -> Any:
+    """Each point without a budget; then trials of [place among them, share of its peak as budget or None]."""
+    dist.init_process_group("gloo")
+    worker = open_worker(job, CPU)
+    free = [ran(worker, *point) for point in points]
+    trials = []
+    for place, share in orders:
+        peak = max(free[place].peak_memory_bytes)
+        under = worker if share is None else with_budget(worker, int(share * peak))
+        trials.append(ran(under, *points[place]))
+    return {
+        "free": [dataclasses.asdict(r) for r in free],
+        "trials": [dataclasses.asdict(r) for r in trials],
+    }
 
 
 def trials_in_one_process(job: JobSpec, points: list[Any]) -> Any:
@@ -230,6 +247,7 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
     "invariance": invariance,
     "endings": endings,
     "verdicts": verdicts,
+    "many_verdicts": many_verdicts,
     "trials": trials_in_one_process,
     "repeats": repeats,
     "images": images,

@@ -14,7 +14,7 @@ from parts import CPU, MIB
 
 from train_fn.collective import Ranks
 from train_fn.memory import cpu
-from train_fn.memory.budget import open_memory, resolve_budget
+from train_fn.memory.budget import agreed_memory, resolve_budget
 from train_fn.memory.cpu import CpuMemory, MachineFullError, OverBudgetError
 from train_fn.memory.out_of_memory import is_out_of_memory
 
@@ -293,6 +293,6 @@ def test_budgets() -> None:
 
 
 def test_the_cpu_has_its_memory() -> None:
-    memory = open_memory(1 << 30, CPU, Ranks(CPU))
+    memory = agreed_memory(1 << 30, CPU, Ranks(CPU))
     assert isinstance(memory, CpuMemory)
     assert memory.budget_bytes == 1 << 30

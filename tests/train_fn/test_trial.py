@@ -195,6 +195,22 @@ def test_peaks_predict_verdicts(play: Callable[..., Any]) -> None:
         assert f["above"][2] == f["peak"], f
 
 
+def test_what_is_found_does_not_depend_on_the_processors_instructions(play: Callable[..., Any]) -> None:
+    """Kernels differ, and round differently; what tensors take does not."""
+    data = DataSpec(max_length=96, max_validation_samples=8)
+    job = dataclasses.replace(SMALL, steps=1, warmup_steps=0, data=data)
+    points = [[n, 1, precision, n == 4] for n in (1, 4) for precision in ("fp32", "bf16")]
+    with ThreadPoolExecutor() as pool:
+        without, with_all = pool.map(
+            lambda isa: play("verdicts", job, variables={"ONEDNN_MAX_CPU_ISA": isa}, points=points),
+            ("AVX2", "DEFAULT"),
+        )
+    for one, other in zip(without, with_all, strict=True):
+        for key in ("peak", "free", "below", "above"):
+            assert one[key] == other[key], one["point"]
+        assert one["losses"] == pytest.approx(other["losses"], rel=1e-3), one["point"]
+
+
 # Split invariance.
 
 

@@ -12,6 +12,7 @@ def test_of_two_kinds_of_files_one_is_loaded(tmp_path: Path) -> None:
     for name, size in (("a.safetensors", 5), ("b.safetensors", 7), ("pytorch_model.bin", 100), ("x.json", 1)):
         (tmp_path / name).write_bytes(b"0" * size)
     assert weights_bytes(JobSpec(model=str(tmp_path))) == 12
+    assert weights_bytes(JobSpec(model=tmp_path.name), str(tmp_path.parent)) == 12
     for file in tmp_path.glob("*.safetensors"):
         file.unlink()
     assert weights_bytes(JobSpec(model=str(tmp_path))) == 100

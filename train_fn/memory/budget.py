@@ -36,7 +36,7 @@ def resolve_budget(budget: int | float | None, device: torch.device, sharing: in
     return int(budget * (total // sharing)) if isinstance(budget, float) else budget
 
 
-def open_memory(budget: int | float | None, device: torch.device, ranks: Ranks) -> Memory:
+def agreed_memory(budget: int | float | None, device: torch.device, ranks: Ranks) -> Memory:
     """Agree on a budget, and open the accounting of this rank's device under it. Collective.
 
     One budget for all: without a figure from the user, ranks may see different amounts free.
@@ -50,4 +50,9 @@ def open_memory(budget: int | float | None, device: torch.device, ranks: Ranks) 
     identity = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else "cpu"
     sharing = ranks.gather(identity).count(identity)
     budget_bytes = int(min(ranks.gather(resolve_budget(budget, device, sharing))))
+    return open_memory(budget_bytes, device, sharing)
+
+
+def open_memory(budget_bytes: int, device: torch.device, sharing: int = 1) -> Memory:
+    """Open the accounting of a device that `sharing` workers share."""
     return CudaMemory(budget_bytes, device) if device.type == "cuda" else CpuMemory(budget_bytes, sharing)
