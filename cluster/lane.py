@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -27,6 +27,7 @@ from cluster.mailbox import Mailbox
 from cluster.metrics import LaneWatch
 from cluster.names import lane_name, train_run_name
 from cluster.room import gone
+from cluster.starts import Ending
 from cluster.workers import serve
 from train_fn.spec import JobSpec, Reason, Status, TrialResult, TrialSpec
 
@@ -54,6 +55,7 @@ class LaneSpec:
         worker_environment: Environment variables of the worker processes.
         accelerator_type: Workers run on nodes of this type alone; None: on any.
         sharing: How it shares its nodes with others.
+        start_timeout_seconds: A rank that is not ready so long after its process was started never will be.
         driver: `pid` and `node_id` of the process that runs the sweep; `run_sweep` fills it in.
         folder: Where that process was started; filled in likewise.
         study: The study's name, as the Ray dashboard and the metrics show it.
@@ -65,6 +67,7 @@ class LaneSpec:
     worker_environment: dict[str, str]
     accelerator_type: str | None = None
     sharing: Sharing = dataclasses.field(default_factory=Sharing)
+    start_timeout_seconds: float = 600.0
     driver: dict[str, Any] = dataclasses.field(default_factory=dict)
     folder: StartFolder = dataclasses.field(default_factory=StartFolder)
     study: str = "unnamed"
@@ -73,6 +76,31 @@ class LaneSpec:
 
 class LaneLostError(Exception):
     """The lane can't go on; one line for people."""
+
+
+class NeverStartedError(Exception):
+    """The lane's workers could not start, and would not the next time; one line for people."""
+
+
+class _Losses(UserCallback):
+    """Tells the mailbox of workers that died without a word, e.g. when Ray itself killed them for memory."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray Train with each rank's exception."""
+        endings = [
+            Ending(rank=rank, phase="in its Ray worker", error=_in_a_line(error))
+            for rank, error in worker_exceptions.items()
+        ]
+        self._mailbox.report_loss.remote(*endings)
+
+
+def _in_a_line(error: Exception) -> str:
+    """What Ray says of a worker, without its lists of what the worker and its actor are."""
+    lines = [line for line in str(error).rpartition("\n)\n")[2].splitlines() if not line.startswith("\t")]
+    return " ".join(" ".join(lines).split())[:400]
 
 
 class WorkerGroup:
@@ -161,15 +189,16 @@ class Lane(tune.Trainable):
         Raises:
             LaneLostError: The node is gone: Tune gives up this actor, and a new lane finds its own place.
         """
-        if self._started is None:
-            self._started = time.perf_counter()
-            if not self._group.is_alive:
-                self._group, self._is_warm = WorkerGroup(self._spec, self._storage_path), False
-            self._watch.enter("measuring" if self._is_warm else "starting")
-            ray.get(self._group.mailbox.put.remote(dataclasses.asdict(self._trial)))
-        values = self._run()
+        try:
+            if self._started is None:
+                self._begin()
+            values = self._run()
+        except NeverStartedError as error:
+            self._group.close()
+            return {"never_started": str(error), "done": True}
         if values is None:
             return {"waiting": self._waits, "done": False}
+        assert self._started is not None
         self._watch.enter("idle")
         values["seconds"] = {**values["seconds"], "total": time.perf_counter() - self._started}
         # As text: Tune flattens nested dictionaries on their way to the searcher.
@@ -178,6 +207,15 @@ class Lane(tune.Trainable):
             if values[objective] is not None:
                 result[objective] = values[objective]
         return result
+
+    def _begin(self) -> None:
+        """Hand the trial to the group."""
+        self._started = time.perf_counter()
+        if not self._group.is_alive:
+            self._check_started()
+            self._group, self._is_warm = WorkerGroup(self._spec, self._storage_path), False
+        self._watch.enter("measuring" if self._is_warm else "starting")
+        ray.get(self._group.mailbox.put.remote(dataclasses.asdict(self._trial)))
 
     def _run(self) -> dict[str, Any] | None:
         """The trial's result; None when it waits for something new."""
@@ -192,6 +230,7 @@ class Lane(tune.Trainable):
             if result is not None:
                 self._is_warm = False
                 return dict(result)
+            self._check_started()
             if not self._group.is_alive:
                 return self._gone()
             waits, elsewhere = ray.get(mailbox.waiting.remote())
@@ -210,6 +249,10 @@ class Lane(tune.Trainable):
                     failed = Reason.TIMEOUT, detail
                 ray.get(mailbox.fail.remote(*failed))
                 self._group.kill_workers()
+
+    def _check_started(self) -> None:
+        if why := ray.get(self._group.mailbox.never_started.remote()):
+            raise NeverStartedError(why)
 
     def _has_moved(self) -> bool:
         """Try a second group, to which Ray gives other GPUs while the first holds its own."""
@@ -250,6 +293,7 @@ def _trainer(lane: LaneSpec, mailbox: Any, storage_path: str) -> DataParallelTra
             "job": dataclasses.asdict(job),
             "environment": lane.worker_environment,
             "sharing": dataclasses.asdict(lane.sharing),
+            "start_timeout_seconds": lane.start_timeout_seconds,
             "driver": lane.driver,
             "folder": dataclasses.asdict(lane.folder),
         },
@@ -263,7 +307,9 @@ def _trainer(lane: LaneSpec, mailbox: Any, storage_path: str) -> DataParallelTra
         run_config=RunConfig(
             name=train_run_name(lane.study, lane.number),
             storage_path=storage_path,
-            # A worker that dies is replaced as often as needed; a group that can't be placed gives up.
+            callbacks=[_Losses(mailbox)],
+            # A worker that dies is replaced until the mailbox sees no use in it, which ends the run; a group
+            # that can't be placed gives up.
             failure_config=FailureConfig(max_failures=-1, controller_failure_limit=3),
         ),
     )

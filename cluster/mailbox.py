@@ -14,10 +14,15 @@ from typing import Any
 
 import ray
 
+from cluster.starts import Ending, Starts
 from train_fn.spec import Reason, Status, TrialResult
 
 CLOSED = "closed"
 IDLE = "idle"
+SETTLE_SECONDS = 1.0
+"""So much later the other ranks of a start have said, too, how they ended: the first may be a victim."""
+
+_A_DEATH = "a worker process died during the trial"
 
 
 class MailboxState:
@@ -33,6 +38,9 @@ class MailboxState:
         self._taken_at: float | None = None
         self._result: dict[str, Any] | None = None
         self._broken: str | None = None
+        self._starts = Starts()
+        self._never_started: str | None = None
+        self._death = _A_DEATH
         self._waiting: tuple[str | None, bool] = (None, False)
         self._admitted = False
         self._closed = False
@@ -41,17 +49,25 @@ class MailboxState:
 
     async def put(self, trial: dict[str, Any]) -> None:
         """Offer a trial to the group."""
-        self._trial, self._result = trial, None
+        self._trial, self._result, self._death = trial, None, _A_DEATH
         self._nodes = self._present_nodes()
         self._taken_by = self._taken_at = None
         await self._notify()
 
     async def wait(self, seconds: float) -> dict[str, Any] | None:
         """The trial's result, or None when there is none yet after `seconds`."""
-        await self._wait_for(lambda: self._result is not None or self._broken is not None, seconds)
+
+        def is_over() -> bool:
+            return (self._result or self._broken or self._never_started) is not None
+
+        await self._wait_for(is_over, seconds)
         if self._result is None and self._broken is not None:
             return _failed(Reason.INTERRUPTED, self._broken)
         return self._result
+
+    async def never_started(self) -> str | None:
+        """Why the groups could not start and no other one is to be, in one line; None while one may be."""
+        return self._never_started
 
     async def fail(self, reason: str, detail: str) -> None:
         """End the trial in flight from outside; what the group may still post is ignored."""
@@ -89,8 +105,9 @@ class MailboxState:
         """A rank is ready. The first rank of a new group ends what an earlier group had in flight."""
         if group != self._group:
             self._group, self._ranks = group, {}
+            self._starts.succeed()
             if self._taken_at is not None and self._result is None:
-                self._end(_failed(Reason.WORKER_DIED, "a worker process died during the trial"))
+                self._end(_failed(Reason.WORKER_DIED, self._death))
             else:
                 self._nodes = set()
             self._taken_by = None
@@ -119,6 +136,7 @@ class MailboxState:
     async def set_admitted(self) -> None:
         """The group's processes start."""
         self._admitted = True
+        self._starts.begin()
 
     async def begin(self, group: str) -> None:
         """The group really starts on the trial that it took; until then, a new group may still have it."""
@@ -136,8 +154,27 @@ class MailboxState:
         self._broken, self._closed, self._waiting = detail, True, (None, False)
         await self._notify()
 
+    async def report_end(self, *endings: Ending) -> bool:
+        """Ranks have ended too early. Returns whether that was it: no other group is to be started."""
+        cause = self._starts.note(*endings)
+        if self._starts.is_starting:
+            await asyncio.sleep(SETTLE_SECONDS)
+        else:
+            self._death = cause
+        if why := self._starts.verdict():
+            if self._taken_at is not None:  # by the group before, which was ready
+                self._end(_failed(Reason.WORKER_DIED, self._death))
+            self._never_started, self._closed = why, True
+            await self._notify()
+        return self._closed
+
+    async def report_loss(self, *endings: Ending) -> None:
+        """Ray has lost workers of the group; where their ranks have said how they ended, that is why."""
+        if not self._starts.is_explained:
+            await self.report_end(*endings)
+
     async def is_closed(self) -> bool:
-        """Whether `close` or `report_broken` was called."""
+        """Whether no more trials come, or no more groups."""
         return self._closed
 
     def _present_nodes(self) -> set[str]:

@@ -25,7 +25,8 @@ OBJECT_STORE_BYTES = 256 << 20
 """Of a local Ray. Results are small; the default, 30% of the machine, would be reserved for nothing."""
 
 _head_is_lost = threading.Event()
-_UNLISTED = "_ray_internal_look"  # the dashboard lists no driver of a namespace that begins so
+UNLISTED = "_ray_internal_look"
+"""The dashboard lists no driver of a namespace that begins so."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def look(address: str | None, sources: Mapping[str, str]) -> list[Node]:
     """
     if address is None:
         return [this_node()]
-    with connected(address, namespace=_UNLISTED):
+    with connected(address, namespace=UNLISTED):
         return _nodes(sources)
 
 

@@ -100,6 +100,7 @@ class SourceSearcher(Searcher):
         self._ready: set[int] = set()
         self._started_lanes = 0
         self._losses: dict[str, str] = {}
+        self._never_started = 0
         self._limit, self._looked_at, self._no_room_since = 0, -_ROOM_CHECK_SECONDS, time.monotonic()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -125,7 +126,8 @@ class SourceSearcher(Searcher):
         now = time.monotonic()
         if now - self._looked_at >= _ROOM_CHECK_SECONDS:
             starting = len(set(self._busy.values()) - self._ready)
-            self._looked_at, self._limit = now, self._room(len(self._busy) + len(self._idle), starting)
+            room = self._room(len(self._busy) + len(self._idle), starting) - self._never_started
+            self._looked_at, self._limit = now, max(room, 0)
             if self._limit:
                 self._no_room_since = now
             if self._limit or now - self._no_room_since > _NO_ROOM_SECONDS:
@@ -160,6 +162,16 @@ class SourceSearcher(Searcher):
         lane = self._busy.pop(trial_id, None)
         if spec is None or lane is None:
             return
+        if result and "never_started" in result:
+            self._without_a_lane(result["never_started"])
+            lost = TrialResult(
+                status=Status.FAILED,
+                reason=Reason.INTERRUPTED,
+                detail=result["never_started"],
+                lane=lane,
+            )
+            self._source.tell(spec, lost)
+            return
         if error or not result or "trial_result" not in result:
             lost = TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED, detail=why)
             self._source.tell(spec, lost)
@@ -169,6 +181,12 @@ class SourceSearcher(Searcher):
             self._ready.add(lane)
         values = {**json.loads(result["trial_result"]), "lane": result["lane"]}
         self._source.tell(spec, TrialResult.from_dict(values))
+
+    def _without_a_lane(self, why: str) -> None:
+        """A lane's workers can't start: its place is not tried again, and the last one ends the search."""
+        self._never_started, self._limit = self._never_started + 1, max(self._limit - 1, 0)
+        if not self._limit:
+            self._source.give_up(why)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save."""

@@ -1,19 +1,17 @@
 """The Ray Train function: each worker looks after one rank's process and relays trials to it.
 
 The measuring happens in `train_fn.server`, a process without Ray in it. The worker here reserves the
-resources, starts the process where Ray put it, passes trials in and results out, and dies with it, so that
-Ray Train sees the failure and starts the group anew. The worker of rank 0 also keeps an eye on the node: it
-waits for quiet GPUs, and notes what disturbs a trial.
+resources, starts the process where Ray put it and passes trials in and results out. When the process ends too
+early, the worker tells the mailbox how and fails, so that Ray Train starts the group anew, unless there is no
+use in that. The worker of rank 0 also keeps an eye on the node: it waits for quiet GPUs, and notes what
+disturbs a trial.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import socket
-import subprocess
-import sys
 import time
 import uuid
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -29,6 +27,7 @@ from cluster.disturbance import Reading
 from cluster.folders import StartFolder, folder_here
 from cluster.gpus import Gpu, GpuState
 from cluster.mailbox import CLOSED, IDLE
+from cluster.rank_process import RankEndedError, RankProcess
 from cluster.sampling import QUIET_READINGS, OwnProcesses, Watch, wait_until_quiet
 from train_fn.spec import GROUP_ENDS, JobSpec, Reason, Status, TrialResult
 
@@ -39,82 +38,13 @@ JOIN_SECONDS = 10.0
 """All ranks are ready at the same time; so much later each has told the mailbox."""
 
 
-class RankProcess:
-    """One `train_fn.server`, spoken to in lines of JSON."""
-
-    def __init__(self, job: JobSpec, group: dict[str, Any], environment: dict[str, str]) -> None:
-        context = ray.train.get_context()
-        rank = context.get_world_rank()
-        variables = {
-            "RANK": rank,
-            "WORLD_SIZE": context.get_world_size(),
-            "LOCAL_RANK": context.get_local_rank(),
-            "LOCAL_WORLD_SIZE": context.get_local_world_size(),
-            "MASTER_ADDR": group["address"],
-            "MASTER_PORT": group["port"],
-        }
-        device, shown = _device(job)
-        if shown is not None:
-            variables["CUDA_VISIBLE_DEVICES"] = shown
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "train_fn.server", "--device", device],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=group["folder"],
-            env={
-                **os.environ,
-                # The parent's path: under a Ray job the code lies in a folder of the job's.
-                "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-                **environment,
-                **{k: str(v) for k, v in variables.items()},
-            },
-        )
-        self.send(dataclasses.asdict(job))
-
-    def send(self, message: dict[str, Any]) -> None:
-        """Write one line to the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(message) + "\n")
-        self._process.stdin.flush()
-
-    def receive(self) -> dict[str, Any]:
-        """Wait for one line.
-
-        Raises:
-            RuntimeError: The process ended instead.
-        """
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self.check(ended=True)
-        message: dict[str, Any] = json.loads(line)
-        return message
-
-    def check(self, ended: bool = False) -> None:
-        """Raise if the process has ended (`ended`: it closed its output, so it is about to)."""
-        code = self._process.wait(30) if ended else self._process.poll()
-        if code is not None:
-            how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            raise RuntimeError(f"a worker process ended with {how}")
-
-    def close(self) -> None:
-        """Let the process end, and wait for it."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(30)
-        finally:
-            self._process.kill()
-
-
 def serve(config: dict[str, Any]) -> None:
     """Look after one rank until the mailbox is closed. Called by Ray Train on every worker.
 
     Args:
         config: `mailbox` (actor handle), `job` (a `JobSpec` as a dictionary), `environment` of the processes,
-            `sharing` (a `Sharing` as a dictionary), `driver` (its `pid` and `node_id`), `folder` (a
-            `StartFolder` as a dictionary).
+            `sharing` (a `Sharing` as a dictionary), `start_timeout_seconds` of the processes, `driver` (its
+            `pid` and `node_id`), `folder` (a `StartFolder` as a dictionary).
     """
     mailbox = config["mailbox"]
     if ray.get(mailbox.is_closed.remote()):
@@ -125,20 +55,50 @@ def serve(config: dict[str, Any]) -> None:
     group = broadcast_from_rank_zero(_new_group(guard, StartFolder(**config["folder"])))
     if not group:
         return
-    process = RankProcess(job, group, config["environment"])
-    started = process.receive()
-    if "broken" in started:
-        ray.get(mailbox.report_broken.remote(f"workers could not start: {started['broken']}"))
-        raise RuntimeError(started["broken"])
+    device, shown = _device(job)
+    try:
+        variables = {**config["environment"], **_variables(group, shown)}
+        with RankProcess(job, device, variables, group["folder"]) as process:
+            _look_after(process, mailbox, group, config, guard)
+    except RankEndedError as error:
+        if not ray.get(mailbox.report_end.remote(error.ending)):
+            raise RuntimeError(str(error.ending)) from None  # Ray Train starts another group
+
+
+def _look_after(
+    process: RankProcess, mailbox: Any, group: dict[str, Any], config: dict[str, Any], guard: _Guard | None
+) -> None:
+    """From the start of a rank's process to its end."""
+
+    def is_over() -> bool:
+        return bool(ray.get(mailbox.is_closed.remote()))
+
+    pid = process.wait_until_ready(group["began"], config["start_timeout_seconds"], is_over)
+    if pid is None:
+        return
     here = ray.get_runtime_context()
-    worker = {"pid": started["ready"], "actor": here.current_actor, "node": here.get_node_id()}
-    ray.get(mailbox.join.remote(group["id"], rank, worker))
-    if guard is not None:
-        guard.look_around(config["driver"])
-        _relay(mailbox, group["id"], process, guard)
-        process.close()
-    else:
+    worker = {"pid": pid, "actor": here.current_actor, "node": here.get_node_id()}
+    ray.get(mailbox.join.remote(group["id"], ray.train.get_context().get_world_rank(), worker))
+    if guard is None:
         _watch(process)
+        return
+    guard.look_around(config["driver"])
+    _relay(mailbox, group["id"], process, guard)
+    process.close()
+
+
+def _variables(group: dict[str, Any], shown: str | None) -> dict[str, object]:
+    """What torchrun would set, and which of the node's GPUs the process sees."""
+    context = ray.train.get_context()
+    return {
+        "RANK": context.get_world_rank(),
+        "WORLD_SIZE": context.get_world_size(),
+        "LOCAL_RANK": context.get_local_rank(),
+        "LOCAL_WORLD_SIZE": context.get_local_world_size(),
+        "MASTER_ADDR": group["address"],
+        "MASTER_PORT": group["port"],
+        **({} if shown is None else {"CUDA_VISIBLE_DEVICES": shown}),
+    }
 
 
 class _Guard:
@@ -197,7 +157,7 @@ class _Guard:
         with looking as readings:
             began = time.monotonic()
             process.send(trial)
-            result = process.receive()
+            result = process.receive() or {}
         if self._waited_seconds > 1:
             result["seconds"]["wait"] = self._waited_seconds
         if watch is None:
@@ -247,8 +207,8 @@ def _watch(process: RankProcess) -> None:
     """Another rank: its process says nothing, and ends well when rank 0's does."""
     try:
         process.receive()
-    except RuntimeError as error:
-        if "exit code 0" not in str(error):
+    except RankEndedError as error:
+        if error.ending.exit_code != 0:
             raise
 
 
@@ -263,7 +223,13 @@ def _new_group(guard: _Guard | None, folder: StartFolder) -> dict[str, Any]:
     with closing(socket.socket()) as probe:
         probe.bind((address, 0))
         port = probe.getsockname()[1]
-    return {"id": uuid.uuid4().hex, "address": address, "port": port, "folder": folder_here(folder)}
+    return {
+        "id": uuid.uuid4().hex,
+        "address": address,
+        "port": port,
+        "folder": folder_here(folder),
+        "began": time.monotonic(),
+    }
 
 
 def _device(job: JobSpec) -> tuple[str, str | None]:

@@ -18,8 +18,8 @@ from train_fn.demo import model_source
 from train_fn.quiet import quiet_libraries
 from train_fn.spec import DataSpec, Fault, InputError, JobSpec, LoraSpec
 from train_fn.vision import UnreadableImageError, Vision, auto_class, open_vision, outside_language_model
+from train_fn.weights import WEIGHT_PATTERNS
 
-WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 _MAX_NAMES = 12
 """How many module names a message lists."""
 

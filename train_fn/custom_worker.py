@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from train_fn import phases
 from train_fn.collective import COLLECTIVE_GRACE_SECONDS, Ranks
 from train_fn.custom import TrainFunction, load_function
 from train_fn.memory.base import Memory
@@ -57,12 +58,15 @@ class CustomWorker:
         os._exit(1)
 
 
-def open_custom_worker(job: JobSpec, device: torch.device, post_last: PostLast) -> CustomWorker:
+def open_custom_worker(
+    job: JobSpec, device: torch.device, post_last: PostLast, say: Callable[[str], None]
+) -> CustomWorker:
     """Import the function and set the budget. Collective over all ranks; the default group is there.
 
     Raises:
         InputError: The function can't be used.
     """
+    say(phases.TALKING)
     timeout = timedelta(seconds=job.timeout_seconds + COLLECTIVE_GRACE_SECONDS)
     ranks = Ranks(torch.device("cpu"), dist.new_group(backend="gloo", timeout=timeout))
     store = _store_of_its_own()
@@ -70,6 +74,7 @@ def open_custom_worker(job: JobSpec, device: torch.device, post_last: PostLast) 
     gc.collect()
     gc.freeze()
     memory = agreed_memory(job.memory_budget, device, ranks)
+    say(f"importing {job.train_fn}")
     with memory.counted():  # what the module makes when it is imported stays, and counts
         function = load_function(str(job.train_fn))
     return CustomWorker(job, function, device, memory, ranks, store, post_last)

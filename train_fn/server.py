@@ -3,10 +3,10 @@
     python -m train_fn.server --device cpu     # and torchrun's variables: RANK, WORLD_SIZE, MASTER_ADDR, ...
 
 Whatever starts it (a Ray Train worker, or a test) talks to it in lines of JSON: the job on the first line of
-standard input, then, to rank 0 alone, one `TrialSpec` per line; `{"ready": pid}`, `{"broken": why}` or one
-`TrialResult` per line comes back on standard output. End of input ends the process, and so does its
-parent's death. A result with `group_ends` is the last one: the process ends by itself, and the ranks
-have to be started anew.
+standard input, then, to rank 0 alone, one `TrialSpec` per line. Back on standard output come
+`{"phase": what it does now}` until it is `{"ready": pid}` or `{"broken": why, "is_input_fault": ...}`, then
+one `TrialResult` per line. End of input ends the process, and so does its parent's death. A result with
+`group_ends` is the last one: the process ends by itself, and the ranks have to be started anew.
 
 Why a process: nothing else runs here, which makes for clean measurements, and one that a trial has broken can
 be replaced.
@@ -24,9 +24,10 @@ import signal
 import sys
 import traceback
 from datetime import timedelta
-from typing import Any
+from typing import IO, Any
 
-from train_fn.spec import GROUP_ENDS, JobSpec, TrialResult, TrialSpec
+from train_fn import phases
+from train_fn.spec import GROUP_ENDS, InputError, JobSpec, TrialResult, TrialSpec
 
 IDLE_SECONDS = 10.0
 """How long rank 0 waits for a trial before it tells the other ranks that there is none: a waiting rank sits
@@ -36,17 +37,20 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Channel:
-    """Lines of JSON on what were standard input and output; prints of libraries go to standard error."""
+    """Lines of JSON between a rank and whatever has started it.
 
-    def __init__(self) -> None:
-        self._input, self._pending = os.dup(0), b""
-        self._output = os.fdopen(os.dup(1), "w", encoding="utf-8")
-        os.dup2(2, 1)
+    Args:
+        source: Lines come from here.
+        target: Lines go here.
+    """
+
+    def __init__(self, source: IO[bytes], target: IO[bytes]) -> None:
+        self._source, self._target, self._pending = source, target, b""
 
     def send(self, message: dict[str, Any]) -> None:
         """Write one line."""
-        self._output.write(json.dumps(message) + "\n")
-        self._output.flush()
+        self._target.write(json.dumps(message).encode() + b"\n")
+        self._target.flush()
 
     def receive(self, timeout_seconds: float | None = None) -> dict[str, Any] | None:
         """Read one line; None when there was none in time.
@@ -55,9 +59,9 @@ class Channel:
             EOFError: The other side is gone.
         """
         while b"\n" not in self._pending:
-            if not select.select([self._input], [], [], timeout_seconds)[0]:
+            if not select.select([self._source], [], [], timeout_seconds)[0]:
                 return None
-            chunk = os.read(self._input, 1 << 16)
+            chunk = os.read(self._source.fileno(), 1 << 16)
             if not chunk:
                 raise EOFError
             self._pending += chunk
@@ -71,17 +75,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m train_fn.server")
     parser.add_argument("--device", required=True, help="cpu, or cuda:N")
     parser.add_argument("--backend", choices=("gloo", "nccl"), help="default: nccl on CUDA, else gloo")
+    parser.add_argument("--parent", type=int, help="process id of whoever starts it; default: whoever does")
     args = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    channel = Channel()
+    if os.getppid() != (args.parent or os.getppid()):
+        return 1  # it died before it could take us with it
+    channel = _own_channel()
     job = JobSpec.from_dict(channel.receive() or {})
-    _join_process_group(job, args.device, args.backend)
     try:
-        worker = _open(job, args.device, channel)
+        worker = _open(job, args.device, args.backend, channel)
     except Exception as error:
         traceback.print_exc()
-        channel.send({"broken": traceback.format_exception_only(error)[-1].strip()})
+        why = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
+        channel.send({"broken": why, "is_input_fault": isinstance(error, InputError)})
         return 1
     channel.send({"ready": os.getpid()})
     serve(worker, channel)
@@ -111,23 +118,35 @@ def serve(worker: Any, channel: Channel) -> None:
                 channel.send(dataclasses.asdict(result))
 
 
-def _open(job: JobSpec, device: str, channel: Channel) -> Any:
-    import torch
+def _own_channel() -> Channel:
+    """The channel on what were standard input and output; prints of libraries go to standard error."""
+    source, target = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return Channel(source, target)
 
-    from train_fn.session import open_worker
+
+def _open(job: JobSpec, device: str, backend: str | None, channel: Channel) -> Any:
+    """Get ready for trials; whoever waits for that hears what takes so long."""
+
+    def say(phase: str) -> None:
+        channel.send({"phase": phase})
 
     def post_last(result: TrialResult) -> None:
         channel.send({**dataclasses.asdict(result), GROUP_ENDS: True})
 
-    return open_worker(job, torch.device(device), post_last)
-
-
-def _join_process_group(job: JobSpec, device: str, backend: str | None) -> None:
+    say(phases.IMPORTING)
     import torch
 
     from train_fn.collective import COLLECTIVE_GRACE_SECONDS, join
+    from train_fn.session import open_worker
 
-    join(torch.device(device), backend, timedelta(seconds=job.timeout_seconds + COLLECTIVE_GRACE_SECONDS))
+    say(f"{phases.JOINING} at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}")
+    timeout = timedelta(seconds=job.timeout_seconds + COLLECTIVE_GRACE_SECONDS)
+    join(torch.device(device), backend, timeout)
+    worker = open_worker(job, torch.device(device), post_last, say)
+    say(phases.WAITING)
+    worker.ranks.sum(0.0)  # no rank takes a trial before all are ready for one
+    return worker
 
 
 if __name__ == "__main__":

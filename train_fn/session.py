@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 
 import torch
 
-from train_fn import data, trial
+from train_fn import data, phases, trial
 from train_fn.collective import Ranks
 from train_fn.custom_trial import run_custom_trial
 from train_fn.custom_worker import CustomWorker, PostLast, open_custom_worker
@@ -22,7 +23,10 @@ from train_fn.trial import Worker
 
 
 def open_worker(
-    job: JobSpec, device: torch.device, post_last: PostLast = lambda _: None
+    job: JobSpec,
+    device: torch.device,
+    post_last: PostLast = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Worker | CustomWorker:
     """Load what stays from trial to trial. Collective over all ranks.
 
@@ -30,6 +34,7 @@ def open_worker(
         job: What to tune.
         device: This rank's device; on CUDA it becomes the current one.
         post_last: Takes the result of a trial after which the ranks can't go on; the process ends.
+        say: Hears what is being done, as it stands after "while".
 
     Raises:
         InputError: The data or the model, or the user's training function, can't be used.
@@ -37,8 +42,8 @@ def open_worker(
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if job.train_fn is not None:
-        return open_custom_worker(job, device, post_last)
-    return _open_own(job, device)
+        return open_custom_worker(job, device, post_last, say)
+    return _open_own(job, device, say)
 
 
 def run_trial(worker: Worker | CustomWorker, spec: TrialSpec) -> TrialResult:
@@ -48,19 +53,23 @@ def run_trial(worker: Worker | CustomWorker, spec: TrialSpec) -> TrialResult:
     return trial.run_trial(worker, spec)
 
 
-def _open_own(job: JobSpec, device: torch.device) -> Worker:
+def _open_own(job: JobSpec, device: torch.device, say: Callable[[str], None]) -> Worker:
     quiet_libraries()
     ranks = Ranks(device)
+    say(phases.TOKENIZER)
     base = BaseModel(loadable(model_source(job)), device, with_images=job.data.image is not None)
+    say(phases.DATA)
     samples = data.load(job.data, base.tokenizer, base.positions, base.vision)
     import peft  # noqa: F401 - so that it is frozen, too
 
     gc.collect()
     gc.freeze()  # the libraries stay; collections between trials need not look at them (0.2 s each)
     _ = samples.train.patch_work  # made once: it takes a skeleton of the model
+    say(phases.TALKING)
     if device.type == "cuda":
         _warm_up(device, ranks, base.adapter_size(job.lora))
     memory = agreed_memory(job.memory_budget, device, ranks)
+    say(phases.WEIGHTS)
     _load_first(base, job, memory)
     return Worker(job, base, samples, memory, ranks, Drift(device))
 

@@ -271,7 +271,7 @@ class Cluster(_Section):
     address: Text | None = None
     """Ray address; null: RAY_ADDRESS, else a local Ray is started."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where the cluster has GPUs."""
+    """auto: cuda where the cluster has GPUs, which torch must be able to use."""
     memory_budget: Size | None = None
     """What one worker may hold: 20GiB, 512MiB, or a fraction of the device (0.9); null: what is free."""
     lanes: Count | None = None
@@ -280,6 +280,8 @@ class Cluster(_Section):
     """Type of the nodes to measure on, as Ray names it (A100, L4, ...); needed where there are several."""
     reuse_workers: bool = True
     """Keep workers and base model between trials; false starts one Ray Train run per trial."""
+    start_timeout: Duration = 600.0
+    """Longest that workers may take to load model and data, such as 10m, once their GPUs are quiet."""
     gpu_wait: Duration = 600.0
     """Longest that a lane waits until its GPUs are quiet, such as 10m."""
     gpu_max_utilisation: Annotated[NonNegativeFloat, Field(le=1)] = 0.1

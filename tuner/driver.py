@@ -158,7 +158,7 @@ class StudySource:
 
     def room_for(self, lanes: int) -> None:
         """The cluster has room for so many lanes now."""
-        if lanes != self._lanes:
+        if lanes != self._lanes and not self.broken:
             if lanes == 0:
                 self.progress.note("no room for a lane beside what other jobs hold: waits for it")
             elif self._lanes is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from cluster import torch_check
 from cluster.runtime import Node, lanes_that_fit
 from train_fn.spec import Fault
 from tuner import places
@@ -30,13 +31,22 @@ def _offered(device: str, nodes: list[Node]) -> tuple[str, ...]:
     return precisions_of(device, min(capabilities, default=None))
 
 
-def check(config: Config, nodes: list[Node], device: str) -> list[Fault]:
-    """All faults of a resolved configuration on this cluster, its model and data included."""
+def check(config: Config, nodes: list[Node], device: str, address: str | None = None) -> list[Fault]:
+    """All faults of a resolved configuration on this cluster, its model and data included.
+
+    Args:
+        config: Resolved.
+        nodes: Of the cluster.
+        device: `cpu` or `cuda`.
+        address: Of the running Ray that the nodes belong to; None: of this machine.
+    """
     from train_fn.check import check as check_job
 
     faults = _check_accelerator_type(config, nodes, device)
     if not faults:
         faults = _check_devices(config, of_type(nodes, config.cluster.accelerator_type), device)
+    if not faults and device == "cuda":
+        faults = _check_torch(config, address)
     faults += [*_check_output_dir(config), *check_loggers(config)]
     faults += [places.explained(fault) for fault in check_job(config.job(device))]
     return faults + places.check(config, of_type(nodes, config.cluster.accelerator_type), device)
@@ -78,6 +88,15 @@ def _check_devices(config: Config, nodes: list[Node], device: str) -> list[Fault
         problem = f"{lanes} lanes of {config.num_workers} workers don't fit; use at most {fitting}"
         faults.append(Fault("cluster.lanes", problem))
     return faults + _check_precisions(config.search.precision or [], device, _offered(device, nodes))
+
+
+def _check_torch(config: Config, address: str | None) -> list[Fault]:
+    """A torch that can't use the GPUs would end every rank, and nobody has asked for the CPU instead."""
+    problem = torch_check.torch_problem(address, config.cluster.accelerator_type)
+    if problem is None:
+        return []
+    advice = "install a torch that goes with their driver (pytorch.org), or choose --cluster.device cpu"
+    return [Fault("cluster.device", f"{problem}; {advice}")]
 
 
 def _check_precisions(wanted: list[str], device: str, offered: tuple[str, ...]) -> list[Fault]:

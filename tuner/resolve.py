@@ -151,6 +151,7 @@ def _written(config: Config) -> dict[str, object]:
         values["cluster"]["memory_budget"] = exact_size(config.cluster.memory_budget)
     if isinstance(config.cluster.gpu_max_foreign_memory, int):
         values["cluster"]["gpu_max_foreign_memory"] = exact_size(config.cluster.gpu_max_foreign_memory)
+    values["cluster"]["start_timeout"] = exact_duration(config.cluster.start_timeout)
     values["cluster"]["gpu_wait"] = exact_duration(config.cluster.gpu_wait)
     values["trial"]["timeout"] = exact_duration(config.trial.timeout)
     if config.study.time_budget is not None:

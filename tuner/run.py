@@ -103,7 +103,7 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
         name, storage = str(config.study.name), str(config.study.storage)
         if not options.dry_run:
             refuse_if_held(storage, name)
-        if faults := preflight.check(config, nodes, device):
+        if faults := preflight.check(config, nodes, device, address):
             raise InputError(*faults)
         for line in places.from_hub(config):
             say(line)

@@ -196,6 +196,7 @@ class Search:
             worker_environment=worker_environment(device),
             accelerator_type=config.cluster.accelerator_type,
             sharing=config.cluster.sharing(),
+            start_timeout_seconds=config.cluster.start_timeout,
             study=name,
         )
 

@@ -8,11 +8,23 @@ from collections.abc import Callable, Coroutine
 from functools import wraps
 from typing import Any
 
+import pytest
+
+from cluster import mailbox as module
 from cluster.mailbox import CLOSED, IDLE, MailboxState
+from cluster.starts import Ending
 
 TRIAL, NEXT_TRIAL = {"number": 0}, {"number": 1}
 RESULT = {"status": "complete", "samples_per_second": 2.0}
 LONG, SOON = 10.0, 0.02
+KILLED = Ending(rank=1, phase="measuring", exit_code=-11)
+VICTIM = Ending(rank=0, phase="measuring", error="RuntimeError: connection closed")
+WRONG = Ending(rank=0, phase="reading the data", error="data.train: no such file", is_input_fault=True)
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SETTLE_SECONDS", SOON)
 
 
 def on_event_loop(test: Callable[[MailboxState], Coroutine[Any, Any, None]]) -> Callable[[], None]:
@@ -233,3 +245,84 @@ async def test_closing_ends_the_group_at_once(mailbox: MailboxState) -> None:
     assert await mailbox.is_closed()
     await mailbox.put(TRIAL)
     assert await mailbox.take("a", SOON) == CLOSED
+
+
+async def failed_start(mailbox: MailboxState, *endings: Ending) -> list[bool]:
+    """What each rank hears."""
+    await mailbox.set_admitted()
+    return await asyncio.gather(*(mailbox.report_end(ending) for ending in endings))
+
+
+@on_event_loop
+async def test_two_starts_that_come_to_nothing_end_the_lane(mailbox: MailboxState) -> None:
+    await mailbox.put(TRIAL)
+    assert await failed_start(mailbox, VICTIM, KILLED) == [False, False]
+    assert await mailbox.never_started() is None
+    waiting = asyncio.create_task(mailbox.wait(LONG))
+    assert await failed_start(mailbox, VICTIM, KILLED) == [True, True]
+    assert await waiting is None  # at once
+    assert await mailbox.never_started() == f"the workers could not start, 2 times in a row: {KILLED}"
+    assert await mailbox.is_closed()
+
+
+@on_event_loop
+async def test_a_fault_of_the_input_ends_the_lane_at_once(mailbox: MailboxState) -> None:
+    assert await failed_start(mailbox, WRONG) == [True]
+    assert await mailbox.never_started() == "the workers could not start: data.train: no such file"
+
+
+@on_event_loop
+async def test_a_group_that_was_ready_between_them_begins_the_count_anew(mailbox: MailboxState) -> None:
+    for group in "abc":
+        assert await failed_start(mailbox, KILLED) == [False]
+        await mailbox.set_admitted()
+        await mailbox.join(group, 0, {})
+    assert await mailbox.never_started() is None
+
+
+@on_event_loop
+async def test_how_a_rank_died_in_a_trial_is_its_detail(mailbox: MailboxState) -> None:
+    await mailbox.set_admitted()
+    await mailbox.join("old", 0, {})
+    await mailbox.put(TRIAL)
+    await mailbox.take("old", SOON)
+    await mailbox.begin("old")
+    assert await asyncio.gather(mailbox.report_end(VICTIM), mailbox.report_end(KILLED)) == [False, False]
+    assert await failed_start(mailbox, VICTIM) == [False]  # which is another matter
+    await mailbox.set_admitted()
+    await mailbox.join("new", 0, {})
+    result = await mailbox.wait(SOON)
+    assert failure(result) == ("failed", "worker-died")
+    assert result is not None
+    assert result["detail"] == "rank 1 was killed by signal 11 (SIGSEGV) while measuring"
+
+
+@on_event_loop
+async def test_a_trial_whose_ranks_never_come_back_has_failed_all_the_same(mailbox: MailboxState) -> None:
+    await mailbox.set_admitted()
+    await mailbox.join("old", 0, {})
+    await mailbox.put(TRIAL)
+    await mailbox.take("old", SOON)
+    await mailbox.begin("old")
+    await mailbox.report_end(KILLED)
+    for _ in range(2):
+        await failed_start(mailbox, VICTIM)
+    result = await mailbox.wait(SOON)
+    assert result is not None
+    assert (result["reason"], result["detail"]) == ("worker-died", str(KILLED))
+    await mailbox.put(NEXT_TRIAL)
+    assert await mailbox.wait(LONG) is None
+    assert await mailbox.never_started() is not None
+
+
+@on_event_loop
+async def test_what_ray_says_of_a_worker_counts_where_its_rank_said_nothing(mailbox: MailboxState) -> None:
+    oom = Ending(rank=1, phase="in its Ray worker", error="killed due to the node running low on memory")
+    await failed_start(mailbox, KILLED)
+    await mailbox.report_loss(oom)
+    assert await mailbox.never_started() is None
+    await mailbox.set_admitted()
+    await mailbox.report_loss(oom)
+    why = await mailbox.never_started()
+    assert why is not None
+    assert why.endswith("rank 1, in its Ray worker: killed due to the node running low on memory")

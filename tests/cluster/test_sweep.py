@@ -273,6 +273,33 @@ def test_a_lane_says_why_it_broke(tmp_path) -> None:
     ]
 
 
+NEVER = {"never_started": "rank 1 was killed", "done": True}
+
+
+def test_the_place_of_a_lane_that_never_started_is_not_tried_again() -> None:
+    source = ListSource(more_may_come=True)
+    searcher = searching(source, room=2)
+    assert [searcher.suggest(trial)["lane"] for trial in "ab"] == [0, 1]
+    searcher.on_trial_complete("a", NEVER)
+    ((_, told),) = source.told
+    assert (told.reason, told.detail, told.lane) == ("interrupted", "rank 1 was killed", 0)
+    assert source.broken is None
+    assert searcher.suggest("c") is None, "there is room for one lane, and it is busy"
+    searcher.on_trial_complete("b", reported(COMPLETE, lane=1))
+    assert searcher.suggest("c")["lane"] == 1
+
+
+def test_the_last_lane_that_never_started_ends_the_search() -> None:
+    source = ListSource(more_may_come=True)
+    searcher = searching(source, room=2)
+    for trial in "ab":
+        searcher.suggest(trial)
+    searcher.on_trial_complete("a", NEVER)
+    searcher.on_trial_complete("b", NEVER)
+    assert source.broken == "rank 1 was killed"
+    assert searcher.suggest("c") == Searcher.FINISHED
+
+
 def test_room_is_told_of_the_lanes_and_of_those_that_may_not_have_their_share_yet(monkeypatch) -> None:
     monkeypatch.setattr(sweep, "_ROOM_CHECK_SECONDS", 0.0)
     source, told = ListSource(more_may_come=True), list[tuple[int, int]]()

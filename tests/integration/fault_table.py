@@ -14,9 +14,9 @@ TARGET = Path(__file__).parents[2] / "deploy" / "FAULTS.md"
 HEAD = """# What happens when something breaks
 
 Written by `make fault-table` from the tests that break it (`tests/integration`): real processes, killed or
-stopped in the middle of a trial, on two CPU cores. *Measuring again* is how long it took until another
-trial, of about a second, was complete: from the fault, or from when the storage was there again, or from
-your starting the same command again where you have to.
+stopped in the middle of a trial or while they start, on two CPU cores. *Measuring again* is how long it took
+until another trial, of about a second, was complete: from the fault, or from when the storage was there
+again, or from your starting the same command again where you have to.
 
 | fault | what you see | what is kept | measuring again |
 |---|---|---|---|

@@ -88,7 +88,7 @@ class RankGroup:
         self._send(0, dataclasses.asdict(TrialSpec(number=number, params=params(*point), **spec)))
 
     def receive(self, timeout_seconds: float) -> dict[str, Any]:
-        """Rank 0's next line."""
+        """Rank 0's next line that is no phase of its start."""
         output = self.processes[0].stdout
         assert output is not None
         deadline = time.monotonic() + timeout_seconds
@@ -101,7 +101,7 @@ class RankGroup:
                 self._pending += chunk
         line, self._pending = self._pending.split(b"\n", 1)
         message: dict[str, Any] = json.loads(line)
-        return message
+        return self.receive(timeout_seconds) if "phase" in message else message
 
     def end_input(self) -> None:
         """Close every rank's standard input."""

@@ -36,10 +36,13 @@ FOSTER = """
 import json, os, subprocess, sys
 child = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 child.stdin.write(sys.stdin.readline().encode()); child.stdin.flush()
-print(child.stdout.readline().decode(), end="", flush=True)
+line = b""
+while b"ready" not in line:
+    line = child.stdout.readline()
+print(line.decode(), end="", flush=True)
 sys.stdin.readline()
 """
-"""A parent that starts a rank, passes on the job and its answer, and waits."""
+"""A parent that starts a rank, passes on the job and that it is ready, and waits."""
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +98,7 @@ def test_a_job_that_cannot_be_opened_says_why(start_ranks: Callable[..., Any], j
     missing = dataclasses.replace(job, data=dataclasses.replace(job.data, train="/none/train.jsonl"))
     group = start_ranks(missing, world_size=1, ready=False)
     message = group.receive(60)
-    assert list(message) == ["broken"]
+    assert message["is_input_fault"] is True
     assert "data.train: no such file: /none/train.jsonl" in message["broken"]
     assert group.wait(20) == [1]
 

@@ -256,6 +256,14 @@ def test_what_is_in_flight_at_the_end_is_marked_as_interrupted(tmp_path: Path) -
     assert not run.study.is_finished
 
 
+def test_room_that_is_gone_with_the_last_lane_is_not_told_beside_the_reason(tmp_path: Path) -> None:
+    run = Run(opened(tmp_path))
+    run.source.room_for(1)
+    run.source.give_up("the workers could not start: rank 1 was killed")
+    run.source.room_for(0)
+    assert run.shown.getvalue() == ""
+
+
 def failing(reason: Reason, detail: str) -> TrialResult:
     return TrialResult(status=Status.FAILED, reason=reason, detail=detail)
 

@@ -31,6 +31,7 @@ def config(tmp_path: Path, *argv: str) -> Config:
 def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A function: the faults of a configuration on these nodes, as lines; model and data are fine."""
     monkeypatch.setattr("train_fn.check.check", lambda job: [])
+    monkeypatch.setattr("cluster.torch_check.torch_problem", lambda address, kind: None)
 
     def check(nodes: list[Node], device: str, *argv: str) -> list[str]:
         return [str(fault) for fault in preflight.check(config(tmp_path, *argv), nodes, device)]
@@ -111,6 +112,23 @@ def test_what_fits_has_no_fault(faults, nodes, device, argv) -> None:
 )  # fmt: skip
 def test_what_does_not_fit_is_one_fault(faults, nodes, device, argv, expected) -> None:
     assert faults(nodes, device, *argv) == [expected]
+
+
+def test_a_torch_that_can_not_use_the_gpus_is_one_line_for_auto_and_cuda(faults, monkeypatch) -> None:
+    asked = []
+
+    def problem(address: str | None, kind: str | None) -> str:
+        asked.append((address, kind))
+        return "there is 2 x T4, but torch can't use it: torch 2.13.0+cpu is built without CUDA"
+
+    monkeypatch.setattr("cluster.torch_check.torch_problem", problem)
+    (line,) = faults([Node(8, [T4, T4], "T4")], "cuda", "--cluster.accelerator-type=T4")
+    assert line.startswith("cluster.device: there is 2 x T4, but torch can't use it: torch 2.13.0+cpu is")
+    assert line.endswith("or choose --cluster.device cpu")
+    assert asked == [(None, "T4")]
+    assert faults([GPU_NODE], "cpu") == []
+    assert faults([CPU_ONLY], "cuda") != []
+    assert len(asked) == 1, "torch is not asked where it does not matter"
 
 
 def test_nf4_needs_a_package(faults, monkeypatch) -> None:
