@@ -22,8 +22,9 @@ import pynvml
 
 T = TypeVar("T")
 
+POWER_CAP = "power cap"
 _THROTTLES = {
-    pynvml.nvmlClocksEventReasonSwPowerCap: "power cap",
+    pynvml.nvmlClocksEventReasonSwPowerCap: POWER_CAP,
     pynvml.nvmlClocksEventReasonHwSlowdown: "hardware slowdown",
     pynvml.nvmlClocksEventReasonSwThermalSlowdown: "heat",
     pynvml.nvmlClocksEventReasonHwThermalSlowdown: "heat (hardware)",
