@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,7 +54,7 @@ class TwoGpus:
         self._environment["PYTHONPATH"] = f"{ranks}:{there['PYTHONPATH']}"
         (folder / "stepwise.py").write_text(STEPWISE.format(folder=str(folder)))
 
-    def start(self, *flags: str) -> Run:
+    def start(self, *flags: str, **environment: str) -> Run:
         common = [
             "--train-fn=stepwise:train",
             "--global-batch-size=8",
@@ -67,7 +68,8 @@ class TwoGpus:
             "--cluster.max-foreign-cpu=99",
         ]
         out = self.folder / f"out-{len(self._runs)}"
-        run = Run(out, *common, *flags, environment=self._environment, folder=self.folder)
+        there = {**self._environment, **environment}
+        run = Run(out, *common, *flags, environment=there, folder=self.folder)
         self._runs.append(run)
         return run
 
@@ -75,8 +77,10 @@ class TwoGpus:
         """The run's ranks as the driver lists them, each on the GPU that it was given."""
         found = []
         for process in run.ranks():
-            device = process.cmdline()[process.cmdline().index("--device") + 1]
-            uuid = shown(process)[int(device.removeprefix("cuda:"))]
+            try:
+                uuid = shown(process)[int(process.cmdline()[-1].removeprefix("cuda:"))]
+            except psutil.Error:  # it has ended
+                continue
             index = {RTX4090: 1, SECOND_RTX4090: 3}[uuid]
             found += [f"gpu {index} used={9 * GIB} util=90", f"process {index} {process.pid} {9 * GIB} 90"]
         return found
@@ -90,6 +94,12 @@ class TwoGpus:
         (here / "go").touch()
         run.wait_for((here / "measured").exists)
         self.driver.say(*ours)
+
+    def let(self, *sizes: int) -> None:
+        """Let all trials of these points run as they come."""
+        for size in sizes:
+            (self.folder / str(size)).mkdir(exist_ok=True)
+            (self.folder / str(size) / "go").touch()
 
     def end(self) -> None:
         for run in self._runs:
@@ -140,3 +150,68 @@ def test_the_second_gpu_is_waited_for_and_watched(two_gpus: TwoGpus) -> None:
     assert heat.startswith("GPU-dddd4444 was slowed by heat in ")
     assert again == [[]]
     assert found[4] == [[]]
+
+
+def test_our_own_memory_is_not_waited_for_where_the_driver_tells_little(two_gpus: TwoGpus) -> None:
+    """The first GPU lists no processes, as under WSL2; the second lists them, but no sizes."""
+    run = two_gpus.start("--search.per-device-train-batch-size=1,2", "--cluster.gpu-wait=10s")
+    first, second = run.wait_for(lambda: ranks if len(ranks := run.ranks()) == 2 else None)
+    two_gpus.driver.say(
+        f"gpu 1 used={20 * GIB} util=90 unlisted=3",
+        f"gpu 3 used={20 * GIB} util=90",
+        f"process 3 {first.pid} -1 -1",
+        f"process 3 {second.pid} -1 -1",
+    )
+    two_gpus.let(1, 2)
+    assert run.wait() == 0, run.output
+    assert "waits for" not in run.output
+    assert disturbed(run) == {1: [[]], 2: [[]]}
+
+
+def test_processes_that_wait_for_others_go_and_come_back(two_gpus: TwoGpus) -> None:
+    """Somebody comes between two trials, and leaves when nothing of ours is on the GPUs any more."""
+    run = two_gpus.start("--search.per-device-train-batch-size=1,2", "--cluster.gpu-wait=60s")
+    two_gpus.measure(run, 1)
+    ranks = run.ranks()
+    two_gpus.driver.say(*two_gpus.ours(run), OTHERS)
+    run.wait_for(lambda: "waits for 2 quiet GPUs" in run.output, 60)
+    two_gpus.let(2)
+    run.wait_for(lambda: not run.ranks(), 60)
+    two_gpus.driver.say()
+    assert run.wait() == 0, run.output
+    assert [trial["status"] for trial in run.result()["trials"]] == ["complete"] * 2
+    assert all(not rank.is_running() for rank in ranks)
+    (waited,) = (t["seconds"]["wait"] for t in run.result()["trials"] if "wait" in t["seconds"])
+    assert waited < 60
+
+
+def test_two_runs_on_the_same_gpus_take_turns(two_gpus: TwoGpus) -> None:
+    two_gpus.let(1, 2, 4)
+    runs = [two_gpus.start(), two_gpus.start()]
+    together = set()
+    while any(run.process.poll() is None for run in runs):
+        lines = [two_gpus.ours(run) for run in runs]
+        together.add(tuple(bool(some) for some in lines))
+        two_gpus.driver.say(*lines[0], *lines[1])
+        time.sleep(0.2)
+    assert [run.process.returncode for run in runs] == [0, 0], runs[0].output + runs[1].output
+    assert together == {(False, False), (True, False), (False, True)}
+    (waits,) = ("waits for 2 quiet GPUs" in run.output for run in runs if "waits for" in run.output)
+    assert waits
+    for run in runs:
+        assert disturbed(run) == {1: [[]], 2: [[]], 4: [[]]}
+
+
+def test_the_gpus_of_one_kind_are_chosen_as_the_message_says(two_gpus: TwoGpus) -> None:
+    two_gpus.let(1, 2)
+    flags = ["--search.per-device-train-batch-size=1,2"]
+    mixed = two_gpus.start(*flags, FAKE_NVML_GPUS="123")
+    assert mixed.wait(60) == 2
+    words = mixed.output.split()
+    assert words[0] == "CUDA_VISIBLE_DEVICES:", mixed.output
+    assert "Ray" not in mixed.output.splitlines()[0].split(";")[0]
+    chosen = words[words.index("to") + 1]
+    run = two_gpus.start(*flags, FAKE_NVML_GPUS="123", CUDA_VISIBLE_DEVICES=chosen)
+    first, _ = run.wait_for(lambda: ranks if len(ranks := run.ranks()) == 2 else None)
+    assert shown(first) == [RTX4090, SECOND_RTX4090]
+    assert run.wait() == 0, run.output
