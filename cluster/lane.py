@@ -39,7 +39,6 @@ _TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a dead rank is noticed within this time; default 2
     # One more actor to start in every group; a worker that is preempted is replaced like one that died.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # runs are visible in the Ray dashboard
 }
 
 
@@ -54,6 +53,7 @@ class LaneSpec:
         accelerator_type: Workers run on nodes of this type alone; None: on any.
         sharing: How it shares its nodes with others.
         driver: `pid` and `node_id` of the process that runs the sweep; `run_sweep` fills it in.
+        names_gpus: See `cluster.runtime.Node`.
         study: The study's name, as the Ray dashboard and the metrics show it.
         number: Which lane it is, from 0; each lane fills in its own.
     """
@@ -64,6 +64,7 @@ class LaneSpec:
     accelerator_type: str | None = None
     sharing: Sharing = dataclasses.field(default_factory=Sharing)
     driver: dict[str, Any] = dataclasses.field(default_factory=dict)
+    names_gpus: bool = False
     study: str = "unnamed"
     number: int = 0
 
@@ -133,6 +134,8 @@ class Lane(tune.Trainable):
         """
         assert lane is not None
         os.environ.update(_TRAIN_ENVIRONMENT)
+        if not lane.names_gpus:  # Ray's record of a run takes numbers only, and the run ends with any other
+            os.environ["RAY_TRAIN_ENABLE_STATE_TRACKING"] = "1"  # runs are visible in the Ray dashboard
         self._spec, self._storage_path = dataclasses.replace(lane, number=config["lane"]), storage_path
         self._watch, self._is_warm = LaneWatch(lane.study, self._spec.number), False
         self._group = WorkerGroup(self._spec, storage_path)

@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from cluster import auth
@@ -30,12 +30,18 @@ _UNLISTED = "_ray_internal_look"  # the dashboard lists no driver of a namespace
 
 @dataclass(frozen=True)
 class Node:
-    """A node that lanes can run on, as scheduling sees it; `driver` is the version of its GPUs' driver."""
+    """A node that lanes can run on, as scheduling sees it.
+
+    Attributes:
+        driver: The version of its GPUs' driver.
+        names_gpus: Whether Ray knows its GPUs by UUID, not by number: it repeats `CUDA_VISIBLE_DEVICES`.
+    """
 
     num_cpus: int
     gpus: list[Gpu] = field(default_factory=list)
     accelerator_type: str | None = None
     driver: str | None = None
+    names_gpus: bool = False
 
     def num_devices(self, device: str) -> int:
         """How many workers of a kind it can hold."""
@@ -44,7 +50,13 @@ class Node:
 
 def this_node() -> Node:
     """This machine, without starting anything."""
-    return Node(num_cpus=len(os.sched_getaffinity(0)), gpus=gpus(), driver=driver()[0])
+    shown, found = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","), gpus()
+    return Node(
+        num_cpus=len(os.sched_getaffinity(0)),
+        gpus=found,
+        driver=driver()[0],
+        names_gpus=any(e and not e.strip().isdigit() for e in shown) or any(gpu.parent for gpu in found),
+    )
 
 
 def lanes_that_fit(nodes: list[Node], device: str, num_workers: int) -> int:
@@ -222,27 +234,24 @@ def _nodes() -> list[Node]:
             resources = node["Resources"]
             num_gpus = int(resources.get("GPU", 0))
             try:
-                there, version = _gpus_of(node["NodeID"]) if num_gpus else ([], None)
+                there = _look_at(node["NodeID"]) if num_gpus else Node(0)
             except (NodeDiedError, TaskUnschedulableError, WorkerCrashedError):
                 continue  # a node that has just died is listed as alive for some seconds
             num_cpus, kind = int(resources.get("CPU", 0)), accelerator_type_of(resources)
-            found.append(Node(num_cpus, there[:num_gpus], accelerator_type=kind, driver=version))
+            usable = there.gpus[:num_gpus]
+            found.append(replace(there, num_cpus=num_cpus, gpus=usable, accelerator_type=kind))
     return found
 
 
-def _gpus_of(node_id: str) -> tuple[list[Gpu], str | None]:
-    """Ask NVML on another node, in a task that needs nothing: its GPUs, and their driver's version."""
+def _look_at(node_id: str) -> Node:
+    """Look at another node, in a task there that needs nothing."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     there = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    ask = ray.remote(num_cpus=0)(_gpus_here).options(scheduling_strategy=there)
-    result: tuple[list[Gpu], str | None] = ray.get(ask.remote())
-    return result
-
-
-def _gpus_here() -> tuple[list[Gpu], str | None]:
-    return gpus(), driver()[0]
+    ask = ray.remote(num_cpus=0)(this_node).options(scheduling_strategy=there)
+    node: Node = ray.get(ask.remote())
+    return node
 
 
 def _quiet() -> None:

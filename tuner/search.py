@@ -195,6 +195,7 @@ class Search:
             worker_environment=worker_environment(device),
             accelerator_type=config.cluster.accelerator_type,
             sharing=config.cluster.sharing(),
+            names_gpus=any(node.names_gpus for node in self._nodes),
             study=name,
         )
 

@@ -233,3 +233,17 @@ async def test_closing_ends_the_group_at_once(mailbox: MailboxState) -> None:
     assert await mailbox.is_closed()
     await mailbox.put(TRIAL)
     assert await mailbox.take("a", SOON) == CLOSED
+
+
+@on_event_loop
+async def test_the_gpus_of_all_ranks_come_together_in_their_order(mailbox: MailboxState) -> None:
+    for rank, gpu in ((1, "GPU-b"), (0, "GPU-a"), (1, "GPU-c")):  # a new group has others
+        await mailbox.show(rank, gpu)
+    assert await mailbox.shown() == ["GPU-a", "GPU-c"]
+
+
+@on_event_loop
+async def test_a_group_that_is_admitted_waits_no_longer(mailbox: MailboxState) -> None:
+    await mailbox.set_waiting("waits for a quiet GPU", False)
+    await mailbox.set_admitted()
+    assert await mailbox.waiting() == (None, False)
