@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -28,16 +28,19 @@ FOLDER = Path({folder!r})
 
 def train(context):
     here = FOLDER / str(context.params.per_device_train_batch_size)
-    if not (here / "measured").exists():  # a repetition is left alone
-        here.mkdir(exist_ok=True)
-        (here / f"asked-{{context.rank}}").touch()
-        while not (here / "go").exists():
+    here.mkdir(exist_ok=True)
+
+    def wait_for(name):
+        while not (here / name).exists():
             time.sleep(0.02)
+
+    (here / f"asked-{{context.rank}}").touch()
+    wait_for("go")
     for _ in range(context.steps):
         time.sleep(0.1)
         context.report_step(num_samples=4, loss=1.0)
-    if context.rank == 0:
-        (here / "measured").touch()
+    (here / "measured").touch()
+    wait_for("leave")
     return 2.0, 4
 """
 
@@ -85,21 +88,24 @@ class TwoGpus:
             found += [f"gpu {index} used={9 * GIB} util=90", f"process {index} {process.pid} {9 * GIB} 90"]
         return found
 
-    def measure(self, run: Run, size: int, *during: str) -> None:
-        """Let the first trial of a point run, and let something happen during it."""
+    def measure(self, run: Run, size: int, *during: str, after: Sequence[str] = ()) -> None:
+        """Let the first trial of a point run, and something happen while it is timed, or right after."""
         here = self.folder / str(size)
         run.wait_for(lambda: all((here / f"asked-{rank}").exists() for rank in (0, 1)))
         ours = self.ours(run)
         self.driver.say(*ours, *during)
         (here / "go").touch()
         run.wait_for((here / "measured").exists)
-        self.driver.say(*ours)
+        self.driver.say(*ours, *after)
+        (here / "leave").touch()
 
     def let(self, *sizes: int) -> None:
         """Let all trials of these points run as they come."""
         for size in sizes:
-            (self.folder / str(size)).mkdir(exist_ok=True)
-            (self.folder / str(size) / "go").touch()
+            here = self.folder / str(size)
+            here.mkdir(exist_ok=True)
+            (here / "go").touch()
+            (here / "leave").touch()
 
     def end(self) -> None:
         for run in self._runs:
@@ -171,9 +177,8 @@ def test_our_own_memory_is_not_waited_for_where_the_driver_tells_little(two_gpus
 def test_processes_that_wait_for_others_go_and_come_back(two_gpus: TwoGpus) -> None:
     """Somebody comes between two trials, and leaves when nothing of ours is on the GPUs any more."""
     run = two_gpus.start("--search.per-device-train-batch-size=1,2", "--cluster.gpu-wait=60s")
-    two_gpus.measure(run, 1)
+    two_gpus.measure(run, 1, after=[OTHERS])
     ranks = run.ranks()
-    two_gpus.driver.say(*two_gpus.ours(run), OTHERS)
     run.wait_for(lambda: "waits for 2 quiet GPUs" in run.output, 60)
     two_gpus.let(2)
     run.wait_for(lambda: not run.ranks(), 60)
