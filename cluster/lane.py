@@ -22,6 +22,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.admission import Sharing
+from cluster.folders import StartFolder
 from cluster.mailbox import Mailbox
 from cluster.metrics import LaneWatch
 from cluster.names import lane_name, train_run_name
@@ -54,6 +55,7 @@ class LaneSpec:
         sharing: How it shares its nodes with others.
         driver: `pid` and `node_id` of the process that runs the sweep; `run_sweep` fills it in.
         names_gpus: See `cluster.runtime.Node`.
+        folder: Where that process was started; filled in likewise.
         study: The study's name, as the Ray dashboard and the metrics show it.
         number: Which lane it is, from 0; each lane fills in its own.
     """
@@ -65,6 +67,7 @@ class LaneSpec:
     sharing: Sharing = dataclasses.field(default_factory=Sharing)
     driver: dict[str, Any] = dataclasses.field(default_factory=dict)
     names_gpus: bool = False
+    folder: StartFolder = dataclasses.field(default_factory=StartFolder)
     study: str = "unnamed"
     number: int = 0
 
@@ -251,6 +254,7 @@ def _trainer(lane: LaneSpec, mailbox: Any, storage_path: str) -> DataParallelTra
             "environment": lane.worker_environment,
             "sharing": dataclasses.asdict(lane.sharing),
             "driver": lane.driver,
+            "folder": dataclasses.asdict(lane.folder),
         },
         scaling_config=ScalingConfig(
             num_workers=job.num_workers,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import threading
 import time
@@ -43,8 +44,27 @@ def lanes_on(
     return found
 
 
+def lanes_with_room(fit: int, own: int, starting: int, free: Mapping[str, float], device: str, n: int) -> int:
+    """How many lanes there may be: those that there are, and as many as the others' jobs leave room for.
+
+    Args:
+        fit: How many fit on the nodes, were they empty.
+        own: How many there are.
+        starting: Of these, whose workers may not have got their resources yet; what is free may be theirs.
+        free: What nobody holds in the whole cluster, as Ray counts it. How it lies on nodes is not known: a
+            lane that finds no place waits for one.
+        device: See `lanes_on`.
+        n: Workers of a lane.
+    """
+    workers = min(free.get("CPU", 0.0), free.get("GPU", 0.0) if device == "cuda" else math.inf)
+    more = max(int(workers) // n - starting, 0)
+    return min(fit, own + more)
+
+
 class Room:
     """For how many lanes the connected cluster has room now, each time it is called.
+
+    Not only what nodes have counts, but what other jobs leave of it; what our own lanes hold is theirs.
 
     Args:
         device: See `lanes_on`.
@@ -60,13 +80,21 @@ class Room:
         self._most = most
         self._last = 0
 
-    def __call__(self) -> int:
-        """Count; while the head is silent, as before."""
+    def __call__(self, own: int, starting: int) -> int:
+        """Count; while the head is silent, as before.
+
+        Args:
+            own: See `lanes_with_room`.
+            starting: See `lanes_with_room`.
+        """
         import ray
 
         if not is_head_silent():
+            device, num_workers, _ = self._needs
             fit = lanes_on([n["Resources"] for n in ray.nodes() if not _is_gone(n)], *self._needs)
-            self._last = fit if self._most is None else min(fit, self._most)
+            free = ray.available_resources()
+            room = lanes_with_room(fit, own, starting, free, device, num_workers)
+            self._last = room if self._most is None else min(room, self._most)
         return self._last
 
 

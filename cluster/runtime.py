@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
@@ -35,6 +35,8 @@ class Node:
     Attributes:
         driver: The version of its GPUs' driver.
         names_gpus: Whether Ray knows its GPUs by UUID, not by number: it repeats `CUDA_VISIBLE_DEVICES`.
+        host: Its address; empty for this machine.
+        absent: What this machine has, and that one has not, by key of the configuration.
     """
 
     num_cpus: int
@@ -42,6 +44,8 @@ class Node:
     accelerator_type: str | None = None
     driver: str | None = None
     names_gpus: bool = False
+    host: str = ""
+    absent: dict[str, str] = field(default_factory=dict)
 
     def num_devices(self, device: str) -> int:
         """How many workers of a kind it can hold."""
@@ -68,8 +72,12 @@ def lanes_that_fit(nodes: list[Node], device: str, num_workers: int) -> int:
     )
 
 
-def look(address: str | None) -> list[Node]:
+def look(address: str | None, sources: Mapping[str, str]) -> list[Node]:
     """The nodes of a running Ray, or this machine. Starts nothing, and is not listed among the Ray's jobs.
+
+    Args:
+        address: Of the Ray; None: there is none, and this machine is the only node.
+        sources: What every node must have, see `cluster.folders.absent_here`.
 
     Raises:
         InputError: There is no Ray at `address`, or it does not take our token.
@@ -77,7 +85,7 @@ def look(address: str | None) -> list[Node]:
     if address is None:
         return [this_node()]
     with connected(address, namespace=_UNLISTED):
-        return _nodes()
+        return _nodes(sources)
 
 
 @contextlib.contextmanager
@@ -224,34 +232,44 @@ def _why_not_joined(address: str, error: Exception) -> str:
     return f"the Ray at {address} can't be joined: {reason}"
 
 
-def _nodes() -> list[Node]:
+def _nodes(sources: Mapping[str, str]) -> list[Node]:
     import ray
     from ray.exceptions import NodeDiedError, TaskUnschedulableError, WorkerCrashedError
 
+    from cluster.folders import StartFolder, start_folder
+
+    folder = start_folder() if sources else StartFolder()
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    answers = [_ask(node, sources, folder) for node in alive]  # all at the same time
     found = []
-    for node in ray.nodes():
-        if node["Alive"]:
-            resources = node["Resources"]
-            num_gpus = int(resources.get("GPU", 0))
-            try:
-                there = _look_at(node["NodeID"]) if num_gpus else Node(0)
-            except (NodeDiedError, TaskUnschedulableError, WorkerCrashedError):
-                continue  # a node that has just died is listed as alive for some seconds
-            num_cpus, kind = int(resources.get("CPU", 0)), accelerator_type_of(resources)
-            usable = there.gpus[:num_gpus]
-            found.append(replace(there, num_cpus=num_cpus, gpus=usable, accelerator_type=kind))
+    for node, answer in zip(alive, answers, strict=True):
+        try:
+            there: Node = Node(0) if answer is None else ray.get(answer)
+        except (NodeDiedError, TaskUnschedulableError, WorkerCrashedError):
+            continue  # a node that has just died is listed as alive for some seconds
+        num_cpus, num_gpus = (int(node["Resources"].get(kind, 0)) for kind in ("CPU", "GPU"))
+        kind, host = accelerator_type_of(node["Resources"]), node["NodeManagerAddress"]
+        usable = there.gpus[:num_gpus]
+        found.append(replace(there, num_cpus=num_cpus, gpus=usable, accelerator_type=kind, host=host))
     return found
 
 
-def _look_at(node_id: str) -> Node:
-    """Look at another node, in a task there that needs nothing."""
+def _ask(node: Mapping[str, Any], sources: Mapping[str, str], folder: Any) -> Any:
+    """Have a task that needs no resources look around on another node; None: there is nothing to ask."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    there = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    ask = ray.remote(num_cpus=0)(this_node).options(scheduling_strategy=there)
-    node: Node = ray.get(ask.remote())
-    return node
+    if not sources and not node["Resources"].get("GPU"):
+        return None
+    there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    return ray.remote(num_cpus=0)(_look_around).options(scheduling_strategy=there).remote(sources, folder)
+
+
+def _look_around(sources: Mapping[str, str], folder: Any) -> Node:
+    """Look at this node, and for what of the sources is not here."""
+    from cluster.folders import absent_here
+
+    return replace(this_node(), absent=absent_here(sources, folder))
 
 
 def _quiet() -> None:

@@ -21,6 +21,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.tune.utils.object_cache import _ObjectCache
 
+from cluster.folders import start_folder
 from cluster.lane import Lane, LaneSpec
 from cluster.loggers import Tracker
 from train_fn.spec import Reason, Status, TrialResult, TrialSpec
@@ -29,6 +30,8 @@ ROOM_SECONDS = 600.0
 """How long a search waits while no node has room for a lane."""
 
 _ROOM_CHECK_SECONDS = 2.0
+_NO_ROOM_SECONDS = 10.0
+"""So long there is none before that is worth a word: a lane that has ended gives its share back after it."""
 
 _TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study is the record
@@ -81,16 +84,20 @@ class SourceSearcher(Searcher):
 
     Args:
         source: Of the trials.
-        room: For how many lanes there is room now; looked at every few seconds, since nodes come and go.
+        room: For how many lanes there is room now, told how many there are and how many of these start. It is
+            asked every few seconds, since nodes and other jobs come and go.
         reuse_lanes: Whether a lane takes one trial after the other.
     """
 
-    def __init__(self, source: TrialSource, room: Callable[[], int], reuse_lanes: bool = True) -> None:
+    def __init__(
+        self, source: TrialSource, room: Callable[[int, int], int], reuse_lanes: bool = True
+    ) -> None:
         super().__init__(metric=["samples_per_second", "validation_loss"], mode=["max", "min"])
         self._source, self._room, self._reuse_lanes = source, room, reuse_lanes
         self._running: dict[str, TrialSpec] = {}
         self._busy: dict[str, int] = {}
         self._idle: list[int] = []
+        self._ready: set[int] = set()
         self._started_lanes = 0
         self._losses: dict[str, str] = {}
         self._limit, self._looked_at, self._no_room_since = 0, -_ROOM_CHECK_SECONDS, time.monotonic()
@@ -117,10 +124,12 @@ class SourceSearcher(Searcher):
     def _lanes_now(self) -> int:
         now = time.monotonic()
         if now - self._looked_at >= _ROOM_CHECK_SECONDS:
-            self._looked_at, self._limit = now, self._room()
-            self._source.room_for(self._limit)
-        if self._limit:
-            self._no_room_since = now
+            starting = len(set(self._busy.values()) - self._ready)
+            self._looked_at, self._limit = now, self._room(len(self._busy) + len(self._idle), starting)
+            if self._limit:
+                self._no_room_since = now
+            if self._limit or now - self._no_room_since > _NO_ROOM_SECONDS:
+                self._source.room_for(self._limit)
         return self._limit
 
     def _may_wait(self) -> bool:
@@ -128,7 +137,9 @@ class SourceSearcher(Searcher):
         if self._running:
             return True
         if time.monotonic() - self._no_room_since > ROOM_SECONDS:
-            self._source.give_up("no node of the cluster has had room for a lane for 10 minutes")
+            self._source.give_up(
+                "no node of the cluster has had room for a lane for 10 minutes, beside what other jobs hold"
+            )
         return self._source.has_work()
 
     def lose(self, trial_id: str, why: str) -> None:
@@ -138,6 +149,7 @@ class SourceSearcher(Searcher):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Hand on what a trial waits for."""
         if "waiting" in result and trial_id in self._running:
+            self._ready.add(self._busy[trial_id])  # its workers are there, and wait for quiet GPUs
             self._source.waits(self._running[trial_id], result["waiting"])
 
     def on_trial_complete(
@@ -154,6 +166,7 @@ class SourceSearcher(Searcher):
             return
         if self._reuse_lanes:
             self._idle.append(lane)
+            self._ready.add(lane)
         values = {**json.loads(result["trial_result"]), "lane": result["lane"]}
         self._source.tell(spec, TrialResult.from_dict(values))
 
@@ -256,7 +269,7 @@ def run_sweep(
     source: TrialSource,
     lane: LaneSpec,
     *,
-    room: Callable[[], int],
+    room: Callable[[int, int], int],
     reuse_workers: bool,
     name: str,
     trainable: type[tune.Trainable] = Lane,
@@ -267,7 +280,7 @@ def run_sweep(
     Args:
         source: Asked for a trial whenever a lane is free.
         lane: What every lane is like.
-        room: How many trials may run at the same time, as the cluster is now.
+        room: How many trials may run at the same time, as the cluster is now; see `SourceSearcher`.
         reuse_workers: Keep worker groups from trial to trial; otherwise each trial starts its own.
         name: Of the experiment, as the Ray dashboard shows it.
         trainable: The class of a lane.
@@ -278,7 +291,7 @@ def run_sweep(
     searcher = SourceSearcher(source, room, reuse_workers)
     resources_of = functools.partial(_lane_resources, f"{name} {uuid.uuid4().hex[:8]}")
     driver = {"pid": os.getpid(), "node_id": ray.get_runtime_context().get_node_id()}
-    lane = dataclasses.replace(lane, driver=driver)
+    lane = dataclasses.replace(lane, driver=driver, folder=start_folder())
     with tempfile.TemporaryDirectory(prefix="tune-") as scratch:
         with_lane = tune.with_parameters(trainable, lane=lane, storage_path=scratch)
         tuner = tune.Tuner(

@@ -24,6 +24,7 @@ from ray.train.collective import barrier, broadcast_from_rank_zero
 
 from cluster import gpus
 from cluster.admission import Sharing
+from cluster.folders import StartFolder, folder_here
 from cluster.gpus import Gpu
 from cluster.guard import Guard
 from cluster.mailbox import CLOSED, IDLE
@@ -61,6 +62,7 @@ class RankProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            cwd=group["folder"],
             env={
                 **os.environ,
                 # The parent's path: under a Ray job the code lies in a folder of the job's.
@@ -112,14 +114,16 @@ def serve(config: dict[str, Any]) -> None:
 
     Args:
         config: `mailbox` (actor handle), `job` (a `JobSpec` as a dictionary), `environment` of the processes,
-            `sharing` (a `Sharing` as a dictionary), `driver` (its `pid` and `node_id`).
+            `sharing` (a `Sharing` as a dictionary), `driver` (its `pid` and `node_id`), `folder` (a
+            `StartFolder` as a dictionary).
     """
     mailbox, job = config["mailbox"], JobSpec.from_dict(config["job"])
     rank, own = ray.train.get_context().get_world_rank(), _own_gpu(job)
     all_gpus = _gpus_of_all_ranks(mailbox, rank, own)
     uuids = [gpu.uuid for gpu in all_gpus]
     guard = Guard(mailbox, job, Sharing(**config["sharing"]), uuids) if rank == 0 else None
-    while group := broadcast_from_rank_zero(_next_group(mailbox, guard)):
+    folder = StartFolder(**config["folder"])
+    while group := broadcast_from_rank_zero(_next_group(mailbox, guard, folder)):
         process = RankProcess(job, group, config["environment"], *_device(job, all_gpus, own))
         _look_after(process, config, group["id"], rank, guard)
         barrier()  # nothing of ours is on the GPUs any more
@@ -177,14 +181,18 @@ def _watch(process: RankProcess) -> None:
             raise
 
 
-def _next_group(mailbox: Any, guard: Guard | None) -> dict[str, Any]:
-    """Rank 0: where the ranks of a new group meet, an address of this node with a free port; empty to end."""
+def _next_group(mailbox: Any, guard: Guard | None, folder: StartFolder) -> dict[str, Any]:
+    """Where the ranks of a new group meet, and the folder that they work in; empty if there is to be none.
+
+    Only that of rank 0 counts, which has a guard.
+    """
     if guard is None or ray.get(mailbox.is_closed.remote()) or not guard.admits():
         return {}
     address = ray.util.get_node_ip_address()
     with closing(socket.socket()) as probe:
         probe.bind((address, 0))
-        return {"id": uuid.uuid4().hex, "address": address, "port": probe.getsockname()[1]}
+        port = probe.getsockname()[1]
+    return {"id": uuid.uuid4().hex, "address": address, "port": port, "folder": folder_here(folder)}
 
 
 def _own_gpu(job: JobSpec) -> Gpu | None:

@@ -6,15 +6,17 @@ on the ranks, which then find the tokens in the cache.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 from pathlib import Path
 from typing import Any
 
-from train_fn import data, rows
+from train_fn import data, rows, sources
 from train_fn.custom import check_function
 from train_fn.demo import model_source
 from train_fn.quiet import quiet_libraries
-from train_fn.spec import Fault, InputError, JobSpec, LoraSpec
+from train_fn.spec import DataSpec, Fault, InputError, JobSpec, LoraSpec
 from train_fn.vision import UnreadableImageError, Vision, auto_class, open_vision, outside_language_model
 
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
@@ -31,7 +33,8 @@ def check(job: JobSpec) -> list[Fault]:
     source = rows.attempt(faults, model_source, job)
     config = tokenizer = vision = None
     with_images = job.data.image is not None
-    if source is not None and rows.attempt(faults, _check_source, source):
+    source = rows.attempt(faults, sources.loadable, source) if source is not None else None
+    if source is not None:
         config = rows.attempt(faults, _load_config, source)
         if config is not None:
             tokenizer = rows.attempt(faults, _load_tokenizer, source)
@@ -44,12 +47,20 @@ def check(job: JobSpec) -> list[Fault]:
     return list(dict.fromkeys(faults))
 
 
-def _check_source(source: str) -> bool:
-    path = Path(source)
-    if path.is_dir() or (rows.HUB_ID.fullmatch(source) and not path.exists()):
-        return True
-    what = "is a file; name the folder that holds the model" if path.exists() else "does not exist"
-    raise InputError(Fault("model", f"{source} {what}"))
+def an_image(spec: DataSpec) -> str | None:
+    """The first image that the data names, from the start folder if it is below that; None: there is none.
+
+    Data that can't be read is the check's affair.
+    """
+    from train_fn.image_text import image_paths
+
+    with contextlib.suppress(InputError):
+        part = rows.read(spec)[0]
+        for value, number in zip(part.dataset[spec.image], part.numbers + 1, strict=True):
+            for path in image_paths(value, number, part.source):
+                is_below = Path(path).is_relative_to(Path.cwd())
+                return os.path.relpath(path) if is_below else path
+    return None
 
 
 def _load_config(source: str) -> Any:
@@ -61,10 +72,9 @@ def _load_config(source: str) -> Any:
     try:
         return AutoConfig.from_pretrained(source)
     except Exception as e:  # broken JSON, an unknown architecture, an unreachable hub, a gated model, ...
-        problem = (
-            "config.json can't be loaded" if folder.is_dir() else "is no folder here and no model on the hub"
-        )
-        raise InputError(Fault("model", f"{source}: {problem}: {rows.first_line(e)}")) from e
+        raise InputError(
+            Fault("model", f"{source}: config.json can't be loaded: {rows.first_line(e)}")
+        ) from e
 
 
 def _load_tokenizer(source: str) -> Any:

@@ -36,6 +36,13 @@ class Batch:
     extra: dict[str, torch.Tensor] = field(default_factory=dict)
     lengths: tuple[int, ...] | None = None
 
+    @property
+    def shapes(self) -> tuple[object, ...]:
+        """What the shapes of everything computed from it depend on."""
+        extra = tuple(t.shape for t in self.extra.values())
+        lengths = self.lengths or tuple(self.input_ids.shape)
+        return lengths, int((self.labels != IGNORE).sum()), extra
+
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Batch:
         """The same batch on another device; what it has of floating point becomes `dtype`.
 

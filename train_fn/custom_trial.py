@@ -32,7 +32,7 @@ from train_fn.custom import TrialContext
 from train_fn.custom_worker import CustomWorker
 from train_fn.model import NUMERICS
 from train_fn.outcome import Attempts, Failure, TrialStoppedError, constraints, gravest
-from train_fn.spec import MEASURED, Reason, Status, TrialParams, TrialResult, TrialSpec
+from train_fn.spec import MEASURED, Reason, Status, TrialResult, TrialSpec
 from train_fn.timing import rate_with_interval, timing_notes
 from train_fn.watchdog import Watchdog
 
@@ -54,16 +54,17 @@ def run_custom_trial(worker: CustomWorker, spec: TrialSpec) -> TrialResult:
         RuntimeError: Another rank is gone, or the device is unusable.
     """
     worker.trials += 1
-    return _CustomTrial(worker, spec.params).run()
+    return _CustomTrial(worker, spec).run()
 
 
 class _CustomTrial:
     """The state of one trial on one rank; its context's recorder."""
 
-    def __init__(self, worker: CustomWorker, params: TrialParams) -> None:
-        self.worker, self.job, self.params = worker, worker.job, params
+    def __init__(self, worker: CustomWorker, spec: TrialSpec) -> None:
+        self.worker, self.params = worker, spec.params
+        self.job = dataclasses.replace(worker.job, steps=spec.steps or worker.job.steps)
         self.ranks, self.memory = worker.ranks, worker.memory
-        self.numerics = NUMERICS[params.precision]
+        self.numerics = NUMERICS[self.params.precision]
         self.attempts = Attempts(self.ranks, self.memory, self.job.timeout_seconds)
         self.stopped: Failure | None = None
         self.lost_peer: Exception | None = None
@@ -77,7 +78,7 @@ class _CustomTrial:
     def run(self) -> TrialResult:
         """Call the function, whatever happens in it, and clean up after it."""
         started = time.perf_counter()
-        self.memory.start_probe(max(self.memory.resident_bytes() - self.worker.start_bytes, 0))
+        self.memory.start_probe(None)  # what the module keeps from trial to trial counts in each
         failure: Failure | None = None
         with self._watched(), self.numerics.matmuls(), _settings(self.job.seed):
             try:
@@ -99,7 +100,7 @@ class _CustomTrial:
         """Collective: take a step's figures; the clock is read when all ranks are done."""
         if self.worker.device.type == "cuda":
             torch.cuda.synchronize(self.worker.device)
-        self.attempts.run(lambda: None, limited=False)  # for the deadline
+        self.attempts.run(lambda: None, within=contextlib.nullcontext())  # for the deadline
         samples, value = 0, 0.0
         try:
             samples, value = operator.index(num_samples), float(loss)
@@ -119,12 +120,19 @@ class _CustomTrial:
     def probe(self, work: Callable[[], object]) -> None:
         """Collective: run the worst case; from here on, memory is kept for speed."""
         started = time.perf_counter()
-        self.attempts.run(work, limited=False)
-        self._round("probing")
+        self.attempts.run(work, within=contextlib.nullcontext())  # the limit is on
         self.limit.close()
+        self._measure_need(work)
+        self._round("probing")
         self.memory.start_training()
-        self.limit.enter_context(self.memory.enforced())
         self.seconds["probe"] = self.seconds.get("probe", 0.0) + time.perf_counter() - started
+
+    def _measure_need(self, work: Callable[[], object]) -> None:
+        """Say of a worst case that ran out of memory what it needs."""
+        failure = self.attempts.failure
+        if failure is not None and failure.reason == Reason.OOM:
+            needed_bytes = self.memory.needed_bytes(work) or failure.needed_bytes
+            self.attempts.failure = dataclasses.replace(failure, needed_bytes=needed_bytes)
 
     def autocast(self) -> torch.autocast:
         """The precision's autocast on this device."""
@@ -149,7 +157,7 @@ class _CustomTrial:
 
         with self.limit:
             self.limit.enter_context(self.memory.enforced())
-            return self.attempts.run(call, limited=False)
+            return self.attempts.run(call, within=contextlib.nullcontext())
 
     def _context(self) -> TrialContext:
         job = self.job
@@ -296,20 +304,21 @@ class _CustomTrial:
 
     def _result(self, failure: Failure | None) -> TrialResult:
         """Collective: the trial's result, the same on every rank."""
-        peaks = self.ranks.gather(self.memory.peak_bytes())
+        peaks = self.ranks.gather(self.memory.peak())
         rate, interval, notes = None, None, []
         if failure is None:
             work = [1.0] * len(self.step_seconds)
             rate, interval = rate_with_interval(self.job.global_batch_size, self.step_seconds, work)
             notes = timing_notes(rate, interval, len(self.step_seconds))
         return dataclasses.replace(
-            self.result_alone(failure, max(peaks)),
+            self.result_alone(failure, max(max(p) for p in peaks)),
             samples_per_second=rate,
             samples_per_second_ci95=interval,
             validation_loss=self.validation_loss,
             validation_loss_source=MEASURED if failure is None else None,
             step_seconds=self.step_seconds,
-            peak_memory_bytes=peaks,
+            peak_memory_bytes=[p.allocated_bytes for p in peaks],
+            peak_reserved_bytes=[p.reserved_bytes for p in peaks if p.reserved_bytes],
             notes=notes,
         )
 
@@ -324,6 +333,7 @@ class _CustomTrial:
             memory_budget_bytes=budget,
             constraints=constraints(failure, peak_bytes, budget),
             seconds=self.seconds,
+            disturbed=[failure.detail] if failure and failure.reason == Reason.CROWDED else [],
         )
 
 

@@ -17,7 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from train_fn.collective import COLLECTIVE_GRACE_SECONDS, Ranks
 from train_fn.custom import TrainFunction, load_function
-from train_fn.memory import Memory, agreed_budget, open_memory
+from train_fn.memory.base import Memory
+from train_fn.memory.budget import agreed_memory
 from train_fn.spec import JobSpec, TrialResult
 
 PostLast = Callable[[TrialResult], None]
@@ -35,7 +36,6 @@ class CustomWorker:
         memory: The budget.
         ranks: The service's own group; its tensors are on the CPU.
         store: Where a rank leaves word that it has failed.
-        start_bytes: Private memory before the first trial; what the function keeps comes on top.
         post_last: See `PostLast`; called on rank 0.
         trials: How many have begun.
     """
@@ -46,13 +46,11 @@ class CustomWorker:
     memory: Memory
     ranks: Ranks
     store: dist.Store
-    start_bytes: int
     post_last: PostLast
     trials: int = 0
 
     def leave(self, result: TrialResult | None) -> NoReturn:
         """Deliver a result (rank 0) and end this process, whatever its threads are doing."""
-        self.memory.lift()
         if self.ranks.rank == 0 and result is not None:
             self.post_last(result)
         sys.stderr.flush()
@@ -65,16 +63,16 @@ def open_custom_worker(job: JobSpec, device: torch.device, post_last: PostLast) 
     Raises:
         InputError: The function can't be used.
     """
-    function = load_function(str(job.train_fn))
     timeout = timedelta(seconds=job.timeout_seconds + COLLECTIVE_GRACE_SECONDS)
     ranks = Ranks(torch.device("cpu"), dist.new_group(backend="gloo", timeout=timeout))
     store = _store_of_its_own()
     _warm_up(device)
     gc.collect()
     gc.freeze()
-    memory = open_memory(agreed_budget(job.memory_budget, device, ranks), device)
-    memory.release()
-    return CustomWorker(job, function, device, memory, ranks, store, memory.resident_bytes(), post_last)
+    memory = agreed_memory(job.memory_budget, device, ranks)
+    with memory.counted():  # what the module makes when it is imported stays, and counts
+        function = load_function(str(job.train_fn))
+    return CustomWorker(job, function, device, memory, ranks, store, post_last)
 
 
 def _store_of_its_own() -> dist.Store:

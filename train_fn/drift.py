@@ -13,6 +13,8 @@ from statistics import fmean, median
 
 import torch
 
+from train_fn.model import NUMERICS
+
 _SIZE = {"cpu": 320, "cuda": 2048}
 """Of square matrices, two of which are multiplied: a millisecond or two of work."""
 
@@ -44,12 +46,13 @@ class Drift:
         self._ticks.clear()
 
     def tick(self) -> None:
-        """Time the work once."""
-        started = time.perf_counter()
-        torch.mm(*self._factors, out=self._product)
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        self._ticks.append(time.perf_counter() - started)
+        """Time the work once, in fp32 whatever the trial's precision is: it is the machine that is timed."""
+        with NUMERICS["fp32"].matmuls():
+            started = time.perf_counter()
+            torch.mm(*self._factors, out=self._product)
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            self._ticks.append(time.perf_counter() - started)
 
     def end_trial(self) -> float:
         """Keep the trial's ticks as one; few of them say little.

@@ -11,13 +11,11 @@ ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 def worker_environment(device: str) -> dict[str, str]:
     """What to set for workers on a device.
 
-    On a CPU: one heap for all threads. With several, the C library turns to another one, and to the free
-    blocks in it, when the first is refused memory, and the budget would not hold (see `train_fn.memory`).
     On CUDA: number devices as NVML does; the allocator's settings are those that the tuner is started with,
     e.g. `expandable_segments:True`, and PyTorch's own where there are none.
     """
     common = {"TOKENIZERS_PARALLELISM": "false"}
     if device == "cpu":
-        return {**common, "MALLOC_ARENA_MAX": "1"}
+        return common
     allocator = {name: os.environ[name] for name in ALLOCATOR_SETTINGS if name in os.environ}
     return {**common, **allocator, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from train_fn.fused_ops import lora_linear, rms_norm, rotary
-from train_fn.memory import is_out_of_memory
+from train_fn.memory.out_of_memory import is_out_of_memory
 
 _ROTATE = "apply_rotary_pos_emb"
 _ROTATE_PARAMETERS = ["q", "k", "cos", "sin", "unsqueeze_dim"]

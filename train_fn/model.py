@@ -11,6 +11,7 @@ import gc
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -51,6 +52,10 @@ class Numerics:
         finally:
             torch.set_float32_matmul_precision(before)
 
+    def compiles_per_shape(self, device: torch.device) -> bool:
+        """Whether products are compiled for every shape that comes: oneDNN's are, in less than fp32."""
+        return device.type == "cpu" and self.autocast_dtype is not None
+
     def autocast(self, device: torch.device) -> torch.autocast:
         """The context of a forward pass."""
         # No cache of cast weights: each is used once per forward pass, so a cache would only hold memory.
@@ -80,7 +85,7 @@ class BaseModel:
 
         self.source, self.device = source, device
         self.tokenizer = AutoTokenizer.from_pretrained(source)
-        config = AutoConfig.from_pretrained(source)
+        self._config = config = AutoConfig.from_pretrained(source)
         self.positions = max_positions(config)
         self.shortcuts = NO_SHORTCUTS
         self.tokens_per_target = 0.0
@@ -115,6 +120,31 @@ class BaseModel:
         self._model = self._kind = None
         gc.collect()  # modules refer to each other in cycles
         torch.cuda.empty_cache()  # or the next base is laid into this one's blocks, which then can't be freed
+
+    def weight_bytes(self, dtype: torch.dtype, quantized: bool = False) -> int:
+        """Return what the weights take at least, from their shapes alone; nothing is loaded.
+
+        Args:
+            dtype: See `load`.
+            quantized: See `load`: half a byte for each weight of a linear layer but the output layer.
+        """
+        model, packed = self._skeleton, set()
+        if quantized:
+            head = model.get_output_embeddings()
+            packed = {m.weight for m in model.modules() if isinstance(m, nn.Linear) and m is not head}
+        sizes = (p.numel() * (0.5 if p in packed else dtype.itemsize) for p in model.parameters())
+        return int(sum(sizes))
+
+    def adapter_size(self, lora: LoraSpec) -> int:
+        """Return how many numbers an adapter trains."""
+        with attached(self._skeleton, lora, seed=0, gradient_checkpointing=False) as model:
+            return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+    @cached_property
+    def _skeleton(self) -> Any:
+        """The model without memory."""
+        with torch.device("meta"):
+            return self._auto_class.from_config(self._config)
 
     @property
     def held_bytes(self) -> int:
@@ -153,11 +183,6 @@ def _load(
     else:
         model = auto_class.from_pretrained(source, dtype=dtype, low_cpu_mem_usage=True).to(device)
     model.requires_grad_(False)
-    if device.type == "cpu":
-        # Weights may be pages of the checkpoint file; only private memory counts against the budget.
-        for tensor in [*model.parameters(), *model.buffers()]:
-            if getattr(tensor, "quant_state", None) is None:  # those were made here
-                tensor.data = tensor.data.clone()
     return model
 
 

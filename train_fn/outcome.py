@@ -21,7 +21,8 @@ from typing import NoReturn, TypeVar
 import torch
 
 from train_fn.collective import Ranks
-from train_fn.memory import Memory, is_out_of_memory
+from train_fn.memory.base import Memory
+from train_fn.memory.out_of_memory import is_out_of_memory
 from train_fn.spec import Reason, Status
 
 T = TypeVar("T")
@@ -35,7 +36,7 @@ class Failure:
     Attributes:
         reason: What ended it.
         detail: One line for people.
-        needed_bytes: For `oom`: about how much would have had to fit, at least.
+        needed_bytes: For `oom`: how much would have had to fit, at least.
     """
 
     reason: Reason
@@ -68,19 +69,21 @@ class Attempts:
         self._timeout_seconds = timeout_seconds
         self._deadline = time.monotonic() + timeout_seconds
 
-    def run(self, work: Callable[[], T], *, limited: bool = True) -> T | None:
+    def run(
+        self, work: Callable[[], T], *, within: contextlib.AbstractContextManager[None] | None = None
+    ) -> T | None:
         """Do `work`; None when it failed, or when something has failed before.
 
         Args:
             work: What to do.
-            limited: Under the memory budget. On CUDA the budget is always on.
+            within: What it is done in; None: the memory budget. On CUDA the budget is always on.
         """
         if self.failure is None and time.monotonic() > self._deadline:
             self.failure = Failure(Reason.TIMEOUT, f"took longer than {self._timeout_seconds:g} s")
         if self.failure is not None:
             return None
         try:
-            with self._memory.enforced() if limited else contextlib.nullcontext():
+            with self._memory.enforced() if within is None else within:
                 return work()
         except Exception as error:
             if isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error):
@@ -88,14 +91,20 @@ class Attempts:
             self.failure = self._describe(error)
         return None
 
-    def tried(self, work: Callable[[], object]) -> Failure | None:
+    def tried(
+        self, work: Callable[[], object], *, within: contextlib.AbstractContextManager[None] | None = None
+    ) -> Failure | None:
         """Collective: do work that need not succeed.
+
+        Args:
+            work: See `run`.
+            within: See `run`.
 
         Returns:
             The gravest failure of any rank, now or before, or None. It is forgotten here: what it means is
             the caller's to say, on every rank alike.
         """
-        self.run(work)
+        self.run(work, within=within)
         try:
             self.agree()
         except TrialStoppedError as stopped:
@@ -118,19 +127,26 @@ class Attempts:
 
     def _describe(self, error: Exception) -> Failure:
         if is_out_of_memory(error):
-            needed = max(
-                self._memory.peak_bytes() + requested_bytes(str(error)), self._memory.budget_bytes + 1
-            )
-            return Failure(Reason.OOM, one_line(error), needed)
+            needed_bytes = self._memory.over_budget_bytes(error)
+            if needed_bytes is None:
+                return Failure(Reason.CROWDED, self._crowded(error))
+            return Failure(Reason.OOM, one_line(error), needed_bytes)
         log.error("trial failed on rank %d", self._ranks.rank, exc_info=error)
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(frame.filename).name}:{frame.lineno}"
         return Failure(Reason.ERROR, f"{type(error).__name__}: {one_line(error)} ({where})")
 
+    def _crowded(self, error: Exception) -> str:
+        """One line for people: what was held, of what, when the device had no more."""
+        held, budget = (f"{b / 2**30:.1f} GiB" for b in (max(self._memory.peak()), self._memory.budget_bytes))
+        return (
+            f"memory was refused at {held} of a budget of {budget}: others hold the rest ({one_line(error)})"
+        )
+
 
 def gravest(failures: list[Failure]) -> Failure:
     """The failure that a trial ends with: memory first, and of those the one that needed most."""
-    order = (Reason.OOM, Reason.ERROR, Reason.TIMEOUT)
+    order = (Reason.OOM, Reason.CROWDED, Reason.ERROR, Reason.TIMEOUT)
     return min(failures, key=lambda f: (order.index(f.reason), -f.needed_bytes))
 
 
@@ -150,12 +166,3 @@ def one_line(error: BaseException) -> str:
     """The first line of an exception's text, without PyTorch's source location, at most 200 characters."""
     text = re.sub(r"^\[enforce fail at [^\]]*\] [^.]*\. ", "", str(error).strip())
     return (text.splitlines() or [type(error).__name__])[0][:200]
-
-
-def requested_bytes(message: str) -> int:
-    """The size that an allocator was asked for, read from its message; 0 where it does not say."""
-    if match := re.search(r"tried to allocate (\d+) bytes", message):
-        return int(match[1])
-    if match := re.search(r"[Tt]ried to allocate ([\d.]+) ([KMG])iB", message):
-        return int(float(match[1]) * 1024 ** ("KMG".index(match[2]) + 1))
-    return 0

@@ -7,11 +7,12 @@ out of memory without any harm to the trial. Each of them says of another point 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from train_fn.collective import Ranks
-from train_fn.memory import Memory
+from train_fn.memory.base import Memory, Peak
 from train_fn.outcome import Attempts, Failure, TrialStoppedError
 from train_fn.spec import MemoryPoint, Reason, TrialParams
 
@@ -40,7 +41,7 @@ class Probe:
         self.points: list[MemoryPoint] = []
         self._attempts, self._ranks, self._memory = attempts, ranks, memory
         self._own, self.sizes = own, sorted({own, *others})
-        self._kept_bytes = self._held_bytes = 0
+        self._kept = self._held = Peak()
 
     def run(self, worst: Callable[[int], object], tokens: Callable[[int], int]) -> None:
         """Probe by ascending size, until one above the trial's own runs out of memory. Collective.
@@ -50,19 +51,23 @@ class Probe:
             tokens: Of the worst micro-batch of training of this size.
 
         Raises:
-            TrialStoppedError: The trial's own size or a smaller one failed, or time is over.
+            TrialStoppedError: The trial's own size ran out, or anything but memory failed a smaller one.
         """
-        self._held_bytes = self._kept_bytes = self._memory.peak_bytes()  # of attaching the adapter, say
+        self._held = self._kept = self._memory.peak()  # of attaching the adapter, say
+        smaller_ran_out = False
         for size in self.sizes:
-            if size != self.sizes[0]:
-                self._memory.restart_peak()
-            failure, peak_bytes = self._measure(worst, size, tokens(size))
-            if failure is not None:
-                if size <= self._own or failure.reason == Reason.TIMEOUT:
-                    raise TrialStoppedError(failure)
+            if size < self._own and smaller_ran_out:
+                continue
+            self._memory.restart_peak()
+            failure, peak = self._measure(worst, size, tokens(size))
+            if failure is None:
+                self._kept = peak if size == self._own else self._kept
+            elif size < self._own and failure.reason == Reason.OOM:
+                smaller_ran_out = True  # what the trial's own size needs is still to be found out
+            elif size <= self._own or failure.reason == Reason.TIMEOUT:
+                raise TrialStoppedError(failure)
+            else:
                 break  # a larger size than the trial's own is none of its business
-            if size == self._own:
-                self._kept_bytes = peak_bytes
         if self.sizes[-1] > self._own:
             self._memory.restart_peak()
 
@@ -86,7 +91,7 @@ class Probe:
         Raises:
             TrialStoppedError: Time is over.
         """
-        self._kept_bytes = max(self._kept_bytes, self._memory.peak_bytes())
+        self._kept = self.peak()
         for _, points in groupby(siblings, lambda p: (p.gradient_checkpointing, p.knobs)):
             self._run_setting(list(points), turned, worst, tokens)
             self._memory.restart_peak()
@@ -112,21 +117,29 @@ class Probe:
 
     def _measure(
         self, worst: Callable[[int], object], size: int, tokens: int, sibling: TrialParams | None = None
-    ) -> tuple[Failure | None, int]:
+    ) -> tuple[Failure | None, Peak]:
         """(Why it failed, or None; this rank's peak); what that says of memory goes to the points."""
         failure = self._attempts.tried(lambda: worst(size))
-        peak_bytes = max(self._memory.peak_bytes(), self._held_bytes)
-        if failure is None or failure.reason == Reason.OOM:
-            agreed_bytes = int(self._ranks.max([peak_bytes])[0])
-            point = MemoryPoint(
-                per_device_train_batch_size=size,
-                tokens=tokens,
-                peak_bytes=agreed_bytes if failure is None else None,
-                sibling=sibling,
-            )
-            self.points.append(point)
-        return failure, peak_bytes
+        peak = self._memory.peak().joined(self._held)
+        point = MemoryPoint(per_device_train_batch_size=size, tokens=tokens, peak_bytes=None, sibling=sibling)
+        if failure is None:
+            allocated, reserved = (int(b) for b in self._ranks.max(peak))
+            held = dataclasses.replace(point, peak_bytes=allocated, peak_reserved_bytes=reserved or None)
+            self.points.append(held)
+        elif failure.reason == Reason.OOM:
+            needed_bytes = self._needed_bytes(lambda: worst(size))
+            failure = dataclasses.replace(failure, needed_bytes=needed_bytes or failure.needed_bytes)
+            self.points.append(dataclasses.replace(point, needed_bytes=needed_bytes))
+        return failure, peak
 
-    def peak_bytes(self) -> int:
-        """The most that this rank held at once in the trial, larger sizes than its own left out."""
-        return max(self._memory.peak_bytes(), self._kept_bytes)
+    def _needed_bytes(self, work: Callable[[], object]) -> int | None:
+        """Collective: what work that ran out of memory needs on the fuller rank, if every rank can tell."""
+        found: list[int | None] = []
+        unlimited = contextlib.nullcontext()
+        self._attempts.tried(lambda: found.append(self._memory.needed_bytes(work)), within=unlimited)
+        needs = [need for rank in self._ranks.gather(found) for need in rank or [None]]
+        return None if None in needs else max(needs)
+
+    def peak(self) -> Peak:
+        """Return the most that this rank held at once in the trial, larger sizes than its own left out."""
+        return self._memory.peak().joined(self._kept)

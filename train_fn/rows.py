@@ -7,8 +7,8 @@ with their input: which key, which file, which line of it.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +16,19 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
+from train_fn import sources
 from train_fn.demo import demo
 from train_fn.spec import DataSpec, Fault, InputError
 
 if TYPE_CHECKING:
     import datasets
 
-FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 DEFAULT_VALIDATION_FRACTION = 0.05
 SPLIT_SEED = 0
 _READER_OPTIONS: dict[str, dict[str, Any]] = {
     "json": {"parse_agent_traces": False},
     "csv": {"keep_default_na": False},  # the answer "NA" or "" is text
 }
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -127,16 +126,17 @@ def _read(source: str, key: str, splits: tuple[str, ...], data: DataSpec) -> Row
     path = Path(source).expanduser()
     if path.is_file():
         dataset = _read_file(path, key)
-    elif path.suffix in FORMATS or not (HUB_ID.fullmatch(source) or path.is_dir()):
-        raise InputError(Fault(key, f"no such file: {source}"))
+    elif sources.is_local(source) and not path.is_dir():
+        raise InputError(Fault(key, sources.no_such("file", source)))
     else:
-        dataset = _read_hub(source, key, splits)
+        silence = None if path.is_dir() else sources.ask_hub(source, "dataset", key)
+        dataset = _read_sets(str(path), key, splits, silence)
     if len(dataset) == 0:
         raise InputError(Fault(key, f"{source} holds no samples"))
     _check_columns(source, dataset, columns(data))
     if data.image is not None:
         _check_image_column(source, dataset, data.image)
-    if path.is_file() and FORMATS[path.suffix] == "json" and data.messages is None:
+    if path.is_file() and sources.DATA_FILES[path.suffix] == "json" and data.messages is None:
         _check_mixed(path, dataset, columns(data))
     return Rows(source, dataset, np.arange(len(dataset)))
 
@@ -197,9 +197,9 @@ def _read_file(path: Path, key: str) -> datasets.Dataset:
 
 def _reader(path: Path, key: str) -> str:
     """Return which of the library's readers a file is for, having looked for what they don't survive."""
-    reader = FORMATS.get(path.suffix)
+    reader = sources.DATA_FILES.get(path.suffix)
     if reader is None:
-        problem = f"is of no known format; name it {', '.join(FORMATS)} after what it holds"
+        problem = f"is of no known format; name it {', '.join(sources.DATA_FILES)} after what it holds"
     elif path.stat().st_size == 0 or (reader == "json" and not any(_filled_lines(path))):
         problem = "holds no samples"
     elif reader == "json" and not _holds_objects(path):
@@ -210,18 +210,33 @@ def _reader(path: Path, key: str) -> str:
     raise InputError(Fault(key, f"{path} {problem}"))
 
 
-def _read_hub(source: str, key: str, splits: tuple[str, ...]) -> datasets.Dataset:
+def _read_sets(source: str, key: str, splits: tuple[str, ...], silence: str | None) -> datasets.Dataset:
+    """Load a folder or a hub dataset; where the hub is silent, what was downloaded before."""
     import datasets
 
     try:
-        found = datasets.load_dataset(source)
-    except Exception as e:  # unreachable, unknown, gated, needs a configuration name, ...
-        problem = f"'{source}' is no file, and loading it as a hub dataset failed: {first_line(e)}"
+        with contextlib.nullcontext() if silence is None else _offline():
+            found = datasets.load_dataset(source)
+    except Exception as e:  # unknown to the cache, gated, needs a configuration name, ...
+        failed = f"{source} can't be loaded as a dataset: {first_line(e)}"
+        problem = failed if silence is None else f"{sources.no_such('file', source)}, and {silence}"
         raise InputError(Fault(key, problem)) from e
     for split in splits:
         if split in found:
             return found[split]
     raise InputError(Fault(key, f"{source} has no split {' or '.join(splits)}; it has {', '.join(found)}"))
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """Have the library look into its cache alone: it would go on asking a hub that does not answer."""
+    from datasets import config
+
+    before, config.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
 
 
 def _json_fault(path: Path) -> str | None:

@@ -8,8 +8,8 @@ standard input, then, to rank 0 alone, one `TrialSpec` per line; `{"ready": pid}
 parent's death. A result with `group_ends` is the last one: the process ends by itself, and the ranks
 have to be started anew.
 
-Why a process: the budget of a CPU worker is a limit on its whole process, and a thread of Ray's that is
-refused memory takes the process down. Here nothing else runs, which also makes for clean measurements.
+Why a process: nothing else runs here, which makes for clean measurements, and one that a trial has broken can
+be replaced.
 """
 
 from __future__ import annotations

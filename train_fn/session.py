@@ -12,9 +12,11 @@ from train_fn.custom_trial import run_custom_trial
 from train_fn.custom_worker import CustomWorker, PostLast, open_custom_worker
 from train_fn.demo import model_source
 from train_fn.drift import Drift
-from train_fn.memory import agreed_budget, open_memory
-from train_fn.model import BaseModel, attached
+from train_fn.memory.base import Memory
+from train_fn.memory.budget import agreed_memory
+from train_fn.model import NUMERICS, BaseModel
 from train_fn.quiet import quiet_libraries
+from train_fn.sources import loadable
 from train_fn.spec import JobSpec, TrialResult, TrialSpec
 from train_fn.trial import Worker
 
@@ -49,29 +51,39 @@ def run_trial(worker: Worker | CustomWorker, spec: TrialSpec) -> TrialResult:
 def _open_own(job: JobSpec, device: torch.device) -> Worker:
     quiet_libraries()
     ranks = Ranks(device)
-    base = BaseModel(str(model_source(job)), device, with_images=job.data.image is not None)
+    base = BaseModel(loadable(model_source(job)), device, with_images=job.data.image is not None)
     samples = data.load(job.data, base.tokenizer, base.positions, base.vision)
     import peft  # noqa: F401 - so that it is frozen, too
 
     gc.collect()
     gc.freeze()  # the libraries stay; collections between trials need not look at them (0.2 s each)
-    warm_up(base, job)
-    ranks.sum(0.0)  # and what a communicator holds is there before the free memory is read
     _ = samples.train.patch_work  # made once: it takes a skeleton of the model
-    budget_bytes = agreed_budget(job.memory_budget, device, ranks)
-    return Worker(job, base, samples, open_memory(budget_bytes, device), ranks, Drift(device))
+    if device.type == "cuda":
+        _warm_up(device, ranks, base.adapter_size(job.lora))
+    memory = agreed_memory(job.memory_budget, device, ranks)
+    _load_first(base, job, memory)
+    return Worker(job, base, samples, memory, ranks, Drift(device))
 
 
-def warm_up(base: BaseModel, job: JobSpec) -> None:
-    """One tiny step, so that libraries' lasting allocations (thread pools, handles) are not a trial's."""
-    model = base.load(torch.float32 if base.device.type == "cpu" else torch.bfloat16)
-    inputs = {"input_ids": torch.full((1, 8), base.pad_token_id)}
-    if base.vision is not None:
-        inputs = base.vision.example()
-    with attached(model, job.lora, seed=0, gradient_checkpointing=False) as adapted:
-        inputs = {
-            name: t.to(base.device, model.dtype if t.is_floating_point() else None)
-            for name, t in inputs.items()
-        }
-        loss = adapted(**inputs, use_cache=False).logits.float().sum()
-        loss.backward()
+def _warm_up(device: torch.device, ranks: Ranks, gradients: int) -> None:
+    """Collective: have what CUDA, cuBLAS and NCCL keep from their first use, before the free memory is read.
+
+    Args:
+        device: A GPU.
+        ranks: All of which must call this.
+        gradients: How many numbers a trial will sum over ranks: buffers depend on the size and the type.
+    """
+    factor = torch.ones(8, 8, device=device, requires_grad=True)
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.mm(factor.to(dtype), factor.to(dtype)).float().sum().backward()
+    ranks.sum_(torch.zeros(gradients, dtype=torch.float32, device=device))
+    ranks.sum(0.0)
+
+
+def _load_first(base: BaseModel, job: JobSpec, memory: Memory) -> None:
+    """Load a precision that will be searched and whose weights fit, while nothing waits for it yet."""
+    for precision in job.precisions:
+        numerics = NUMERICS[precision]
+        if base.weight_bytes(numerics.base_dtype, numerics.quantized) <= memory.budget_bytes:
+            base.load(numerics.base_dtype, numerics.quantized)
+            return

@@ -27,7 +27,7 @@ class Status(StrEnum):
     COMPLETE = "complete"
     """Measured to the end; both objectives are set."""
     INFEASIBLE = "infeasible"
-    """The point itself can't run (out of memory, diverged): known for good, never tried again."""
+    """The point itself can't run: it diverged, or ran out of memory, which holds up to its budget."""
     FAILED = "failed"
     """Something else went wrong (a worker died, a timeout, an error); says nothing about memory."""
     PRUNED = "pruned"
@@ -47,6 +47,10 @@ class Reason(StrEnum):
     """Memory was refused below the budget, since someone else held the rest: no property of the point."""
     SLOWER = "slower"
     """Its samples/sec could no longer reach what the front needs."""
+
+
+BASE_ALONE = "the base model alone takes"
+"""How the `detail` of a trial begins for whose precision the base model is too large in every setting."""
 
 
 MEASURED = "measured"
@@ -197,8 +201,8 @@ class MemoryPoint(_Record):
         tokens: Of that micro-batch, padding included.
         peak_bytes: Of the larger rank, base model included; None where it ran out of memory.
         needed_bytes: Where it ran out: what it would have held. Exact on a CPU, at least so much on CUDA.
-        peak_reserved_bytes: As `peak_bytes`, of what the allocator had reserved for it, which is what a cap on
-            CUDA counts; None on a CPU, where nothing is reserved.
+        peak_reserved_bytes: As `peak_bytes`, of what the allocator had reserved, which is what a cap on CUDA
+            counts; None on a CPU, where nothing is reserved.
         sibling: The point that was probed, where it differs from the trial's in more than the batch.
     """
 
@@ -271,6 +275,7 @@ class JobSpec(_Record):
         train_fn: The user's own training function, `module:function`; None is ours.
         model: Folder or hub id of the base model; None is the built-in demo model.
         device: `cpu` or `cuda`.
+        precisions: Those that are searched; ranks load the base in the first that fits before any trial.
         memory_budget: What one worker may hold: bytes (int), a fraction of its device (float in (0, 1]),
             or None for all that is free when the lane starts.
         steps: Optimizer steps of a trial, warm-up included.
@@ -292,6 +297,7 @@ class JobSpec(_Record):
     batching: str = "balanced"
     timeout_seconds: float = 600.0
     device: str = "cpu"
+    precisions: list[str] = field(default_factory=list)
     memory_budget: int | float | None = None
 
     @classmethod

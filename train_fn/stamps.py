@@ -7,15 +7,15 @@ same file. Files of up to `WHOLE_BYTES` are read whole, of larger ones the size 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator
 from pathlib import Path
+
+from train_fn.sources import is_local
 
 WHOLE_BYTES = 64 << 20
 """A file of this size takes about a tenth of a second."""
 SAMPLES, SAMPLE_BYTES = 64, 64 << 10
 _HUB_TIMEOUT_SECONDS = 5.0
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
 def model_stamp(source: str, hub: bool = True) -> str | None:
@@ -29,13 +29,13 @@ def data_stamp(source: str, hub: bool = True) -> str | None:
 
 
 def _stamp(source: str, kind: str, hub: bool) -> str | None:
-    path = Path(source)
+    path = Path(source).expanduser()
     try:
         if path.exists():
             return _digest(path)
     except OSError:
         return None
-    return _hub_revision(source, kind) if hub and _HUB_ID.fullmatch(source) else None
+    return None if is_local(source) or not hub else _hub_revision(source, kind)
 
 
 def _digest(path: Path) -> str:

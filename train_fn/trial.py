@@ -6,11 +6,13 @@ All ranks call `run_trial` together with the same arguments and get the same res
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import time
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -28,13 +30,22 @@ from train_fn.early import EarlyEnd
 from train_fn.fused import fused
 from train_fn.gradients import FlatGradients
 from train_fn.loss import summed_loss
-from train_fn.memory import Memory
+from train_fn.memory.base import Memory
 from train_fn.model import NUMERICS, BaseModel, Numerics, attached, attending, checkpointing
 from train_fn.optimizers import allocate_state, make_optimizer
 from train_fn.outcome import Attempts, Failure, TrialStoppedError, constraints
 from train_fn.packing import packed, packed_attention
 from train_fn.probe import Probe
-from train_fn.spec import MEASURED, JobSpec, Reason, Status, TrialParams, TrialResult, TrialSpec
+from train_fn.spec import (
+    BASE_ALONE,
+    MEASURED,
+    JobSpec,
+    Reason,
+    Status,
+    TrialParams,
+    TrialResult,
+    TrialSpec,
+)
 from train_fn.timing import rate_with_interval, timing_notes
 
 
@@ -68,7 +79,8 @@ class _Trial:
     """The state of one trial on one rank, in the order of its phases."""
 
     def __init__(self, worker: Worker, spec: TrialSpec) -> None:
-        self.worker, self.job, self.spec, self.params = worker, worker.job, spec, spec.params
+        self.worker, self.spec, self.params = worker, spec, spec.params
+        self.job = dataclasses.replace(worker.job, steps=spec.steps or worker.job.steps)
         self.ranks, self.memory = worker.ranks, worker.memory
         self.numerics: Numerics = NUMERICS[self.params.precision]
         self.attempts = Attempts(self.ranks, self.memory, self.job.timeout_seconds)
@@ -104,7 +116,7 @@ class _Trial:
                 with self._phase("validate"):
                     self._validate()
         except TrialStoppedError as stopped:
-            failure = stopped.failure
+            failure = self._told(stopped.failure)
         result = self._result(failure)
         with self._phase("release"):
             for name in ("model", "optimizer", "gradients"):
@@ -113,27 +125,40 @@ class _Trial:
         self.seconds["total"] = time.perf_counter() - started
         return result
 
+    def _told(self, failure: Failure) -> Failure:
+        """A timeout with how far it came."""
+        if failure.reason != Reason.TIMEOUT:
+            return failure
+        steps = f"{len(self.train_loss)} of {self.job.steps} steps"
+        return dataclasses.replace(failure, detail=f"{failure.detail}: {steps}")
+
     # The phases.
 
     def _set_up(self, stack: contextlib.ExitStack) -> None:
         """Load the base in this precision, start the memory accounting, attach the adapter."""
         base = self.worker.base
-        loaded = self.attempts.run(lambda: self._load_base(base), limited=False)
-        held = base.held_bytes
-        self.memory.start_probe(held)
+        self.memory.start_probe(0)
         if problems := knobs.problems_of(self.params.knobs):
             raise TrialStoppedError(Failure(Reason.ERROR, "; ".join(problems)))
-        if held > self.memory.budget_bytes and self.attempts.failure is None:
-            self.attempts.failure = Failure(
-                Reason.OOM, f"the base model alone takes {held} bytes in {self.params.precision}", held
-            )
+        self._check_base(base)
+        loaded = self.attempts.run(lambda: self._load_base(base), within=contextlib.nullcontext())
         self.attempts.agree()
         assert loaded is not None
-        if self.attempts.run(lambda: self._attach(loaded, stack)) is None:
+        self.memory.start_probe(base.held_bytes)
+        # Counted only: where the adapter alone is too much, the probe says by how much.
+        attached = self.attempts.run(lambda: self._attach(loaded, stack), within=self.memory.counted())
+        if attached is None:
             base.drop()  # it may be half changed
         self.attempts.agree()
         if self._knob("torch_compile"):
             self._compile(stack)
+
+    def _check_base(self, base: BaseModel) -> None:
+        """Stop before weights are loaded that can't fit; every rank finds the same."""
+        needed_bytes = base.weight_bytes(self.numerics.base_dtype, self.numerics.quantized)
+        if needed_bytes > self.memory.budget_bytes:
+            detail = f"{BASE_ALONE} {needed_bytes} bytes in {self.params.precision}"
+            raise TrialStoppedError(Failure(Reason.OOM, detail, needed_bytes))
 
     def _compile(self, stack: contextlib.ExitStack) -> None:
         """Compile, and start the accounting anew: what a compiler takes is not the point's."""
@@ -148,7 +173,7 @@ class _Trial:
                 with self._evaluating():
                     self._loss(batch)
 
-        self.attempts.run(compile_, limited=False)
+        self.attempts.run(compile_, within=contextlib.nullcontext())
         self.attempts.agree()
         self.memory.start_probe(self.worker.base.held_bytes + self.gradients.held_bytes)
 
@@ -186,7 +211,7 @@ class _Trial:
 
     def _probe(self) -> None:
         """Run worst cases with the optimizer's state in place."""
-        self.attempts.run(lambda: allocate_state(self.optimizer))
+        self.attempts.run(lambda: allocate_state(self.optimizer), within=self.memory.counted())
         try:
             self.probe.run(self._worst, self._worst_tokens)
         except TrialStoppedError as stopped:
@@ -252,6 +277,8 @@ class _Trial:
         for step, (batch, shares) in enumerate(zip(batches, dealt, strict=False)):
             if step == self.job.warmup_steps:
                 retries_before = self.memory.alloc_retries()
+            if step >= self.job.warmup_steps and self.numerics.compiles_per_shape(self.ranks.device):
+                self._meet_shapes(train, shares[self.ranks.rank])
             started = time.perf_counter()
             loss, any_failed, previous_seconds = self._step(train, batch, shares, seconds)
             if any_failed:
@@ -271,6 +298,26 @@ class _Trial:
             if self.early.after_step(loss, previous_seconds, self.step_work):
                 break
         return self.memory.alloc_retries() - retries_before
+
+    def _meet_shapes(self, train: Samples, share: batching.MicroBatches) -> None:
+        """Collective: have the kernels of a step's micro-batches compiled before the step is timed.
+
+        Right before it, since the library keeps those of some ten micro-batches only.
+        """
+        started = time.perf_counter()
+        pad, met = self.worker.base.pad_token_id, set[object]()
+
+        def run(batch: Batch) -> None:
+            self._loss(batch).backward()
+
+        with torch.random.fork_rng(devices=[]):  # dropout draws for the step what it would have drawn
+            for batch in (collate(train, indices, pad) for indices in share):
+                if batch.shapes not in met:
+                    met.add(batch.shapes)
+                    self.attempts.run(partial(run, batch))
+        self.gradients.zero_()
+        self.ranks.sum(0.0)  # no rank's clock starts while another one compiles
+        self.seconds["warmup"] += time.perf_counter() - started
 
     def _step(
         self,
@@ -383,9 +430,9 @@ class _Trial:
     def _result(self, failure: Failure | None) -> TrialResult:
         """Collective: the trial's result, the same on every rank."""
         budget = self.memory.budget_bytes
-        peaks = self.ranks.gather(self.probe.peak_bytes())
+        peaks = self.ranks.gather(self.probe.peak())
         rate, interval, tokens, notes = None, None, None, self.early.notes()
-        disturbed: list[str] = []
+        disturbed = [failure.detail] if failure and failure.reason == Reason.CROWDED else []
         if failure is None or failure.reason == Reason.SLOWER:
             work = self.step_work[self.job.warmup_steps :]
             tokens = fmean(work)
@@ -409,10 +456,11 @@ class _Trial:
             tokens_per_step=tokens,
             memory_points=self.probe.points,
             step_seconds=self.step_seconds,
-            peak_memory_bytes=peaks,
+            peak_memory_bytes=[p.allocated_bytes for p in peaks],
+            peak_reserved_bytes=[p.reserved_bytes for p in peaks if p.reserved_bytes],
             memory_budget_bytes=budget,
             alloc_retries=self.alloc_retries,
-            constraints=constraints(failure, max(peaks), budget),
+            constraints=constraints(failure, max(max(p) for p in peaks), budget),
             seconds=self.seconds,
             notes=notes,
             disturbed=disturbed,

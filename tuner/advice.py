@@ -25,6 +25,7 @@ _STEPS: dict[str, str] = {
     Reason.OOM: "raise cluster.memory_budget, lower data.max_length or lora.r, let "
     "search.gradient_checkpointing be [false, true], or take a smaller model or search.precision nf4 (CUDA)",
     Reason.DIVERGED: "lower optimizer.learning_rate, or leave fp16 out of search.precision",
+    Reason.CROWDED: "lower cluster.memory_budget to what others on the device leave, or wait for them",
     Reason.TIMEOUT: "raise trial.timeout, or lower trial.steps",
 }
 

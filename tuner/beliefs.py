@@ -6,7 +6,7 @@ A function of the study's record alone, so a study that is resumed believes what
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -14,70 +14,20 @@ import numpy as np
 
 from train_fn.spec import Reason, Status, TrialParams, TrialResult
 from train_fn.timing import student_t_975
-from tuner.costs import AffineCosts, Effect, Feature, Observation, Point, Priors
+from tuner.costs import AffineCosts, Feature, Observation, Point
 from tuner.disturbed import counting
 from tuner.explain import Prediction
-from tuner.space import (
-    Measured,
-    Numerics,
-    Setting,
-    is_out_of_memory,
-    numerics_of,
-    probed_point,
-    setting_of,
-)
-
-_MEMORY = Priors(
-    constant={
-        ("precision", "fp32"): Effect(0.0, 0.05),
-        ("precision", "tf32"): Effect(0.0, 0.05),
-        ("precision", "bf16"): Effect(math.log(0.55), 0.2),
-        ("precision", "fp16"): Effect(math.log(0.55), 0.2),
-        ("precision", "nf4"): Effect(math.log(0.3), 0.3),
-        ("gradient_checkpointing", True): Effect(0.0, 0.15),
-    },
-    slope={
-        ("precision", "fp32"): Effect(0.0, 0.05),
-        ("precision", "tf32"): Effect(0.0, 0.05),
-        ("precision", "bf16"): Effect(math.log(0.6), 0.2),
-        ("precision", "fp16"): Effect(math.log(0.6), 0.2),
-        ("precision", "nf4"): Effect(math.log(0.6), 0.3),
-        ("gradient_checkpointing", True): Effect(math.log(0.4), 0.5),
-    },
-    own_sd=(0.05, 0.15),
-    scatter_sd=0.02,
-    curvature_sd=0.02,
-    slope_share=0.3,
-)
-"""Weights and activations in half the bytes; checkpointing keeps one input per layer instead of all."""
-
-_LOW_PRECISION = {"cuda": Effect(math.log(0.5), 0.5), "cpu": Effect(math.log(1.5), 0.9)}
-"""Matrix units of GPUs want 16 bits; a CPU has such instructions, or is ten times slower without."""
-
-
-def _speed_priors(device: str) -> Priors:
-    low = _LOW_PRECISION[device]
-    return Priors(
-        constant={
-            ("precision", "fp32"): Effect(0.0, 0.02),
-            ("precision", "tf32"): Effect(math.log(0.6), 0.3),
-            ("precision", "bf16"): low,
-            ("precision", "fp16"): low,
-            ("precision", "nf4"): Effect(low.mean + math.log(1.3), low.sd),
-            # A third pass beside forward and backward (frozen weights have no gradients of their own).
-            ("gradient_checkpointing", True): Effect(math.log(1.35), 0.12),
-        },
-        slope={("gradient_checkpointing", True): Effect(math.log(1.35), 0.2)},
-        own_sd=(0.05, 0.1),
-        scatter_sd=0.02,
-        curvature_sd=0.02,
-        slope_share=0.2,
-        unknown=Effect(0.0, 0.2),
-    )
-
+from tuner.held import held_by_batch
+from tuner.priors import MEMORY, speed_priors
+from tuner.proofs import Proofs, current_budget
+from tuner.space import Measured, Numerics, Setting, numerics_of, setting_of
+from tuner.step_limit import step_seconds
 
 _PROBED_SD = 0.01
 """Peaks repeat to within this fraction."""
+
+_TIMED_OUT_SD = 0.2
+"""Relative; how well the steps of a trial that timed out, warm-up among them, tell its point's speed."""
 
 _POOLED_DEGREES = 4
 _LEAST_SPEED_SD = 0.003
@@ -113,6 +63,7 @@ class Beliefs:
         device: str = "cuda",
         memory_headroom: float = 0.0,
         loss_tolerance: float = 0.01,
+        budget_bytes: int | None = None,
     ) -> None:
         """Look at the record.
 
@@ -122,15 +73,16 @@ class Beliefs:
             device: `cpu` or `cuda`; decides what is believed before anything is measured.
             memory_headroom: Fraction of the budget that a predicted peak must leave free.
             loss_tolerance: Relative; the scale on which losses differ.
+            budget_bytes: What points have to fit in; None: as the trials say, see `current_budget`.
         """
         self._candidates, self._measured = list(candidates), list(measured)
         self._device, self._headroom, self._tolerance = device, memory_headroom, loss_tolerance
-        self._probed = _probed(self._measured)
+        self._proofs = Proofs(((m.params, m.result) for m in self._measured), exact=device == "cpu")
+        self._probed = held_by_batch(self._measured, exact=device == "cpu")
         self._tokens = {
             p.per_device_train_batch_size: p.tokens for m in self._measured for p in m.result.memory_points
         }
-        budgets = [m.result.memory_budget_bytes for m in self._measured if m.result.memory_budget_bytes]
-        self.budget_bytes = budgets[-1] if budgets else None
+        self.budget_bytes = budget_bytes or current_budget([m.result for m in self._measured])
         self._chances: dict[TrialParams, float] = {}
         self._known_tokens: dict[int, float] = {}
         self._known_padding: dict[int, float] = {}
@@ -145,9 +97,9 @@ class Beliefs:
             return None
         mean, sd = self._memory.predict([self._memory_point(p) for p in points])
         for index, point in enumerate(points):
-            peak = self._probed.get((setting_of(point), point.per_device_train_batch_size))
-            if peak is not None:
-                mean[index], sd[index] = math.log(peak), _PROBED_SD
+            known = self._probed.get((setting_of(point), point.per_device_train_batch_size))
+            if known is not None and not known.is_lower_bound:
+                mean[index], sd[index] = math.log(known.size_bytes), _PROBED_SD
         return np.exp(mean), sd
 
     def fits(self, points: Sequence[TrialParams]) -> np.ndarray:
@@ -158,7 +110,7 @@ class Beliefs:
         return np.array([self._chances[p] for p in points])
 
     def _chances_of(self, points: Sequence[TrialParams]) -> np.ndarray:
-        known = [self._known_to_fit(p) for p in points]
+        known = [self._proofs.fits(p, self.budget_bytes) for p in points]
         predicted = self.predict_memory(points)
         if predicted is None or self.budget_bytes is None:
             return np.array([0.0 if k is False else 1.0 for k in known])
@@ -169,43 +121,20 @@ class Beliefs:
         ]
         return np.array([p if k is None else float(k) for p, k in zip(probability, known, strict=True)])
 
-    def _known_to_fit(self, point: TrialParams) -> bool | None:
-        """Proven by the same setting: a batch at least as large ran, or one at most as large ran out."""
-        sizes = self._probed_sizes.get(setting_of(point), {})
-        if any(peak is None and size <= point.per_device_train_batch_size for size, peak in sizes.items()):
-            return False
-        if any(
-            peak is not None and size >= point.per_device_train_batch_size for size, peak in sizes.items()
-        ):
-            return True
-        return None
-
-    @cached_property
-    def _probed_sizes(self) -> dict[Setting, dict[int, float | None]]:
-        found: dict[Setting, dict[int, float | None]] = {}
-        for (setting, size), peak in self._probed.items():
-            found.setdefault(setting, {})[size] = peak
-        return found
-
-    def is_probed(self, point: TrialParams) -> bool:
-        """Whether it is known if the point fits."""
-        return self._known_to_fit(point) is not None
-
     @cached_property
     def _memory(self) -> AffineCosts | None:
         observations = [
             Observation(
                 Point(features_of(setting), 1.0, self._tokens_of(size), size),
-                peak if peak is not None else float(self.budget_bytes or 0),
+                held.size_bytes,
                 _PROBED_SD,
-                is_lower_bound=peak is None,
+                is_lower_bound=held.is_lower_bound,
             )
-            for (setting, size), peak in self._probed.items()
-            if peak is not None or self.budget_bytes
+            for (setting, size), held in self._probed.items()
         ]
         if all(o.is_lower_bound for o in observations):
             return None
-        return AffineCosts(observations, [self._memory_point(c) for c in self._candidates], _MEMORY)
+        return AffineCosts(observations, [self._memory_point(c) for c in self._candidates], MEMORY)
 
     def _memory_point(self, point: TrialParams) -> Point:
         size = point.per_device_train_batch_size
@@ -262,8 +191,18 @@ class Beliefs:
         observations = [Observation(self._time_point(p), 1 / v, sd) for p, v, sd in self._speeds]
         if not observations:
             return None
+        observations += [
+            Observation(self._time_point(p), cost, _TIMED_OUT_SD) for p, cost in self._timed_out_costs()
+        ]
         points = [self._time_point(c) for c in self._candidates]
-        return AffineCosts(observations, points, _speed_priors(self._device))
+        return AffineCosts(observations, points, speed_priors(self._device))
+
+    def _timed_out_costs(self) -> Iterator[tuple[TrialParams, float]]:
+        """Seconds per sample of trials that timed out: so much is known of how slow they are."""
+        samples = _samples_per_step([m.result for m in self._measured])
+        for m in self._measured:
+            if samples and (one := step_seconds(m.result)):
+                yield m.params, one / samples
 
     def _time_point(self, point: TrialParams) -> Point:
         size = point.per_device_train_batch_size
@@ -375,19 +314,12 @@ def _interval(median: float, log_sd: float) -> Prediction:
     return Prediction(float(median), float(median) / factor, float(median) * factor)
 
 
-def _probed(measured: Sequence[Measured]) -> dict[tuple[Setting, int], float | None]:
-    """Peak by setting and batch, None where memory ran out: of trials, and of what their probes tried."""
-    found: dict[tuple[Setting, int], float | None] = {}
-    for _, params, result in measured:
-        for probed in result.memory_points:
-            point = probed_point(params, probed)
-            found[setting_of(point), point.per_device_train_batch_size] = probed.peak_bytes
-        own = (setting_of(params), params.per_device_train_batch_size)
-        if is_out_of_memory(result):
-            found[own] = None
-        elif own not in found and result.peak_memory_bytes and result.samples_per_second:
-            found[own] = float(max(result.peak_memory_bytes))
-    return found
+def _samples_per_step(results: Sequence[TrialResult]) -> float | None:
+    """The global batch, as a timed trial tells it."""
+    for r in results:
+        if r.status == Status.COMPLETE and r.samples_per_second and r.step_seconds:
+            return r.samples_per_second * float(np.mean(r.step_seconds))
+    return None
 
 
 def _relative_sds(results: Sequence[TrialResult]) -> list[float]:

@@ -14,6 +14,8 @@ from pathlib import Path
 from train_fn.spec import Reason, Status, TrialParams, TrialResult, TrialSpec
 from tuner import interrupt, storage
 from tuner.console import Progress
+from tuner.failures import MAX_SAME_FAILURES, FailuresInARow
+from tuner.step_limit import StepLimit, advice, step_seconds
 from tuner.storage import StorageLostError
 from tuner.study import INTERRUPTED, TuningStudy
 
@@ -24,7 +26,7 @@ MAX_LOST_TRIALS = 2
 would be tried again; but a lane that can't start would break for ever."""
 
 MAX_LOSSES_OF_A_POINT = 3
-"""A point whose lane breaks every time may well be what breaks it."""
+"""A point whose lane breaks under it every time may well be what breaks it."""
 
 _WRITING_SHARE = 0.02
 """Of the driver's time, at most, goes into files: with thousands of trials they are long, and lanes wait."""
@@ -47,6 +49,7 @@ class StudySource:
         rescue_dir: Where a result goes that the study's storage does not take.
         overrun_seconds: How far one may go beyond it; no further trial starts that would not end by then.
         broken: Why the search can't go on, once it can't.
+        limit: How many steps a trial has, and the time for them; to say what would be right.
     """
 
     study: TuningStudy
@@ -56,10 +59,13 @@ class StudySource:
     rescue_dir: Path | None = None
     broken: str | None = None
     overrun_seconds: float = 0.0
+    limit: StepLimit | None = None
     _has_started: bool = field(default=False, init=False)
     _in_flight: dict[int, TrialSpec] = field(default_factory=dict, init=False)
     _lost_in_a_row: int = field(default=0, init=False)
     _losses: Counter[TrialParams] = field(default_factory=Counter, init=False)
+    _failures: FailuresInARow = field(default_factory=FailuresInARow, init=False)
+    _steps: int | None = field(default=None, init=False)
     _lanes: int | None = field(default=None, init=False)
     _next_record: float = field(default=0.0, init=False)
     _is_behind: bool = field(default=False, init=False)
@@ -91,6 +97,7 @@ class StudySource:
         """Record a result before anything else is done with it."""
         self._in_flight.pop(spec.number, None)
         result = self._counted(spec, result)
+        self._give_up_on_same_failures(spec, result)
         self._store(spec, result)
         log.info(
             "trial %d ends: %s: %s %s %s",
@@ -103,6 +110,7 @@ class StudySource:
         if result.disturbed:
             log.warning("trial %d was disturbed: %s", spec.number, "; ".join(result.disturbed))
         self.progress.trial_finished(spec.number, spec.params, result)
+        self._say_if_steps_change(result)
         self._is_behind = True
         if time.monotonic() >= self._next_record:
             self.flush()
@@ -150,7 +158,9 @@ class StudySource:
     def room_for(self, lanes: int) -> None:
         """The cluster has room for so many lanes now."""
         if lanes != self._lanes:
-            if self._lanes is not None:
+            if lanes == 0:
+                self.progress.note("no room for a lane beside what other jobs hold: waits for it")
+            elif self._lanes is not None:
                 self.progress.note(f"room for {lanes} lanes now, before that for {self._lanes}")
             self._lanes = self.progress.lanes = lanes
 
@@ -159,18 +169,44 @@ class StudySource:
         self.broken = self.broken or why
 
     def _counted(self, spec: TrialSpec, result: TrialResult) -> TrialResult:
-        """The result; a point that was lost too often counts as failed, and is not tried again."""
+        """The result; a point whose lane broke under it too often counts as failed.
+
+        A lane that did not begin (no room, no quiet GPUs, workers that could not start) says so itself, by
+        its number: that is no fault of the point's.
+        """
         if result.reason != Reason.INTERRUPTED:
             self._lost_in_a_row = 0
             return result
         self._lost_in_a_row += 1
-        self._losses[spec.params] += 1
+        self._losses[spec.params] += result.lane is None
         if self._lost_in_a_row >= MAX_LOST_TRIALS * max(self.progress.lanes, 1):
             self.give_up(result.detail or "the lanes break")
         elif self._losses[spec.params] >= MAX_LOSSES_OF_A_POINT:
-            detail = f"lost {MAX_LOSSES_OF_A_POINT} times, not tried again: {result.detail}"
+            detail = f"lost {MAX_LOSSES_OF_A_POINT} times: {result.detail}"
             return dataclasses.replace(result, status=Status.FAILED, reason=Reason.WORKER_DIED, detail=detail)
         return result
+
+    def _give_up_on_same_failures(self, spec: TrialSpec, result: TrialResult) -> None:
+        """End the search where one point after the other fails in the same way.
+
+        Once something is complete, points that failed before are no news.
+        """
+        measured = self.study.measured()
+        has_failed = any(m.params == spec.params and m.result.status == Status.FAILED for m in measured)
+        if has_failed and any(m.result.status == Status.COMPLETE for m in measured):
+            return
+        if self._failures.add(spec.params, result):
+            slow = advice(result, self.limit) if self.limit else None
+            [why, *_] = (slow or result.detail or str(result.reason)).splitlines()
+            self.give_up(f"{MAX_SAME_FAILURES} points in a row failed in the same way: {why}")
+
+    def _say_if_steps_change(self, result: TrialResult) -> None:
+        """Trials may take fewer steps from here."""
+        steps, one = self.study.steps, step_seconds(result)
+        if steps not in (None, self._steps) and one and self.limit:
+            why = f"a step takes {one:.3g} s, and trial.timeout is {self.limit.timeout_seconds:g} s"
+            self.progress.note(f"trials take {steps} of {self.limit.steps} steps from here: {why}")
+        self._steps = steps
 
     def _store(self, spec: TrialSpec, result: TrialResult) -> None:
         """Into the study; where that is not to be had, into a file for the next run."""

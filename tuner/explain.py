@@ -16,10 +16,11 @@ from typing import Protocol
 from train_fn.spec import Reason, Status, TrialParams
 from train_fn.timing import time_ratio
 from tuner.disturbed import counting
+from tuner.held import probed_bytes
+from tuner.proofs import Proofs, current_budget
 from tuner.recommend import TIE_WIDTH, Feasible, feasible_trials, within_tolerance
 from tuner.space import (
     Measured,
-    Proofs,
     is_out_of_memory,
     numerics_of,
     probed_point,
@@ -102,7 +103,8 @@ class Explanation:
     """The recommended trial against everything else.
 
     Attributes:
-        headroom_bytes: What the recommended trial leaves of its budget; None without a budget.
+        headroom_bytes: What the recommended trial leaves of its budget (on CUDA, of what is reserved counts);
+            None without a budget.
         headroom_fraction: The same as a fraction of the budget.
         next_larger: The next larger batch of the same setting; None where there is none.
         batches: The other batches of the same setting.
@@ -152,13 +154,13 @@ def explain(
     for other in others:
         if not same_setting(other.params, best.params):
             settings.setdefault(setting_of(other.params), []).append(other)
-    peak, budget = best.peak_bytes or None, best.budget_bytes
-    left = None if peak is None or budget is None else budget - peak
+    peak, held, budget = best.peak_bytes or None, best.held_bytes or None, best.budget_bytes
+    left = None if held is None or budget is None else budget - held
     predicted = judge.memory(best.params)
     return Explanation(
         number=number,
         params=best.params,
-        why=_why_memory(peak, predicted, budget),
+        why=_why_memory(held, predicted, budget),
         peak_memory_bytes=peak,
         predicted_memory_bytes=predicted,
         memory_budget_bytes=budget,
@@ -183,6 +185,7 @@ class _Judge:
     ) -> None:
         self._trials = trials
         self._proofs = Proofs((t.params, t.result) for t in trials)
+        self._budget_bytes = current_budget([t.result for t in trials])
         self._measured = {t.params: t for t in counting(trials)}
         self._feasible = {t.params: t for t in feasible_trials(trials)}
         self.best = next(t for t in self._feasible.values() if t.number == number)
@@ -206,7 +209,7 @@ class _Judge:
         """What is known about a point, and its verdict."""
         if (feasible := self._feasible.get(point)) is not None:
             found = self._of_feasible(feasible)
-        elif (trial := self._measured.get(point)) is not None:
+        elif (trial := self._measured.get(point)) is not None and not self._is_open_again(trial):
             found = self._of_failure(trial)
         else:
             found = self._of_unmeasured(point)
@@ -215,6 +218,10 @@ class _Judge:
             predicted_samples_per_second=self._speed(point),
             predicted_memory_bytes=self.memory(point),
         )
+
+    def _is_open_again(self, trial: Measured) -> bool:
+        """Whether it ran out of memory in a smaller budget than there is now."""
+        return is_out_of_memory(trial.result) and not self._proofs.against(trial.params, self._budget_bytes)
 
     def with_memory(self, other: Alternative) -> Alternative:
         """The same with what it needs in `why`, which is what one asks of the next larger batch."""
@@ -256,8 +263,8 @@ class _Judge:
             return Verdict.SLOWER, f"slower than {faster.params} by {_percent(lacks)} (measured)"
         if slower_by.value > TIE_WIDTH:
             return Verdict.TIE, f"slower by {_percent(slower_by.value)}, within the noise"
-        if trial.peak_bytes > self.best.peak_bytes:
-            more = human_bytes(trial.peak_bytes - self.best.peak_bytes)
+        if trial.held_bytes > self.best.held_bytes:
+            more = human_bytes(trial.held_bytes - self.best.held_bytes)
             return Verdict.TIE, f"tie, needs {more} more memory"
         return Verdict.TIE, "tie"
 
@@ -320,6 +327,9 @@ class _Judge:
 
     def _probed(self, point: TrialParams) -> Alternative | None:
         """Where another trial has shown that the point does not fit."""
+        proof = self._proofs.against(point, self._budget_bytes)
+        if proof is None:
+            return None
         if (shown := self._too_large.get(point)) is not None:
             number, peak, over = shown
             return _unmeasured(
@@ -329,10 +339,7 @@ class _Judge:
                 over_budget_bytes=over,
                 peak_memory_bytes=peak,
             )
-        proof = self._proofs.against(point)
-        if proof is None:
-            return None
-        return _unmeasured(point, Verdict.OUT_OF_MEMORY, "out of memory, as is a smaller batch")
+        return _unmeasured(point, Verdict.OUT_OF_MEMORY, proof)
 
     def _worse_loss(self, point: TrialParams) -> tuple[int, float] | None:
         """A trial that made the same steps as this point would, and its loss, where that is too high."""
@@ -344,10 +351,10 @@ class _Judge:
         for trial in self._trials:
             budget = trial.result.memory_budget_bytes
             for probe in trial.result.memory_points:
-                peak = probe.peak_bytes
-                over = None if peak is None or budget is None else peak - budget
-                if peak is None or (over is not None and over > 0):
-                    yield probed_point(trial.params, probe), (trial.number, peak, over)
+                need = probed_bytes(probe) or probe.needed_bytes
+                over = None if need is None or budget is None else need - budget
+                if probe.peak_bytes is None or (over is not None and over > 0):
+                    yield probed_point(trial.params, probe), (trial.number, need, over)
 
 
 def _unmeasured(

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from train_fn.spec import Knob, KnownSteps, Status, TrialParams, TrialSpec
-from tuner.beliefs import Beliefs
-from tuner.disturbed import count_repeats
+from tuner.disturbed import failed_last, may_try_again
 from tuner.outlook import ModelSettings, Outlook
+from tuner.proofs import Proofs, budget_of
 from tuner.recommend import recommend
 from tuner.space import (
     SearchState,
@@ -45,10 +45,10 @@ class Step:
 def next_step(
     state: SearchState, max_trials: int, settings: ModelSettings, outlook: Outlook | None = None
 ) -> Step:
-    """Measure the best open point; then disturbed ones again; at the end, the recommended one in full.
+    """Measure the best open point; then those to repeat; at the end, the recommended one in full.
 
-    The last trial that the study may have is kept for that. Repetitions of disturbed trials come on top.
-    `outlook` is that of the state, if it is there.
+    The last trial that the study may have is kept for that. Repetitions come on top. `outlook` is that of the
+    state, if it is there.
     """
     left = max_trials - state.turn
     outlook, stopped = (outlook or Outlook(state, settings)) if left > 0 else None, None
@@ -59,34 +59,36 @@ def next_step(
         if state.open and stopped is None and left > 1:
             return Step(outlook.choose())
     if state.to_repeat:
-        disturbed = state.to_repeat[0]
+        again = state.to_repeat[0]
         # As complete as it was: what took its loss from another trial does so again.
-        in_full = disturbed.result.validation_loss is not None and not disturbed.result.is_loss_borrowed
-        return Step(disturbed.params, in_full=in_full)
+        in_full = again.result.validation_loss is not None and not again.result.is_loss_borrowed
+        return Step(again.params, in_full=in_full)
     if state.running:
         return Step()
-    if outlook is None:
-        return Step()
-    confirmed = _to_confirm(state, settings)
-    if confirmed is not None:
+    confirmed, is_again = _to_confirm(state, settings)
+    if confirmed is not None and (outlook is not None or is_again):
         return Step(confirmed, in_full=True, stopped=stopped)
-    if state.open and stopped is None:
+    if outlook is not None and state.open and stopped is None:
         return Step(outlook.choose(), in_full=True)
     return Step(stopped=stopped)
 
 
-def _to_confirm(state: SearchState, settings: ModelSettings) -> TrialParams | None:
+def _to_confirm(state: SearchState, settings: ModelSettings) -> tuple[TrialParams | None, bool]:
     """The recommended point if its validation loss is another trial's: it is to be measured in full.
 
-    Each point once at most, and only where the full measurement is not there already.
+    Once more where that trial failed; `recommend` says so where none has succeeded.
+
+    Returns:
+        The point, or None; whether it has been tried before.
     """
     number = recommend(state.measured, settings.loss_tolerance).number
-    if number is None:
-        return None
-    chosen = next(m for m in state.measured if m.number == number)
-    times = sum(m.params == chosen.params for m in state.measured)
-    times -= count_repeats(state.measured).get(chosen.params, 0)
-    return chosen.params if chosen.result.is_loss_borrowed and times == 1 else None
+    chosen = next((m for m in state.measured if m.number == number), None)
+    if chosen is None or not chosen.result.is_loss_borrowed:
+        return None, False
+    trials = [m for m in state.measured if m.params == chosen.params]
+    failed = failed_last(trials)
+    is_open = trials[-1 - len(failed)].result.is_loss_borrowed and may_try_again(failed)
+    return (chosen.params if is_open else None), bool(failed)
 
 
 def spec_of(
@@ -103,7 +105,9 @@ def spec_of(
     """
     sizes, siblings = _unprobed_sizes(state, point), _unprobed_siblings(state, point)
     if in_full:
-        return TrialSpec(number=number, params=point, probe_sizes=sizes, probe_siblings=siblings)
+        return TrialSpec(
+            number=number, params=point, probe_sizes=sizes, probe_siblings=siblings, steps=state.steps
+        )
     known = _known_steps(state, point)
     slow_below = _needed_speed(state, known, settings) if settings.prune and known else None
     return TrialSpec(
@@ -113,6 +117,7 @@ def spec_of(
         probe_siblings=siblings,
         known_steps=known if settings.reuse_loss else None,
         slow_below=slow_below,
+        steps=state.steps,
     )
 
 
@@ -124,8 +129,8 @@ def _unprobed_sizes(state: SearchState, point: TrialParams) -> list[int]:
     if any(same_setting(running, point) for running in state.running):
         return []  # that trial's probe looks at them
     siblings = [c for c in state.candidates if same_setting(c, point) and c != point]
-    beliefs = Beliefs(siblings, [m for m in state.measured if same_setting(m.params, point)])
-    unknown = sorted(c.per_device_train_batch_size for c in siblings if not beliefs.is_probed(c))
+    proofs, budget = _proofs_of_siblings(state, point), budget_of(state)
+    unknown = sorted(c.per_device_train_batch_size for c in siblings if proofs.fits(c, budget) is None)
     own = last = point.per_device_train_batch_size
     sizes = [size for size in unknown[:1] if size < own]
     for size in unknown:
@@ -147,17 +152,21 @@ def _unprobed_siblings(state: SearchState, point: TrialParams) -> list[TrialPara
     for other in state.candidates:
         if _is_sibling(other, point) and not same_setting(other, point):
             siblings.setdefault(setting_of(other), []).append(other)
-    # A trial may have looked at any of its own siblings, which are the point's.
-    beliefs = Beliefs([], [m for m in state.measured if _is_sibling(m.params, point)])
+    proofs, budget = _proofs_of_siblings(state, point), budget_of(state)
     found: list[TrialParams] = []
     for points in siblings.values():
         points.sort(key=lambda c: c.per_device_train_batch_size)
         last = 0
-        for other in points if not any(map(beliefs.is_probed, points)) else []:
+        for other in points if all(proofs.fits(p, budget) is None for p in points) else []:
             if other.per_device_train_batch_size >= 2 * last:
                 found.append(other)
                 last = other.per_device_train_batch_size
     return found
+
+
+def _proofs_of_siblings(state: SearchState, point: TrialParams) -> Proofs:
+    """What is known of the settings that the point's model can be turned into, by trials of these alone."""
+    return Proofs((m.params, m.result) for m in state.measured if _is_sibling(m.params, point))
 
 
 def _is_sibling(one: TrialParams, other: TrialParams) -> bool:

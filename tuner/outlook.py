@@ -82,6 +82,7 @@ def beliefs_of(state: SearchState, settings: ModelSettings) -> Beliefs:
         device=settings.device,
         memory_headroom=settings.memory_headroom,
         loss_tolerance=settings.loss_tolerance,
+        budget_bytes=state.budget_bytes,
     )
 
 

@@ -42,10 +42,10 @@ def is_url(place: str) -> bool:
 
 
 def local_folder(place: str) -> Path | None:
-    """The folder that is meant, `file://` included; None where the place is elsewhere."""
+    """The folder that is meant, `file://` and `~` included; None where the place is elsewhere."""
     scheme, separator, path = place.partition("://")
     if not separator:
-        return Path(place)
+        return Path(place).expanduser()
     return Path(path) if scheme in ("file", "local") else None
 
 

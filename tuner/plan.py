@@ -18,7 +18,7 @@ from train_fn.redaction import redact, redact_url, redacted_output
 from train_fn.spec import Fault, InputError
 from tuner.cli import load
 from tuner.config import Config
-from tuner.output import is_url
+from tuner.output import local_folder
 from tuner.resolve import resolve
 
 
@@ -71,7 +71,8 @@ def lost_with_the_job(config: Config) -> Iterator[Fault]:
     """What a resolved configuration keeps in a job's working directory: a copy that the job takes with it."""
     lost = "lies in the job's working directory, which does not outlive the job; give"
     place, storage = str(config.output_dir), str(config.study.storage)
-    if not is_url(place) and not place.startswith("/"):
+    folder = local_folder(place)
+    if folder is not None and not folder.is_absolute():
         yield Fault("output_dir", f"{place} {lost} an absolute folder or a URL such as s3://bucket/runs")
     elif re.match(r"sqlite(\+\w+)?:///[^/]", storage):
         yield Fault("study.storage", f"{storage} {lost} sqlite:////ABSOLUTE/FILE or postgresql://...")

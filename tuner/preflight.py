@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from cluster.admission import short
 from cluster.runtime import Node, lanes_that_fit
 from train_fn.spec import Fault
+from tuner import places
 from tuner.config import Config
 from tuner.output import Output
 from tuner.space import precisions_of, searched_by_default
@@ -41,7 +42,8 @@ def check(config: Config, nodes: list[Node], device: str) -> list[Fault]:
     if not faults:
         faults = _check_devices(config, of_type(nodes, config.cluster.accelerator_type), device)
     faults += [*_check_output_dir(config), *check_loggers(config)]
-    return faults + check_job(config.job(device))
+    faults += [places.explained(fault) for fault in check_job(config.job(device))]
+    return faults + places.check(config, of_type(nodes, config.cluster.accelerator_type), device)
 
 
 def of_type(nodes: list[Node], accelerator_type: str | None) -> list[Node]:

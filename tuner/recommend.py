@@ -15,7 +15,9 @@ from functools import cached_property
 
 from train_fn.spec import Status, TrialParams, TrialResult
 from train_fn.timing import time_ratio
-from tuner.disturbed import counting
+from tuner.disturbed import counting, failed_last
+from tuner.held import held_bytes
+from tuner.proofs import current_budget, not_disproved
 from tuner.space import Measured, is_out_of_memory
 from tuner.units import human_bytes
 
@@ -40,7 +42,7 @@ class Recommendation:
 class Feasible:
     """What the comparison needs of one feasible, complete trial.
 
-    `slowest` and `fastest` are the ends of the speed's interval.
+    `slowest` and `fastest` are the ends of the speed's interval, `held_bytes` is the peak as budgets count.
     """
 
     number: int
@@ -51,6 +53,7 @@ class Feasible:
     step_seconds: Sequence[float]
     loss: float
     peak_bytes: int
+    held_bytes: int
     budget_bytes: int | None
     alloc_retries: int
     is_loss_borrowed: bool
@@ -99,16 +102,16 @@ def recommend(trials: Sequence[Measured], loss_tolerance: float) -> Recommendati
     if not feasible:
         return Recommendation(None, _why_nothing(trials))
     best = _best(feasible, loss_tolerance)
-    return Recommendation(best.number, _why(best, feasible, loss_tolerance))
+    return Recommendation(best.number, _why(best, feasible, loss_tolerance, trials))
 
 
 def feasible_trials(trials: Sequence[Measured]) -> list[Feasible]:
     """The trials that can be compared: complete, nothing violated, both objectives finite.
 
     One that took its loss from another trial no longer counts when its point was measured in full, nor one
-    that was disturbed when its point was measured again.
+    that was disturbed when its point was measured again, nor one whose point has since proved not to fit.
     """
-    found = [f for f in (_as_feasible(*trial) for trial in counting(trials)) if f is not None]
+    found = [f for f in (_as_feasible(*t) for t in counting(not_disproved(trials))) if f is not None]
     in_full = {f.params for f in found if not f.is_loss_borrowed}
     return [f for f in found if not f.is_loss_borrowed or f.params not in in_full]
 
@@ -130,6 +133,7 @@ def _as_feasible(number: int, params: TrialParams, result: TrialResult) -> Feasi
         result.step_seconds,
         loss,
         peak,
+        held_bytes(result),
         result.memory_budget_bytes,
         result.alloc_retries,
         result.is_loss_borrowed,
@@ -164,15 +168,16 @@ def _best(feasible: list[Feasible], tolerance: float) -> Feasible:
     unbeaten = [t for t in good if not any(o.is_faster(t) for o in fastest_first)]
     fastest = max(t.speed for t in unbeaten)
     equals = [t for t in unbeaten if t.speed >= (1 - TIE_WIDTH) * fastest]
-    return min(equals, key=lambda t: (t.peak_bytes or math.inf, -t.speed, t.number))
+    return min(equals, key=lambda t: (t.held_bytes or math.inf, -t.speed, t.number))
 
 
-def _why(best: Feasible, feasible: list[Feasible], tolerance: float) -> str:
+def _why(best: Feasible, feasible: list[Feasible], tolerance: float, trials: Sequence[Measured]) -> str:
     parts = [
         _why_speed(best, feasible, tolerance),
         _why_calm(best, within_tolerance(feasible, tolerance)),
-        _why_loss(best, feasible, tolerance),
+        _why_loss(best, feasible, tolerance, _why_borrowed(best, trials)),
         _why_memory(best),
+        _why_too_large(best, trials),
         _why_disturbed(best),
     ]
     return "; ".join(part for part in parts if part) + "."
@@ -210,23 +215,40 @@ def _why_calm(best: Feasible, good: list[Feasible]) -> str:
     return f"{fastest.params} ({_number(fastest.speed)}) is passed over because it thrashes"
 
 
-def _why_loss(best: Feasible, feasible: list[Feasible], tolerance: float) -> str:
+def _why_loss(best: Feasible, feasible: list[Feasible], tolerance: float, why_borrowed: str) -> str:
     lowest = min(t.loss for t in feasible)
     loss = f"its validation loss {best.loss:.4g}"
     if best.is_loss_borrowed:
-        loss += " (taken over, not measured: the search ended before)"
+        loss += f" (taken over, not measured: {why_borrowed})"
     if best.loss == lowest:
         return f"{loss} is the best"
     return f"{loss} is within {100 * tolerance:.3g}% of the best ({lowest:.4g})"
 
 
+def _why_borrowed(best: Feasible, trials: Sequence[Measured]) -> str:
+    """Why the loss of a point was not measured in the end."""
+    failed = failed_last([t for t in trials if t.params == best.params])
+    if not failed:
+        return "the search ended before"
+    last = failed[-1]
+    return f"trial {last.number}, which was to do that, failed: {last.result.reason or 'error'}"
+
+
 def _why_memory(best: Feasible) -> str:
-    if not best.peak_bytes:
+    if not best.held_bytes:
         return ""
     if not best.budget_bytes:
-        return f"it needs {human_bytes(best.peak_bytes)} per worker"
-    free = 1 - best.peak_bytes / best.budget_bytes
+        return f"it needs {human_bytes(best.held_bytes)} per worker"
+    free = 1 - best.held_bytes / best.budget_bytes
     return f"it leaves {max(free, 0):.0%} of the {human_bytes(best.budget_bytes)} budget free"
+
+
+def _why_too_large(best: Feasible, trials: Sequence[Measured]) -> str:
+    """Whether there is less memory now than when it was measured."""
+    now = current_budget([t.result for t in trials])
+    if now is None or best.held_bytes <= now:
+        return ""
+    return f"it needs {human_bytes(best.held_bytes)}, while the last trials had {human_bytes(now)}"
 
 
 def _why_disturbed(best: Feasible) -> str:

@@ -23,6 +23,7 @@ from tuner.units import exact_duration, exact_size
 
 if TYPE_CHECKING:
     from tuner.outlook import ModelSettings
+    from tuner.step_limit import StepLimit
 
 Fingerprint = dict[str, str | int | float | None]
 
@@ -76,6 +77,14 @@ def model_settings(config: Config, device: str) -> ModelSettings:
         prune=search.prune,
         seed=search.seed,
     )
+
+
+def step_limit(config: Config) -> StepLimit:
+    """Return how many steps a trial has, and the time for them."""
+    from tuner.step_limit import StepLimit
+
+    trial = config.trial
+    return StepLimit(trial.steps, trial.warmup_steps, trial.timeout)
 
 
 def study_name(config: Config, device: str) -> str:

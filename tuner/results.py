@@ -205,6 +205,7 @@ def trial_row(trial: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
         "validation_loss_source": trial["validation_loss_source"],
         "last_train_loss": (trial["train_loss"] or [None])[-1],
         "peak_memory_bytes": max(trial["peak_memory_bytes"], default=None),
+        "peak_reserved_bytes": max(trial.get("peak_reserved_bytes") or [], default=None),
         "memory_budget_bytes": trial["memory_budget_bytes"],
         "alloc_retries": trial["alloc_retries"],
         "memory_violation": trial["constraints"].get("memory"),

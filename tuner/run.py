@@ -80,13 +80,14 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
         InputError: Something is wrong with the input; nothing was started.
         StudyHeldError: Another run works on the study.
     """
+    from cluster.free_memory import free_bytes
     from cluster.runtime import look
-    from tuner import preflight
+    from tuner import places, preflight
     from tuner.console import print_dry_run
     from tuner.identity import identity
     from tuner.lock import held, refuse_if_held
     from tuner.output import CONFIG_FILE, LOG_FILE, Output, local_folder, logged_to
-    from tuner.resolve import fingerprint, model_settings, resolve, to_yaml
+    from tuner.resolve import fingerprint, model_settings, resolve, step_limit, to_yaml
     from tuner.results import versions
     from tuner.search import Search
     from tuner.space import candidates
@@ -96,7 +97,7 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
     address = config.cluster.address or os.environ.get("RAY_ADDRESS") or None
     with contextlib.ExitStack() as stack:
         # Joining a Ray that runs already starts nothing, and only it knows which devices there are.
-        nodes = look(address)
+        nodes = look(address, places.sources(config) if address else {})
         device = preflight.choose_device(config, nodes)
         config = resolve(config, device)
         name, storage = str(config.study.name), str(config.study.storage)
@@ -104,6 +105,8 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
             refuse_if_held(storage, name)
         if faults := preflight.check(config, nodes, device):
             raise InputError(*faults)
+        for line in places.from_hub(config):
+            say(line)
         nodes = preflight.of_type(nodes, config.cluster.accelerator_type)
         points = candidates(
             config.global_batch_size,
@@ -132,9 +135,12 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
             kept(rescue_dir),
             identity(config, device, nodes, versions()),
             config.cluster.disturbance_check,
+            step_limit(config),
         )
         drop_kept(rescue_dir)
         stack.callback(study.close)
+        if config.cluster.memory_budget is None:
+            study.expect_memory(free_bytes(device, config.num_workers) if address is None else None)
         output = Output(str(config.output_dir))
         output.write(CONFIG_FILE, to_yaml(config))
         logs.enter_context(logged_to(output, LOG_FILE))

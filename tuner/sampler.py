@@ -23,10 +23,10 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from train_fn.spec import PRECISIONS, Knob, Reason, TrialParams, TrialResult
-from tuner.disturbed import to_repeat
+from train_fn.spec import PRECISIONS, Knob, TrialParams, TrialResult
+from tuner.ledger import Ledger
 from tuner.outlook import ModelSettings, Outlook
-from tuner.space import Measured, Proofs, SearchState, factorisations, knobs_of
+from tuner.space import SearchState, factorisations, knobs_of
 
 TPE_EI_CANDIDATES = (24, 4, 1)
 """TPE proposes the best of so many draws from the density of good points: on a small grid the best of 24 (its
@@ -107,28 +107,15 @@ def search_state(
     skip_proven: bool = True,
     repeat_disturbed: bool = True,
 ) -> SearchState:
-    """Read the study's record.
-
-    Unless `skip_proven`, what is proven infeasible is open all the same; unless `repeat_disturbed`, a
-    disturbed trial is as good as any.
-    """
-    samples = samples_per_worker(candidates)
-    measured, running = [], []
+    """Read the study's record, see `tuner.ledger.Ledger`."""
+    samples, ledger = samples_per_worker(candidates), Ledger(candidates, skip_proven, repeat_disturbed)
     for trial in trials:
         params, result = params_of(trial.params, samples), result_of(trial)
-        if params is None:
-            continue
-        if not trial.state.is_finished():
-            running.append(params)
-        elif result is not None and result.reason != Reason.INTERRUPTED:
-            measured.append(Measured(trial.number, params, result))
-    measured.sort(key=lambda m: m.number)
-    closed = {m.params for m in measured} | set(running)
-    proofs = Proofs((m.params, m.result) for m in measured if skip_proven)
-    still_open = [c for c in candidates if c not in closed and proofs.against(c) is None]
-    again = to_repeat(measured, running) if repeat_disturbed else []
-    wanted = set(candidates)
-    return SearchState(candidates, measured, running, still_open, [m for m in again if m.params in wanted])
+        if params is not None and not trial.state.is_finished():
+            ledger.start(trial.number, params)
+        elif params is not None and result is not None:
+            ledger.finish(trial.number, params, result)
+    return ledger.state()
 
 
 class CandidateSampler(optuna.samplers.BaseSampler):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import sys
@@ -45,6 +46,7 @@ class Search:
         from tuner.console import Progress
         from tuner.driver import StudySource
         from tuner.report.write import LiveReport
+        from tuner.resolve import step_limit
 
         self._config, self._device, self._nodes, self._address = config, device, nodes, address
         self._study, self._output, self._report = study, output, LiveReport(output)
@@ -52,7 +54,8 @@ class Search:
         lanes = config.cluster.lanes or lanes_that_fit(nodes, device, config.num_workers)
         budget = config.study.time_budget
         self._progress = Progress(len(study.candidates), config.search.max_trials, budget, lanes=lanes)
-        self._source = StudySource(study, self._progress, self._record, rescue_dir=rescue_dir)
+        limit = step_limit(config)
+        self._source = StudySource(study, self._progress, self._record, rescue_dir=rescue_dir, limit=limit)
 
     @property
     def broken(self) -> str | None:
@@ -187,10 +190,11 @@ class Search:
         from cluster.room import Room
         from cluster.sweep import run_sweep
         from train_fn.environment import worker_environment
+        from train_fn.sources import with_paths
 
         config, device = self._config, self._device
         lane = LaneSpec(
-            job=config.job(device),
+            job=dataclasses.replace(with_paths(config.job(device)), precisions=self._precisions()),
             cpus_per_worker=1.0,
             worker_environment=worker_environment(device),
             accelerator_type=config.cluster.accelerator_type,
@@ -206,6 +210,10 @@ class Search:
         except Exception as error:  # what is measured is in the study
             log.exception("the sweep failed")
             self._source.give_up(_in_a_line(error))
+
+    def _precisions(self) -> list[str]:
+        """Those of the candidates, in their order."""
+        return list(dict.fromkeys(point.precision for point in self._study.candidates))
 
 
 def _in_a_line(error: Exception) -> str:

@@ -1,7 +1,6 @@
 """The search space: every exact split of the global batch, times precision, checkpointing and knobs.
 
-Small and finite, so it is written out as a list of `TrialParams`; what one measurement proves about other
-points is also decided here. Pure: no Optuna, no Ray.
+Small and finite, so it is written out as a list of `TrialParams`. Pure: no Optuna, no Ray.
 """
 
 from __future__ import annotations
@@ -47,7 +46,9 @@ class SearchState:
         measured: Finished trials by number, interrupted ones left out.
         running: Points in flight.
         open: Candidates that are neither measured nor running nor proven infeasible.
-        to_repeat: Trials whose points are to be measured again, since they were disturbed.
+        to_repeat: Trials whose points are to be measured again, see `tuner.disturbed`.
+        budget_bytes: The memory that points have to fit in now; None: not known, or as the trials say.
+        steps: How many optimizer steps the next trials take; None: all that are configured.
     """
 
     candidates: Sequence[TrialParams]
@@ -55,10 +56,12 @@ class SearchState:
     running: list[TrialParams] = field(default_factory=list)
     open: list[TrialParams] = field(default_factory=list)
     to_repeat: list[Measured] = field(default_factory=list)
+    budget_bytes: int | None = None
+    steps: int | None = None
 
     @cached_property
     def turn(self) -> int:
-        """How many trials there were before this one, repetitions of disturbed ones aside.
+        """How many trials there were before this one, repetitions aside.
 
         Not interrupted ones, so a resumed run repeats them.
         """
@@ -168,48 +171,14 @@ def numerics_of(point: TrialParams) -> Numerics:
     return point.precision, point.knobs
 
 
-class Proofs:
-    """What ran out of memory, by setting: a batch at least as large needs at least as much."""
-
-    def __init__(self, measured: Iterable[tuple[TrialParams, TrialResult]] = ()) -> None:
-        self._smallest: dict[Setting, tuple[int, str]] = {}
-        for params, result in measured:
-            self.add(params, result)
-
-    def add(self, params: TrialParams, result: TrialResult) -> None:
-        """Look at a trial of its own, and at what its probe has seen."""
-        if is_out_of_memory(result):
-            self._take(params, f"{params} ran out of memory")
-        for probed in result.memory_points:
-            if probed.peak_bytes is None:
-                point = probed_point(params, probed)
-                self._take(point, f"{point} ran out of memory when probed")
-
-    def _take(self, point: TrialParams, why: str) -> None:
-        setting, proof = setting_of(point), (point.per_device_train_batch_size, why)
-        self._smallest[setting] = min(proof, self._smallest.get(setting, proof))
-
-    def against(self, point: TrialParams) -> str | None:
-        """Why `point` can't fit, or None."""
-        size = point.per_device_train_batch_size
-        proof = self._smallest.get(setting_of(point))
-        if proof is None or proof[0] > size:
-            return None
-        return f"{proof[1]}, a batch of {size} needs at least as much"
-
-
-def proven_infeasible(point: TrialParams, measured: Iterable[tuple[TrialParams, TrialResult]]) -> str | None:
-    """Why `point` can't fit, or None: an equal or smaller batch in its setting ran out of memory.
-
-    In a trial of its own, or in the probe of another trial of the setting.
-    """
-    return Proofs(measured).against(point)
-
-
 def probed_point(params: TrialParams, probed: MemoryPoint) -> TrialParams:
     """The point that the probe of a trial of `params` looked at."""
     if probed.sibling is not None:
         return probed.sibling
-    samples = params.per_device_train_batch_size * params.gradient_accumulation_steps
-    size = probed.per_device_train_batch_size
-    return replace(params, per_device_train_batch_size=size, gradient_accumulation_steps=samples // size)
+    return at_size(params, probed.per_device_train_batch_size)
+
+
+def at_size(point: TrialParams, size: int) -> TrialParams:
+    """The point of the same setting and global batch with this per-device batch."""
+    samples = point.per_device_train_batch_size * point.gradient_accumulation_steps
+    return replace(point, per_device_train_batch_size=size, gradient_accumulation_steps=samples // size)

@@ -10,19 +10,19 @@ One driver works on a study at a time: opening it declares the trials that are s
 from __future__ import annotations
 
 import dataclasses
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from train_fn.spec import Fault, InputError, Reason, Status, TrialParams, TrialResult, TrialSpec
-from tuner.attributes import in_words, listed_constraints
 from tuner.beliefs import Beliefs
+from tuner.endings import ended_trial, with_finite_objectives
+from tuner.expected import expected_budget
 from tuner.generations import Generation, generation_for
 from tuner.identity import Identity
 from tuner.ledger import Ledger
@@ -37,6 +37,7 @@ from tuner.sampler import (
     values_of,
 )
 from tuner.space import Measured, SearchState
+from tuner.step_limit import StepLimit
 from tuner.storage import (
     Rescued,
     StudyStorage,
@@ -46,14 +47,6 @@ from tuner.storage import (
 )
 from tuner.stored import DIRECTIONS, check_fingerprint, stored_knobs, stored_precisions
 from tuner.wide import WIDE, WideSearch
-
-STATES = {
-    Status.COMPLETE: TrialState.COMPLETE,
-    # PRUNED, not FAIL: Optuna's samplers learn from the constraints of pruned trials and ignore failed ones.
-    Status.INFEASIBLE: TrialState.PRUNED,
-    Status.PRUNED: TrialState.PRUNED,
-    Status.FAILED: TrialState.FAIL,
-}
 
 INTERRUPTED = TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED)
 
@@ -81,6 +74,7 @@ class TuningStudy:
         rescued: Rescued | None = None,
         generation: Generation | None = None,
         repeat_disturbed: bool = True,
+        limit: StepLimit | None = None,
     ) -> None:
         """See `open_study`; `settings` are those of the `model` strategy, None where another one searches."""
         self.news = generation.news if generation else None
@@ -99,7 +93,7 @@ class TuningStudy:
         self._asked: dict[int, int] = {}  # the trials' ids in the storage, by number
         self._times: dict[int, tuple[datetime | None, datetime | None]] = {}
         self._settle_orphans(rescued or {})
-        self._ledger = self._read(skip_proven, repeat_disturbed)
+        self._ledger = self._read(Ledger(self._candidates, skip_proven, repeat_disturbed, limit))
 
     @property
     def name(self) -> str:
@@ -121,15 +115,21 @@ class TuningStudy:
         state = self._state()
         if self._settings is None:
             is_open = bool(state.open) and state.turn < self._max_trials
-            if not is_open and not state.to_repeat:
+            if (not is_open and not state.to_repeat) or self._steps_are_undecided(state):
                 return None
             number, params = self._new_trial(None if is_open else state.to_repeat[0].params, state)
-            return TrialSpec(number=number, params=params)
+            return TrialSpec(number=number, params=params, steps=state.steps)
         step = self._next_step(state)
         if step.point is None:
             return None
         number, params = self._new_trial(step.point, state)
         return spec_of(state, number, params, self._settings, step.in_full)
+
+    @staticmethod
+    def _steps_are_undecided(state: SearchState) -> bool:
+        """Whether a trial in flight may still be the first one to end, and with another number of steps."""
+        decided = any(m.result.status == Status.COMPLETE for m in state.measured)
+        return state.steps is not None and bool(state.running) and not decided
 
     def has_work(self) -> bool:
         """Whether there will be something to measure, now or once the trials in flight have ended."""
@@ -201,8 +201,8 @@ class TuningStudy:
                 return
             raise ValueError(f"trial {spec.number} was not asked for in this run")
         # As the storage gives it back, so that a resumed study is the same to the last type.
-        result = TrialResult.from_dict(dataclasses.asdict(_with_finite_objectives(result)))
-        ended = _ended(result)
+        result = TrialResult.from_dict(dataclasses.asdict(with_finite_objectives(result)))
+        ended = ended_trial(result)
         self._storage.end_trial(trial_id, ended)
         del self._asked[spec.number]
         self._times[spec.number] = self._times[spec.number][0], ended.datetime_complete
@@ -224,6 +224,18 @@ class TuningStudy:
         """Candidates that need no trial, each with the reason: a smaller batch ran out of memory."""
         return self._ledger.skipped()
 
+    @property
+    def steps(self) -> int | None:
+        """How many optimizer steps the next trials take; None: all that are configured."""
+        return self._state().steps
+
+    def expect_memory(self, free_bytes: int | None) -> None:
+        """Hear what workers can hold now, where they may hold all that is free; None: it is not known."""
+        state = self._state()
+        is_complete = any(m.result.status == Status.COMPLETE for m in state.measured)
+        if (budget_bytes := expected_budget(state.budget_bytes, free_bytes, is_complete)) is not None:
+            self._ledger.expect(budget_bytes)
+
     def close(self) -> None:
         """Give the storage's connection back."""
         self._storage.remove_session()
@@ -235,9 +247,8 @@ class TuningStudy:
     def _state(self) -> SearchState:
         return self._ledger.state()
 
-    def _read(self, skip_proven: bool, repeat_disturbed: bool) -> Ledger:
+    def _read(self, ledger: Ledger) -> Ledger:
         """What the storage holds; every later change is this driver's own."""
-        ledger = Ledger(self._candidates, skip_proven, repeat_disturbed)
         for trial in self._study.get_trials(deepcopy=False):
             self._times[trial.number] = trial.datetime_start, trial.datetime_complete
             params, result = params_of(trial.params, self._samples_per_worker), result_of(trial)
@@ -252,42 +263,7 @@ class TuningStudy:
             if result is None:
                 params = params_of(trial.params, self._samples_per_worker)
                 result = rescued.get((trial.number, str(params)), INTERRUPTED)
-            self._storage.end_trial(trial._trial_id, _ended(result))
-
-
-def _ended(result: TrialResult) -> FrozenTrial:
-    """What came of a trial, as Optuna has it."""
-    complete = result.status == Status.COMPLETE
-    attributes = {**dataclasses.asdict(result), **in_words(result), "status": str(result.status)}
-    constraints = _constraints_of(result)
-    return optuna.trial.create_trial(
-        state=STATES[result.status],
-        values=[getattr(result, objective) for objective in DIRECTIONS] if complete else None,
-        user_attrs={key: value for key, value in attributes.items() if value not in (None, [], {})},
-        system_attrs=listed_constraints(constraints),
-        constraints=constraints,
-    )
-
-
-def _with_finite_objectives(result: TrialResult) -> TrialResult:
-    """The result, or a failed one where a complete trial lacks an objective: Optuna would refuse it."""
-    missing = [o for o in DIRECTIONS if not _is_finite(getattr(result, o))]
-    if result.status != Status.COMPLETE or not missing:
-        return result
-    detail = f"the trial ended without a finite {' and '.join(missing)}"
-    return dataclasses.replace(result, status=Status.FAILED, reason=Reason.ERROR, detail=detail)
-
-
-def _is_finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
-
-
-def _constraints_of(result: TrialResult) -> dict[str, float]:
-    """What Optuna's samplers are told to be violated; an infeasible trial always violates something."""
-    constraints = {k: v for k, v in result.constraints.items() if not math.isnan(v)}
-    if result.status == Status.INFEASIBLE and not any(v > 0 for v in constraints.values()):
-        constraints["memory" if result.reason == Reason.OOM else "finite"] = 1.0
-    return constraints
+            self._storage.end_trial(trial._trial_id, ended_trial(result))
 
 
 def open_study(
@@ -303,6 +279,7 @@ def open_study(
     rescued: Rescued | None = None,
     identity: Identity | None = None,
     repeat_disturbed: bool = True,
+    limit: StepLimit | None = None,
 ) -> TuningStudy:
     """Open or create a study, or its generation that this run can go on with.
 
@@ -320,6 +297,7 @@ def open_study(
         rescued: Results that the storage did not take from the last driver, see `tuner.storage`.
         identity: What it is measured with, see `tuner.identity`.
         repeat_disturbed: Measure points again whose trial was disturbed.
+        limit: How many steps a trial has, and the time for them; None: trials always take all.
 
     Raises:
         InputError: The storage can't be opened, the study was measured under another fingerprint, or it is
@@ -361,6 +339,7 @@ def open_study(
             rescued,
             generation,
             repeat_disturbed,
+            limit,
         )
     except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, OSError, RuntimeError) as error:
         raise InputError(Fault("study.storage", why_not_opened(url, error))) from error

@@ -47,8 +47,9 @@ class WideSearch:
 
     def beliefs(self, state: SearchState) -> Beliefs:
         """What the record said when it was last looked at."""
-        measured = len(state.measured)
-        if self._beliefs is None or measured >= self._fitted + max(1, self._fitted // _GROWTH):
+        measured, budget = len(state.measured), state.budget_bytes
+        has_grown = measured >= self._fitted + max(1, self._fitted // _GROWTH)
+        if self._beliefs is None or has_grown or (budget and budget != self._beliefs.budget_bytes):
             self._beliefs, self._fitted = beliefs_of(state, self._settings), measured
             self._ranked = _ranked(self._beliefs, list(state.candidates))
         return self._beliefs

@@ -181,7 +181,14 @@ def run(lanes: int, trials: int, seconds: float, sampler: str, folder: Path) -> 
         source.num_lanes = lanes
         environment = {"seconds": str(seconds)}
         lane = LaneSpec(job=JobSpec(), cpus_per_worker=0.0, worker_environment=environment)
-        run_sweep(source, lane, room=lambda: lanes, reuse_workers=True, name="sleep", trainable=SleepingLane)
+        run_sweep(
+            source,
+            lane,
+            room=lambda own, starting: lanes,
+            reuse_workers=True,
+            name="sleep",
+            trainable=SleepingLane,
+        )
     record()
     return source
 

@@ -33,7 +33,7 @@ import transformers
 from side_by_side import MIB, Measured
 
 from train_fn.demo import demo
-from train_fn.memory import is_out_of_memory
+from train_fn.memory.out_of_memory import is_out_of_memory
 from train_fn.session import open_worker
 from train_fn.spec import PRECISIONS, DataSpec, JobSpec
 

@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_lanes.py [--rounds 3] [--trials 6]
 
 Both run live on one local Ray, in turn, with the same training function, model, data and points (the demo in
-fp32, feasible points only, three optimizer steps each). Reported: wall seconds from one trial's end to the
-next one's, start-up excluded, and the ratio of each round's medians.
+fp32 and bf16, feasible points only, three optimizer steps each). Reported: wall seconds from the end of one
+trial to that of the next, start-up excluded, and the ratio of each round's medians.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ JOB = JobSpec(
 
 def specs(count: int) -> list[TrialSpec]:
     """Points of the grid, over and over."""
-    points = [(1, 4), (2, 2), (4, 1)]
-    cycle = itertools.islice(itertools.cycle(itertools.product(points, (False, True))), count)
+    points = itertools.product([(1, 4), (2, 2), (4, 1)], (False, True), ("fp32", "bf16"))
+    cycle = itertools.islice(itertools.cycle(points), count)
     return [
         TrialSpec(
             number=number,
             params=TrialParams(
                 per_device_train_batch_size=batch,
                 gradient_accumulation_steps=accumulation,
-                precision="fp32",
+                precision=precision,
                 gradient_checkpointing=checkpointing,
             ),
         )
-        for number, ((batch, accumulation), checkpointing) in enumerate(cycle)
+        for number, ((batch, accumulation), checkpointing, precision) in enumerate(cycle)
     ]
 
 
@@ -82,7 +82,7 @@ def warm(trials: list[TrialSpec], job: JobSpec = JOB) -> tuple[list[float], list
     """Seconds between the ends of trials in a warm lane, and what they measured."""
     source = FixedSource(trials)
     lane = LaneSpec(job=job, cpus_per_worker=1.0, worker_environment=worker_environment(job.device))
-    run_sweep(source, lane, room=lambda: 1, reuse_workers=True, name="warm")
+    run_sweep(source, lane, room=lambda own, starting: 1, reuse_workers=True, name="warm")
     return [b - a for a, b in itertools.pairwise(source.ended)], source.results
 
 

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from cluster.room import _is_gone, accelerator_type_of, lanes_on
+from cluster.room import _is_gone, accelerator_type_of, lanes_on, lanes_with_room
 
 A100 = {"CPU": 8.0, "GPU": 4.0, "accelerator_type:A100": 1.0, "node:10.0.0.1": 1.0}
 L4 = {"CPU": 2.0, "GPU": 4.0, "accelerator_type:L4": 1.0}
@@ -28,6 +28,26 @@ HEAD = {"memory": 1e9}
 )
 def test_lanes_fit_on_single_nodes_of_one_type(device, num_workers, kind, lanes):
     assert lanes_on([A100, L4, HEAD], device, num_workers, kind) == lanes
+
+
+@pytest.mark.parametrize(
+    ("own", "starting", "free", "lanes"),
+    [
+        (0, 0, {"CPU": 8.0, "GPU": 4.0}, 2),
+        (0, 0, {"CPU": 8.0, "GPU": 2.0}, 1),  # others hold two GPUs
+        (0, 0, {"CPU": 8.0}, 0),  # Ray does not name what is used up
+        (0, 0, {"GPU": 4.0}, 0),
+        (1, 0, {"CPU": 6.0, "GPU": 2.0}, 2),  # what our own lane holds is not missing
+        (2, 0, {}, 2),
+        (1, 1, {"CPU": 8.0, "GPU": 2.0}, 1),  # the two that are free are for the lane that starts
+        (2, 2, {"CPU": 8.0, "GPU": 4.0}, 2),
+        (1, 0, {"CPU": 6.0, "GPU": 1.5}, 1),
+        (3, 0, {"CPU": 8.0, "GPU": 4.0}, 2),  # a node is gone
+    ],
+)
+def test_there_is_room_for_the_lanes_there_are_and_in_what_others_leave(own, starting, free, lanes):
+    assert lanes_with_room(2, own, starting, free, "cuda", 2) == lanes
+    assert lanes_with_room(2, own, starting, {"CPU": free.get("GPU", 0.0)}, "cpu", 2) >= lanes
 
 
 def test_the_type_is_the_one_that_the_node_was_started_with():

@@ -72,7 +72,7 @@ class ListSource:
 
 
 def searching(source: ListSource, room: int = 99) -> SourceSearcher:
-    return SourceSearcher(source, lambda: room)
+    return SourceSearcher(source, lambda own, starting: room)
 
 
 def reported(result: TrialResult, lane: int = 0) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def test_a_trial_goes_to_a_lane_that_is_idle_or_to_a_new_one() -> None:
 
 
 def test_without_reuse_every_trial_has_a_lane_of_its_own() -> None:
-    searcher = SourceSearcher(ListSource(), lambda: 1, reuse_lanes=False)
+    searcher = SourceSearcher(ListSource(), lambda own, starting: 1, reuse_lanes=False)
     for number in range(3):
         assert searcher.suggest(str(number))["lane"] == number
         searcher.on_trial_complete(str(number), reported(COMPLETE, lane=number))
@@ -147,7 +147,7 @@ def test_without_reuse_every_trial_has_a_lane_of_its_own() -> None:
 def test_idle_lanes_are_given_back_where_room_is_taken_away(monkeypatch) -> None:
     monkeypatch.setattr(sweep, "_ROOM_CHECK_SECONDS", 0.0)
     source, room = ListSource(more_may_come=True), [3]
-    searcher = SourceSearcher(source, lambda: room[0])
+    searcher = SourceSearcher(source, lambda own, starting: room[0])
     for trial in "abc":
         searcher.suggest(trial)
     for lane, trial in enumerate("abc"):
@@ -222,7 +222,7 @@ def test_pickling_leaves_the_source_behind() -> None:
 def test_no_more_trials_run_than_there_is_room_for_and_room_may_change(monkeypatch) -> None:
     monkeypatch.setattr(sweep, "_ROOM_CHECK_SECONDS", 0.0)
     source, room = ListSource(more_may_come=True), [1]
-    searcher = SourceSearcher(source, lambda: room[0])
+    searcher = SourceSearcher(source, lambda own, starting: room[0])
     assert isinstance(searcher.suggest("a"), dict)
     assert searcher.suggest("b") is None
     room[0] = 2  # a node was added
@@ -239,13 +239,17 @@ def test_no_more_trials_run_than_there_is_room_for_and_room_may_change(monkeypat
 def test_without_room_the_search_waits_and_then_says_why_it_ends(monkeypatch) -> None:
     monkeypatch.setattr(sweep, "_ROOM_CHECK_SECONDS", 0.0)
     source, room = ListSource(more_may_come=True), [0]
-    searcher = SourceSearcher(source, lambda: room[0])
+    searcher = SourceSearcher(source, lambda own, starting: room[0])
     assert searcher.suggest("a") is None
     room[0] = 1
     assert isinstance(searcher.suggest("a"), dict)
     room[0] = 0
     searcher.on_trial_complete("a", error=True)
     assert searcher.suggest("b") is None
+    assert source.rooms == [1], "a lane that has ended may still hold its share"
+    monkeypatch.setattr(sweep, "_NO_ROOM_SECONDS", 0.0)
+    assert searcher.suggest("b") is None
+    assert source.rooms == [1, 0]
     monkeypatch.setattr(sweep, "ROOM_SECONDS", 0.0)
     assert searcher.suggest("b") == Searcher.FINISHED
     assert source.broken is not None
@@ -267,3 +271,23 @@ def test_a_lane_says_why_it_broke(tmp_path) -> None:
         "node 0f1e died during the trial",
         "the lane's actor died",
     ]
+
+
+def test_room_is_told_of_the_lanes_and_of_those_that_may_not_have_their_share_yet(monkeypatch) -> None:
+    monkeypatch.setattr(sweep, "_ROOM_CHECK_SECONDS", 0.0)
+    source, told = ListSource(more_may_come=True), list[tuple[int, int]]()
+
+    def room(own: int, starting: int) -> int:
+        told.append((own, starting))
+        return 2
+
+    searcher = SourceSearcher(source, room)
+    searcher.suggest("a")
+    searcher.suggest("b")
+    searcher.suggest("c")
+    searcher.on_trial_complete("a", reported(COMPLETE, lane=0))
+    searcher.on_trial_result("b", {"waiting": "waits for a quiet GPU", "done": False})
+    searcher.suggest("c")
+    searcher.on_trial_complete("b", error=True)
+    searcher.suggest("d")
+    assert told == [(0, 0), (1, 1), (2, 2), (2, 0), (1, 0)]

@@ -18,7 +18,8 @@ sys.path.append(str(Path(__file__).parents[1] / "train_fn"))
 from scenarios import main, ran
 
 from train_fn.collective import join
-from train_fn.memory import Memory, open_memory
+from train_fn.memory.base import Memory, Peak
+from train_fn.memory.budget import open_memory
 from train_fn.session import open_worker
 from train_fn.spec import JobSpec
 from train_fn.trial import Worker
@@ -79,7 +80,7 @@ def _verdicts(worker: Worker) -> Any:
     point = (8, 1, "fp32")
     free = _point(worker, *point)
     peak = free["peak_memory_bytes"][0]
-    enough = int(1.25 * peak) + (64 if worker.ranks.device.type == "cuda" else 2) * MIB
+    enough = int(1.25 * peak) + 64 * MIB if worker.ranks.device.type == "cuda" else peak
     before = _under(worker, enough, *point)
     too_small = [_under(worker, int(factor * peak), *point) for factor in (0.9, 0.75, 0.6)]
     after = [_under(worker, enough, *point) for _ in range(2)]
@@ -115,7 +116,13 @@ class Counting(Memory):
     def alloc_retries(self) -> int:
         return self.retries
 
-    def start_probe(self, held_bytes: int) -> None:
+    def counted(self) -> contextlib.AbstractContextManager[None]:
+        return self.inner.counted()
+
+    def over_budget_bytes(self, error: BaseException) -> int | None:
+        return self.inner.over_budget_bytes(error)
+
+    def start_probe(self, held_bytes: int | None) -> None:
         self.inner.start_probe(held_bytes)
 
     def restart_peak(self) -> None:
@@ -124,8 +131,8 @@ class Counting(Memory):
     def start_training(self) -> None:
         self.inner.start_training()
 
-    def peak_bytes(self) -> int:
-        return self.inner.peak_bytes()
+    def peak(self) -> Peak:
+        return self.inner.peak()
 
     def release(self) -> None:
         self.inner.release()

@@ -133,12 +133,18 @@ def start(tmp_path: Path, environment: dict[str, str]) -> Iterator[Callable[...,
 class Cluster:
     """A `ray start --head` of our own."""
 
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str], num_cpus: int = 2) -> None:
         self.environment, self.folder = environment, folder
         self.port, self.dashboard_port = _free_port(), _free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.dashboard = f"http://127.0.0.1:{self.dashboard_port}"
-        ray = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=2"]
+        ray = [
+            str(Path(sys.executable).parent / "ray"),
+            "start",
+            "--head",
+            "--block",
+            f"--num-cpus={num_cpus}",
+        ]
         self._process = subprocess.Popen(
             [
                 *ray,

@@ -137,7 +137,7 @@ def in_vain(storage: str) -> dict[str, Any]:
     """A whole sweep."""
     say(*(BUSY.format(n) for n in range(4)))
     source = OneTrial()
-    run_sweep(source, lane_spec(6.0), room=lambda: 1, reuse_workers=True, name="in-vain")
+    run_sweep(source, lane_spec(6.0), room=lambda own, starting: 1, reuse_workers=True, name="in-vain")
     (result,) = source.results
     return {"waited": source.waited, **dataclasses.asdict(result)}
 

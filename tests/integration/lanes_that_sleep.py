@@ -70,7 +70,7 @@ class Source:
         assert result.lane is not None, result.detail
         self.lanes.append(result.lane)
 
-    def room(self) -> int:
+    def room(self, own: int, starting: int) -> int:
         return 1 if len(self.lanes) < 2 else 3 if len(self.lanes) < self.trials - 6 else 2
 
     def room_for(self, lanes: int) -> None:

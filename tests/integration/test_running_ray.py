@@ -99,7 +99,10 @@ def test_a_killed_and_a_hung_rank_fail_their_trials_and_the_others_are_measured(
         ("failed", "worker-died"),
         ("complete", None),
         ("failed", "timeout"),
+        ("complete", None),  # both once more
+        ("complete", None),
     ]
+    assert [t["params"] for t in trials[4:]] == [trials[1]["params"], trials[3]["params"]]
 
 
 @pytest.mark.faults
@@ -153,6 +156,88 @@ def test_lanes_that_are_there_stay_while_others_start_and_all_are_idle(cluster):
     assert found["started"] == [0, 1, 2], "none was taken down for another"
     assert len(found["lanes"]) == 40
     assert min(found["lanes"].count(lane) for lane in (0, 1, 2)) > 4
+
+
+ALWAYS_FAILS = """
+def train(context):
+    size = context.params.per_device_train_batch_size
+    raise ValueError(f"a batch of {size} is not to my liking")
+"""
+
+
+def test_an_error_that_every_point_ends_with_ends_the_search(start, cluster, tmp_path):
+    (tmp_path / "own.py").write_text(ALWAYS_FAILS)
+    flags = [*SMALL, "--global-batch-size=64", "--train-fn=own:train", "--cluster.memory-budget=1GiB"]
+    run = start(*flags, address=cluster.address, folder=tmp_path)
+    assert run.wait() == 1, run.output
+    assert [t["reason"] for t in run.result()["trials"]] == ["error"] * 3
+    [line] = [line for line in run.output.splitlines() if line.startswith("The search ended early")]
+    assert "3 points in a row failed in the same way: ValueError: a batch of " in line
+
+
+SLOW = """
+import time
+
+def train(context):
+    samples = context.global_batch_size // context.world_size
+    for step in range(context.steps):
+        time.sleep(1.0)
+        context.report_step(num_samples=samples, loss=3.0)
+    return 2.0, 1
+"""
+
+
+def test_trials_that_do_not_fit_into_their_time_take_fewer_steps(start, cluster, tmp_path):
+    (tmp_path / "own.py").write_text(SLOW)
+    flags = ["--train-fn=own:train", "--global-batch-size=8", "--trial.steps=30", "--trial.timeout=20s"]
+    flags += ["--search.precision=fp32", "--search.gradient-checkpointing=false", "--search.sampler=grid"]
+    flags += ["--search.per-device-train-batch-size=2,4", "--cluster.memory-budget=2GiB"]
+    run = start(*flags, "--cluster.disturbance-check=false", address=cluster.address, folder=tmp_path)
+    assert run.wait() == 0, run.output
+    first, *others = run.result()["trials"]
+    assert (first["status"], first["reason"]) == ("failed", "timeout")
+    assert 12 <= len(first["train_loss"]) <= 20
+    assert len(others) == 2, "the other point, and this one once more"
+    [steps] = {len(t["train_loss"]) for t in others}
+    assert {t["status"] for t in others} == {"complete"}
+    assert f"trials take {steps} of 30 steps from here: a step takes " in run.output
+
+
+HOLDER = """
+import sys, ray
+ray.init(logging_level="ERROR", log_to_driver=False)
+
+@ray.remote(num_cpus=1)
+class Holder:
+    def holds(self):
+        return True
+
+holder = Holder.remote()
+print(ray.get(holder.holds.remote()), flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_lane_waits_for_what_another_job_holds_and_no_point_is_closed(start, cluster):
+    environment = {**cluster.environment, "RAY_ADDRESS": cluster.address}
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLDER],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert other.stdout.readline().strip() == "True"
+        run = start(*SMALL, *FOUR_POINTS, address=cluster.address)
+        run.wait_for(lambda: "no room for a lane beside what other jobs hold" in run.output)
+        time.sleep(5)
+        assert "started" not in run.output
+    finally:
+        other.communicate("\n", timeout=30)
+    assert run.wait() == 0, run.output
+    assert {t["status"] for t in run.result()["trials"]} == {"complete"}
+    assert len(run.result()["trials"]) == 4
 
 
 def test_a_wrong_token_is_one_line(start, cluster, tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ FORKED = True
 
 
 def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
-    """What torchrun would set, and what a CPU worker needs."""
+    """What torchrun would set, and what a worker needs."""
     return {
         **os.environ,
         **worker_environment("cpu"),
@@ -38,9 +38,6 @@ def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
-        # For a CPU's own bf16 instructions oneDNN compiles a kernel per shape and keeps it: up to 15 MiB more
-        # in the trial that meets its shapes first, several times what the small models of the tests take.
-        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
     }
 
 
@@ -193,17 +190,29 @@ def start_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
 def play(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """`play(name, job, world_size=1, **settings)`: in fresh processes; returns what rank 0 found."""
 
-    def run(name: str, job: JobSpec, world_size: int = 1, script: Path = SCENARIOS, **settings: Any) -> Any:
+    def run(
+        name: str,
+        job: JobSpec,
+        world_size: int = 1,
+        script: Path = SCENARIOS,
+        variables: dict[str, str] | None = None,
+        timeout_seconds: float = 240,
+        **settings: Any,
+    ) -> Any:
         folder, port = tmp_path_factory.mktemp(name), free_port()
         order = {"name": name, "job": dataclasses.asdict(job), "settings": settings}
         (folder / "order.json").write_text(json.dumps(order))
         with (folder / "log").open("w") as log:
             ranks = [
-                _started([str(script), str(folder)], rank_environment(rank, world_size, port), log)
+                _started(
+                    [str(script), str(folder)],
+                    {**rank_environment(rank, world_size, port), **(variables or {})},
+                    log,
+                )
                 for rank in range(world_size)
             ]
         try:
-            codes = [process.wait(240) for process in ranks]
+            codes = [process.wait(timeout_seconds) for process in ranks]
         finally:
             for process in ranks:
                 process.kill()

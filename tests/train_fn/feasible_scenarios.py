@@ -2,59 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import random
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from parts import CPU, MIB, VOCAB, Row, params, ran, with_job, with_rows
+from parts import CPU, VOCAB, Row, params, ran, with_job, with_rows
 
-from train_fn.memory import CpuMemory, _proc_status
+from train_fn.memory.base import Peak
+from train_fn.memory.cpu import CpuMemory
 from train_fn.session import open_worker, run_trial
 from train_fn.spec import JobSpec, TrialResult, TrialSpec
 from train_fn.trial import Worker
 
 BATCHES_PER_EPOCH = 2
-SLACK_BYTES = MIB  # resident pages, from which live memory is read, and `VmData` differ by less
 
 
 class Exact(CpuMemory):
-    """A budget as strict in every step as in the probe, which measures the two apart.
-
-    Before each piece of work the limit is set anew, as before a probe, to what the budget leaves over what is
-    held at that moment: free blocks that earlier steps left on the heap are not the step's.
-    """
+    """A budget as strict in every step as in the probe, which measures the two apart."""
 
     def __init__(self, budget_bytes: int) -> None:
         super().__init__(budget_bytes)
-        self.in_probe_bytes: int | None = None
-
-    def start_probe(self, held_bytes: int) -> None:
-        self.in_probe_bytes = None
-        super().start_probe(held_bytes)
-        self._heap.keep_blocks_below(4 << 10)  # of short samples, much would stay on the heap otherwise
+        self.in_probe: Peak | None = None
 
     def start_training(self) -> None:
-        self.in_probe_bytes = self.peak_bytes()
-        self._tidy()
-        Path("/proc/self/clear_refs").write_text("5")
-
-    @contextlib.contextmanager
-    def enforced(self) -> Iterator[None]:
-        if self.in_probe_bytes is not None:
-            self._tidy()
-            new_file_bytes = max(_proc_status("RssFile") - self._file_bytes, 0)
-            held_bytes = _proc_status("VmRSS") - self._base_bytes - new_file_bytes
-            self._limit_bytes = _proc_status("VmData") + self.budget_bytes - held_bytes + SLACK_BYTES
-        with super().enforced():
-            yield
-
-    def _tidy(self) -> None:
-        self._heap.free_fillings()
-        self._heap.trim()
-        self._heap.fill_holes()
+        self.in_probe = self.peak()
+        self.restart_peak()
 
 
 def feasible(job: JobSpec, batching: str, seed: int, count: int) -> Any:
@@ -105,8 +77,8 @@ def _case(opened: Worker, generator: random.Random) -> dict[str, Any]:
 def _peaks(worker: Worker, point: Any) -> tuple[TrialResult, int, int]:
     memory = Exact(1 << 40)
     result = run_trial(dataclasses.replace(worker, memory=memory), TrialSpec(number=0, params=params(*point)))
-    assert memory.in_probe_bytes is not None, result.detail
-    return result, memory.in_probe_bytes, result.peak_memory_bytes[0]
+    assert memory.in_probe is not None, result.detail
+    return result, memory.in_probe.allocated_bytes, memory.peak().allocated_bytes
 
 
 def _verdict(worker: Worker, memory: CpuMemory, point: Any) -> list[Any]:

@@ -18,7 +18,7 @@ from train_fn.collective import Ranks
 from train_fn.data import Samples, SampleSets
 from train_fn.demo import demo
 from train_fn.drift import Drift
-from train_fn.memory import CpuMemory
+from train_fn.memory.cpu import CpuMemory
 from train_fn.model import BaseModel, attached
 from train_fn.session import run_trial
 from train_fn.spec import JobSpec, TrialParams, TrialResult, TrialSpec

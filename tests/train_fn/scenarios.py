@@ -2,7 +2,7 @@
 
     python scenarios.py FOLDER      # with torchrun's variables; order.json says what, found.json answers
 
-A trial can only be taken apart from inside its process, and a budget only means something in a clean heap.
+A trial can only be taken apart from inside its process.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from early_scenarios import early_ends
 from feasible_scenarios import feasible
-from memory_scenarios import memory_limits
 from parts import (
     CPU,
     MIB,
@@ -38,6 +38,8 @@ from property_scenarios import split_properties
 from trainer_scenario import against_trainer
 
 from train_fn.collective import Ranks
+from train_fn.memory import cpu
+from train_fn.memory.cpu import CpuMemory
 from train_fn.session import open_worker
 from train_fn.spec import JobSpec, OptimizerSpec
 from train_fn.trial import Worker
@@ -143,30 +145,81 @@ def _images(job: JobSpec) -> dict[str, Any]:
     }
 
 
+# One rank with less room than the other.
+
+
+def one_rank_short(job: JobSpec) -> Any:
+    """Rank 1's budget lies between what per-device 2 and 4 need; rank 0 has all it wants."""
+    dist.init_process_group("gloo")
+    worker = open_worker(job, CPU)
+    found = {"free": dataclasses.asdict(ran(worker, 4, 1))}
+    smaller = ran(worker, 2, 2)
+    between = (found["free"]["peak_memory_bytes"][1] + smaller.peak_memory_bytes[1]) // 2
+    short = with_budget(worker, between) if worker.ranks.rank == 1 else worker
+    found["short"] = dataclasses.asdict(ran(short, 4, 1))
+    found["larger probe"] = dataclasses.asdict(ran(short, 1, 4, probe_sizes=[2, 4]))
+    found["after"] = dataclasses.asdict(ran(worker, 4, 1))
+    return found
+
+
+def one_rank_crowded(job: JobSpec) -> Any:
+    """Rank 1's machine has what per-device 2 needs and not what 4 does; there is no budget to speak of."""
+    dist.init_process_group("gloo")
+    worker = open_worker(job, CPU)
+    found = {"free": dataclasses.asdict(ran(worker, 4, 1))}
+    between = (found["free"]["peak_memory_bytes"][1] + ran(worker, 2, 2).peak_memory_bytes[1]) // 2
+    crowded = dataclasses.replace(worker, memory=CpuMemory(1 << 40))
+    machine = psutil.virtual_memory
+    if worker.ranks.rank == 1:
+        # What is held when a piece of work begins does not come out of what is left then.
+        held = worker.base.held_bytes + 3 * MIB
+        cpu.psutil.virtual_memory = lambda: machine()._replace(available=int((between - held) / 0.9))
+    found["crowded"] = dataclasses.asdict(ran(crowded, 4, 1))
+    found["larger probe"] = dataclasses.asdict(ran(crowded, 1, 4, probe_sizes=[2, 4]))
+    cpu.psutil.virtual_memory = machine
+    found["after"] = dataclasses.asdict(ran(crowded, 4, 1))
+    return found
+
+
 # Peaks against verdicts.
 
 
 def verdicts(job: JobSpec, points: list[Any]) -> Any:
-    """Each point without a budget, then under 0.9 and 1.1 of the peak that it had (1.5 MiB off, at least)."""
+    """Each point without a budget, then under a byte less than the peak that it had, and under that peak."""
     opened = open_worker(job, CPU)
-    ran(opened, *points[-1])  # what libraries allocate in the first real trial is not the next one's
     found = []
     for point in points:
         worker = with_job(opened, global_batch_size=point[0] * point[1])
         free = ran(worker, *point)
         peak = free.peak_memory_bytes[0]
-        off = max(peak // 10, 3 * MIB // 2)
-        below, above = (ran(with_budget(worker, budget), *point) for budget in (peak - off, peak + off))
+        below, above = (ran(with_budget(worker, budget), *point) for budget in (peak - 1, peak))
         found.append(
             {
                 "point": point,
                 "peak": peak,
+                "losses": [*free.train_loss, free.validation_loss],
                 "free": free.status,
-                "below": [below.status, below.reason, below.constraints],
+                "below": [below.status, below.reason, below.memory_points[0].needed_bytes],
                 "above": [above.status, above.detail, above.peak_memory_bytes[0]],
             }
         )
     return found
+
+
+def many_verdicts(job: JobSpec, points: list[Any], orders: list[list[Any]]) -> Any:
+    """Each point without a budget; then trials of [place among them, share of its peak as budget or None]."""
+    dist.init_process_group("gloo")
+    worker = open_worker(job, CPU)
+    free = [ran(worker, *point) for point in points]
+    trials = []
+    for place, share in orders:
+        peak = max(free[place].peak_memory_bytes)
+        under = worker if share is None else with_budget(worker, int(share * peak))
+        trials.append(ran(under, *points[place]))
+    return {
+        "free": [dataclasses.asdict(r) for r in free],
+        "trials": [dataclasses.asdict(r) for r in trials],
+    }
 
 
 def trials_in_one_process(job: JobSpec, points: list[Any]) -> Any:
@@ -194,15 +247,17 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
     "invariance": invariance,
     "endings": endings,
     "verdicts": verdicts,
+    "many_verdicts": many_verdicts,
     "trials": trials_in_one_process,
     "repeats": repeats,
     "images": images,
-    "memory": memory_limits,
     "trainer": against_trainer,
     "feasible": feasible,
     "split properties": split_properties,
     "probes": probes,
     "early ends": early_ends,
+    "one_rank_short": one_rank_short,
+    "one_rank_crowded": one_rank_crowded,
 }
 
 if __name__ == "__main__":

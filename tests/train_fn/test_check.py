@@ -46,8 +46,7 @@ def test_a_limit_above_the_models_positions_is_fine() -> None:
 @pytest.mark.parametrize("name", ["/no/such/folder", "./none", "~/surely/no/such/folder"])
 def test_no_such_folder(name: str) -> None:
     (line,) = faults(model=name)
-    assert line.startswith("model: ")
-    assert line.endswith("does not exist")
+    assert line.startswith("model: no such folder: ")
 
 
 def test_a_file_is_no_model(tmp_path: Path) -> None:
@@ -95,10 +94,25 @@ def test_a_folder_without_a_tokenizer(model: Path) -> None:
     assert "tokenizer" in line
 
 
-def test_a_hub_model_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["nobody/nothing", "my-model"])
+def test_a_model_that_is_neither_here_nor_on_a_hub_that_answers_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    (line,) = faults(model="nobody/nothing")
-    assert line.startswith("model: nobody/nothing: is no folder here and no model on the hub: ")
+    (line,) = faults(model=name)
+    assert line.startswith(f"model: no such folder: {name} in {tmp_path}, and the hub (https://")
+
+
+def test_a_folder_here_is_never_looked_for_on_the_hub(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: pytest.fail("the hub was asked"))
+    (tmp_path / "org/name").mkdir(parents=True)
+    assert faults(model="org/name") == ["model: org/name is no model folder: it has no config.json"]
+    (line,) = faults(model="./org/nothing")
+    assert line == f"model: no such folder: ./org/nothing in {tmp_path}"
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj"], r".*\.(q|v)_proj", ["q_proj", "nothing"]])

@@ -139,10 +139,10 @@ def test_precision_is_the_functions_own_affair(warm: Warm, reference: TrialResul
         ("exits", "failed", Reason.ERROR, ["left the process: sys.exit(3)"]),
         ("diverges", "infeasible", Reason.DIVERGED, ["loss is nan in optimizer step 1"]),
         ("diverges-late", "infeasible", Reason.DIVERGED, ["validation loss is nan"]),
-        ("oom-everywhere", "infeasible", Reason.OOM, ["1073741824 bytes"]),
-        ("oom 0", "infeasible", Reason.OOM, ["1073741824 bytes"]),
-        ("oom 1", "infeasible", Reason.OOM, ["1073741824 bytes"]),
-        ("oom-in-probe 1", "infeasible", Reason.OOM, ["1073741824 bytes"]),
+        ("oom-everywhere", "infeasible", Reason.OOM, ["tried to allocate 1024.00 MiB"]),
+        ("oom 0", "infeasible", Reason.OOM, ["tried to allocate 1024.00 MiB"]),
+        ("oom 1", "infeasible", Reason.OOM, ["tried to allocate 1024.00 MiB"]),
+        ("oom-in-probe 1", "infeasible", Reason.OOM, ["tried to allocate 1024.00 MiB"]),
     ],
 )  # fmt: skip
 def test_a_trial_that_goes_wrong_says_why_and_the_next_one_is_right(
@@ -154,7 +154,7 @@ def test_a_trial_that_goes_wrong_says_why_and_the_next_one_is_right(
     assert [word for word in words if word not in str(result.detail)] == [], result.detail
     assert result.samples_per_second is None
     if reason == Reason.OOM:
-        assert result.constraints["memory"] > 3  # 1 GiB of 256 MiB
+        assert result.constraints["memory"] == 3  # 1 GiB of 256 MiB
     assert warm.measure("good").train_loss == reference.train_loss
     assert warm.group is group
 
@@ -162,15 +162,15 @@ def test_a_trial_that_goes_wrong_says_why_and_the_next_one_is_right(
 def test_what_a_probe_held_is_the_peak(warm: Warm) -> None:
     result = warm.measure("probes")
     assert result.status == Status.COMPLETE, result.detail
-    assert min(result.peak_memory_bytes) > 64 << 20
+    assert min(result.peak_memory_bytes) == 64 << 20
     assert result.seconds["probe"] > 0
 
 
 def test_what_a_function_keeps_counts_in_every_trial(warm: Warm) -> None:
     kept = 40 << 20
     first, second = warm.measure(f"keeps {kept}"), warm.measure(f"keeps {kept}")
-    assert min(second.peak_memory_bytes) > kept
-    assert second.peak_memory_bytes == pytest.approx(first.peak_memory_bytes, rel=0.05)
+    assert min(second.peak_memory_bytes) >= kept
+    assert second.peak_memory_bytes == first.peak_memory_bytes
 
 
 @pytest.mark.slow
@@ -180,8 +180,8 @@ def test_a_rank_out_of_memory_while_the_other_waits_for_its_gradients(
 ) -> None:
     result = warm.measure_to_the_end(f"oom-before-reduction {rank}")
     assert (result.status, result.reason) == (Status.INFEASIBLE, Reason.OOM)
-    assert "1073741824 bytes" in str(result.detail)
-    assert result.constraints["memory"] > 3
+    assert "tried to allocate 1024.00 MiB" in str(result.detail)
+    assert result.constraints["memory"] >= 3
     assert warm.measure("good").train_loss == reference.train_loss
 
 

@@ -339,9 +339,15 @@ def test_missing_columns_are_listed_with_those_that_exist(write: Write, tokenize
     )
 
 
-def test_faults_of_both_sources_are_reported(tokenizer: Any) -> None:
+def test_faults_of_both_sources_are_reported(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     text = fault(DataSpec(train="no/such.jsonl", validation="./nor-this"), tokenizer)
-    assert text == "data.train: no such file: no/such.jsonl\ndata.validation: no such file: ./nor-this"
+    assert text.splitlines() == [
+        f"data.train: no such file: no/such.jsonl in {tmp_path}",
+        f"data.validation: no such file: ./nor-this in {tmp_path}",
+    ]
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 20.0])
@@ -373,6 +379,7 @@ def test_hub_datasets_are_read_by_split(
         return datasets.DatasetDict({s: datasets.Dataset.from_list(r) for s, r in rows.items()})
 
     monkeypatch.setattr(datasets, "load_dataset", hub)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: None)
     sets = load(DataSpec(train="org/set", validation="org/set"), tokenizer, 1024)
     assert asked == ["org/set", "org/set"]
     assert tokenizer.decode(sets.train.input_ids(0)) == "trainx<|im_end|>"
@@ -386,5 +393,16 @@ def test_a_hub_dataset_that_cannot_be_loaded_is_one_line(
         raise ConnectionError("no way there\nand more")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: None)
     text = fault(DataSpec(train="org/set"), tokenizer)
-    assert text == "data.train: 'org/set' is no file, and loading it as a hub dataset failed: no way there"
+    assert text == "data.train: org/set can't be loaded as a dataset: no way there"
+
+
+def test_a_hub_dataset_that_is_neither_reached_nor_cached_is_one_line(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    text = fault(DataSpec(train="org/set"), tokenizer)
+    assert text.startswith(f"data.train: no such file: org/set in {tmp_path}, and the hub (https://")
+    assert "\n" not in text

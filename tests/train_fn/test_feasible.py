@@ -12,8 +12,8 @@ from train_fn.spec import JobSpec, Reason, Status
 
 KIB = 1 << 10
 CASES = 7
-HEAP_BYTES = 512 * KIB
-"""Small blocks that were freed may stay on the heap within a step: more than the probe, by this at most."""
+ROUNDING_BYTES = 64 * KIB
+"""What steps keep beside their micro-batches (a loss, a norm) is not in the probe."""
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +32,13 @@ def test_no_step_needs_more_than_the_probe(cases: list[dict[str, Any]]) -> None:
     assert len(cases) == 2 * CASES
     for case in cases:
         assert case["free"] == Status.COMPLETE, case
-        assert case["epochs"] <= case["probe"] + HEAP_BYTES, case
+        assert case["epochs"] <= case["probe"] + ROUNDING_BYTES, case
 
 
 def test_the_probe_does_not_ask_for_much_more_than_the_data_can_need(cases: list[dict[str, Any]]) -> None:
     """Its worst case may not occur in two epochs, but mostly does about."""
     for case in cases:
-        assert case["probe"] <= 1.25 * case["epochs"] + HEAP_BYTES, case
+        assert case["probe"] <= 1.25 * case["epochs"] + ROUNDING_BYTES, case
 
 
 @pytest.mark.parametrize("accounting", ["exact", "usual"])

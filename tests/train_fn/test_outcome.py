@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from train_fn.collective import Ranks
-from train_fn.memory import Memory
-from train_fn.outcome import Attempts, Failure, TrialStoppedError, one_line, requested_bytes
+from train_fn.memory.base import Memory, Peak
+from train_fn.memory.out_of_memory import requested_bytes
+from train_fn.outcome import Attempts, Failure, TrialStoppedError, one_line
 from train_fn.spec import Reason, Status
 
 CPU_MESSAGE = (
@@ -25,14 +26,14 @@ CUDA_MESSAGE = (
 
 
 class Ledger(Memory):
-    """Counts how often the limit was on."""
+    """Counts how often the limit was on. A `MemoryError` is the device's refusal, any other the budget's."""
 
     budget_bytes = 1000
 
     def __init__(self) -> None:
         self.limited = 0
 
-    def start_probe(self, held_bytes: int) -> None: ...
+    def start_probe(self, held_bytes: int | None) -> None: ...
 
     def restart_peak(self) -> None: ...
 
@@ -45,8 +46,14 @@ class Ledger(Memory):
         self.limited += 1
         yield
 
-    def peak_bytes(self) -> int:
-        return 700
+    def counted(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def peak(self) -> Peak:
+        return Peak(700)
+
+    def over_budget_bytes(self, error: BaseException) -> int | None:
+        return None if isinstance(error, MemoryError) else 700 + requested_bytes(str(error))
 
 
 class OtherRank(Ranks):
@@ -110,7 +117,7 @@ def test_only_the_point_itself_makes_a_trial_infeasible(reason: Reason, status: 
 def test_work_that_succeeds() -> None:
     tried = attempts()
     assert tried.run(lambda: 7) == 7
-    assert tried.run(lambda: 8, limited=False) == 8
+    assert tried.run(lambda: 8, within=contextlib.nullcontext()) == 8
     tried.agree()
     assert tried._memory.limited == 1
 
@@ -125,10 +132,12 @@ def test_memory_that_ran_out() -> None:
     assert "Tried to allocate 2.50 GiB" in stopped.value.failure.detail
 
 
-def test_what_ran_out_needed_more_than_the_budget() -> None:
+def test_memory_that_others_hold_is_no_property_of_the_point() -> None:
     tried = attempts()
-    tried.run(lambda: fail(MemoryError()))
-    assert tried.failure == Failure(Reason.OOM, "MemoryError", needed_bytes=1001)
+    tried.run(lambda: fail(MemoryError("no more")))
+    assert tried.failure is not None
+    assert (tried.failure.reason, tried.failure.status) == (Reason.CROWDED, Status.FAILED)
+    assert "others hold the rest (no more)" in tried.failure.detail
 
 
 def test_an_error_says_where(caplog: pytest.LogCaptureFixture) -> None:
@@ -143,7 +152,7 @@ def test_an_error_says_where(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_nothing_is_tried_after_a_failure() -> None:
     tried, done = attempts(), []
-    tried.run(lambda: fail(MemoryError()))
+    tried.run(lambda: fail(torch.OutOfMemoryError(CUDA_MESSAGE)))
     tried.run(lambda: done.append(1))
     assert done == []
     assert tried.failure is not None
@@ -166,19 +175,19 @@ def test_another_ranks_failure_ends_the_trial_here() -> None:
     assert stopped.value.failure is theirs
 
 
-@pytest.mark.parametrize("others", [Failure(Reason.ERROR, "e"), Failure(Reason.TIMEOUT, "t")])
-def test_memory_is_the_gravest_failure(others: Failure) -> None:
-    tried = attempts(others)
-    tried.run(lambda: fail(MemoryError()))
+@pytest.mark.parametrize("reason", [Reason.CROWDED, Reason.ERROR, Reason.TIMEOUT])
+def test_memory_is_the_gravest_failure(reason: Reason) -> None:
+    tried = attempts(Failure(reason, "theirs"))
+    tried.run(lambda: fail(torch.OutOfMemoryError(CUDA_MESSAGE)))
     with pytest.raises(TrialStoppedError) as stopped:
         tried.agree()
     assert stopped.value.failure.reason is Reason.OOM
 
 
 def test_of_two_ranks_without_memory_the_one_that_needed_more_counts() -> None:
-    theirs = Failure(Reason.OOM, "more", needed_bytes=10**9)
+    theirs = Failure(Reason.OOM, "more", needed_bytes=10**12)
     tried = attempts(theirs)
-    tried.run(lambda: fail(MemoryError()))
+    tried.run(lambda: fail(torch.OutOfMemoryError(CUDA_MESSAGE)))
     with pytest.raises(TrialStoppedError) as stopped:
         tried.stop()
     assert stopped.value.failure is theirs

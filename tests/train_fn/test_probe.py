@@ -9,10 +9,8 @@ import pytest
 
 from train_fn.spec import DataSpec, JobSpec, Reason, Status
 
-MIB = 1 << 20
 SIZES = [1, 2, 4]
 SETTINGS = [("fp32", False), ("bf16", True)]
-NEAR_BYTES = 3 * MIB
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +34,7 @@ def test_probed_peaks_are_those_of_trials(setting: dict[str, Any], start: str) -
     points = result["memory_points"]
     assert [p["per_device_train_batch_size"] for p in points] == SIZES
     for point, alone in zip(points, setting["alone"].values(), strict=True):
-        assert point["peak_bytes"] == pytest.approx(alone["peak_memory_bytes"][0], abs=NEAR_BYTES)
+        assert point["peak_bytes"] == alone["peak_memory_bytes"][0]
         assert point["tokens"] == alone["memory_points"][0]["tokens"]
 
 
@@ -44,7 +42,7 @@ def test_probed_peaks_are_those_of_trials(setting: dict[str, Any], start: str) -
 def test_the_trials_own_peak_is_that_of_its_own_size(setting: dict[str, Any], start: str, own: str) -> None:
     """And so is everything else of it."""
     result, alone = setting[start], setting["alone"][own]
-    assert result["peak_memory_bytes"] == pytest.approx(alone["peak_memory_bytes"], abs=NEAR_BYTES)
+    assert result["peak_memory_bytes"] == alone["peak_memory_bytes"]
     peaks = {p["per_device_train_batch_size"]: p["peak_bytes"] for p in result["memory_points"]}
     assert result["peak_memory_bytes"] == [peaks[int(own)]]
     assert (result["train_loss"], result["validation_loss"]) == (
@@ -65,7 +63,7 @@ def test_a_larger_size_that_ran_out_leaves_nothing_behind(setting: dict[str, Any
     for name in ("tight", "after"):
         result = setting[name]
         assert result["status"] == Status.COMPLETE, result["detail"]
-        assert result["peak_memory_bytes"] == pytest.approx(alone["peak_memory_bytes"], abs=NEAR_BYTES)
+        assert result["peak_memory_bytes"] == alone["peak_memory_bytes"]
         assert result["train_loss"] == alone["train_loss"]
         assert result["validation_loss"] == alone["validation_loss"]
 
@@ -74,10 +72,7 @@ def test_what_was_measured_before_memory_ran_out_is_kept(setting: dict[str, Any]
     """The trial's own size, the largest, runs out here."""
     result = setting["beyond"]
     assert (result["status"], result["reason"]) == (Status.INFEASIBLE, Reason.OOM)
-    assert result["memory_points"] == [
-        {**point, "peak_bytes": point["peak_bytes"] and pytest.approx(point["peak_bytes"], abs=NEAR_BYTES)}
-        for point in setting["tight"]["memory_points"]
-    ]
+    assert result["memory_points"] == setting["tight"]["memory_points"]
 
 
 def test_tokens_are_those_of_the_worst_case(found: dict[str, Any]) -> None:
@@ -96,13 +91,13 @@ def test_siblings_are_what_their_own_trials_are(found: dict[str, Any]) -> None:
         assert [p["sibling"]["per_device_train_batch_size"] for p in probed] == SIZES * 3
         for point, alone in zip(probed, expected, strict=True):
             assert point["tokens"] == alone["tokens"]
-            assert point["peak_bytes"] == pytest.approx(alone["peak_bytes"], abs=NEAR_BYTES)
+            assert point["peak_bytes"] == alone["peak_bytes"]
 
 
 def test_siblings_that_run_out_are_none_of_the_trials_business(found: dict[str, Any]) -> None:
     siblings = found["siblings"]
     for own, result in enumerate(siblings["found"][1::2]):
-        if siblings["alone"][own][0]["peak_bytes"] <= siblings["budget"] - MIB:
+        if siblings["alone"][own][0]["peak_bytes"] <= siblings["budget"]:
             assert result["status"] == Status.COMPLETE, result["detail"]
             assert result["train_loss"] == siblings["losses"][own]
         probed = [p for p in result["memory_points"] if p["sibling"]]
@@ -119,9 +114,9 @@ def _assert_verdicts(seen: list[dict[str, Any]], alone: list[dict[str, Any]], bu
     assert all(p["peak_bytes"] is not None for p in seen[:-1])
     for point, own in zip(seen, alone, strict=False):
         if point["peak_bytes"] is None:
-            assert own["peak_bytes"] > budget_bytes - NEAR_BYTES
+            assert own["peak_bytes"] > budget_bytes
         else:
-            assert own["peak_bytes"] < budget_bytes + NEAR_BYTES
+            assert own["peak_bytes"] < budget_bytes
     assert len(seen) == len(alone) or seen[-1]["peak_bytes"] is None
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import resource
-import time
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -119,9 +117,9 @@ def test_a_budget_too_small_makes_the_point_infeasible(tight: Any, free: dict[in
     assert (result.samples_per_second, result.validation_loss, result.train_loss) == (None, None, [])
     assert len(result.peak_memory_bytes) == 2
     assert result.memory_budget_bytes < min(free[4].peak_memory_bytes)
-    # What it asks for must be plausible: more than the budget, not more than the point really needs.
-    needed = (1 + result.constraints["memory"]) * result.memory_budget_bytes
-    assert needed <= 1.1 * max(free[4].peak_memory_bytes)
+    needed = max(free[4].peak_memory_bytes)
+    assert result.memory_points[0].needed_bytes == needed
+    assert (1 + result.constraints["memory"]) * result.memory_budget_bytes == pytest.approx(needed)
 
 
 def test_the_trial_after_running_out_is_that_of_a_fresh_group(
@@ -134,7 +132,7 @@ def test_the_trial_after_running_out_is_that_of_a_fresh_group(
         assert after.train_loss == free[2].train_loss
         assert after.validation_loss == free[2].validation_loss
         assert after.constraints["memory"] <= 0
-        assert after.peak_memory_bytes == pytest.approx(free[2].peak_memory_bytes, rel=0.05, abs=MIB)
+        assert after.peak_memory_bytes == free[2].peak_memory_bytes
 
 
 def test_checkpointing_rescues_the_point(tight: Any, free: dict[int, TrialResult]) -> None:
@@ -143,57 +141,43 @@ def test_checkpointing_rescues_the_point(tight: Any, free: dict[int, TrialResult
     assert result.train_loss == pytest.approx(free[4].train_loss, rel=1e-6)
 
 
-@pytest.fixture
-def one_rank_short(group: Any, free: dict[int, TrialResult]) -> Iterator[None]:
-    """Rank 1 of the group without a budget may hold less than the other, by a limit from outside."""
-    pid, room = group.pids[1], (max(free[1].peak_memory_bytes) + min(free[4].peak_memory_bytes)) // 2
-    before = resource.prlimit(pid, resource.RLIMIT_DATA)
-    resource.prlimit(pid, resource.RLIMIT_DATA, (_data_bytes(pid) + room, before[1]))
-    yield
-    resource.prlimit(pid, resource.RLIMIT_DATA, before)
-
-
-def test_one_rank_out_of_memory_and_the_other_not(
-    group: Any, free: dict[int, TrialResult], one_rank_short: None
-) -> None:
-    started = time.monotonic()
-    result = group.run(4, 1)
-    assert time.monotonic() - started < 30
-    assert (result.status, result.reason) == (Status.INFEASIBLE, Reason.OOM)
-    assert result.constraints["memory"] > 0
-    after = group.run(1, 4)  # smaller, and it fits beside the same limit
+def test_memory_refused_below_the_budget_is_no_property_of_the_point(play: Callable[..., Any]) -> None:
+    """Rank 1's machine has less left than its budget: what is refused there proves nothing."""
+    found = play("one_rank_crowded", SMALL, 2)
+    result, after = (TrialResult.from_dict(found[name]) for name in ("crowded", "after"))
+    assert (result.status, result.reason) == (Status.FAILED, Reason.CROWDED)
+    assert "others hold the rest" in result.detail
+    assert result.disturbed == [result.detail]
+    assert (result.constraints, result.memory_points) == ({}, [])
     assert_complete(after)
-    assert (after.train_loss, after.validation_loss) == (free[1].train_loss, free[1].validation_loss)
-    assert group.run(4, 1).reason == Reason.OOM
+    assert (after.train_loss, after.validation_loss) == (
+        found["free"]["train_loss"],
+        found["free"]["validation_loss"],
+    )
+    larger = TrialResult.from_dict(found["larger probe"])
+    assert_complete(larger)
+    assert [p.per_device_train_batch_size for p in larger.memory_points] == [1, 2]  # 4 said nothing
 
 
-def test_one_rank_out_of_memory_in_a_larger_probe(
-    group: Any, free: dict[int, TrialResult], one_rank_short: None
-) -> None:
-    result = group.run(1, 4, probe_sizes=[2, 4])
-    assert_complete(result)
-    assert (result.train_loss, result.validation_loss) == (free[1].train_loss, free[1].validation_loss)
-    assert result.memory_points[0].peak_bytes == max(result.peak_memory_bytes)
-    assert result.memory_points[-1].peak_bytes is None
-
-
-def test_the_rank_recovers_with_its_memory(group: Any, free: dict[int, TrialResult]) -> None:
-    result = group.run(4, 1)
-    assert_complete(result)
-    assert result.train_loss == free[4].train_loss
-
-
-def _data_bytes(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmData"))
+def test_one_rank_out_of_memory_and_the_other_not(play: Callable[..., Any]) -> None:
+    """Both ranks end the trial together, and the next one is that of a fresh group."""
+    found = play("one_rank_short", SMALL, 2)
+    short, after = (TrialResult.from_dict(found[name]) for name in ("short", "after"))
+    assert (short.status, short.reason) == (Status.INFEASIBLE, Reason.OOM)
+    assert short.memory_points[0].needed_bytes == max(found["free"]["peak_memory_bytes"])
+    assert_complete(after)
+    assert after.train_loss == found["free"]["train_loss"]
+    points = TrialResult.from_dict(found["larger probe"]).memory_points
+    assert [p.peak_bytes is None for p in points] == [False, False, True]
+    assert found["larger probe"]["status"] == Status.COMPLETE
 
 
 @pytest.mark.slow
 def test_peaks_predict_verdicts(play: Callable[..., Any]) -> None:
-    """A point runs in 1.1 times the peak that it had without a budget, and not in 0.9 times of it.
+    """A point runs in the peak that it had without a budget, and not in a byte less.
 
     The larger budget is tried after the smaller one was not enough: what autograd keeps of a backward pass
-    that failed must not count as the base's, or the peak comes out too small.
+    that failed must not count.
     """
     data = DataSpec(max_length=160, max_validation_samples=8)
     job = dataclasses.replace(SMALL, steps=1, warmup_steps=0, data=data)
@@ -206,10 +190,25 @@ def test_peaks_predict_verdicts(play: Callable[..., Any]) -> None:
     assert len(found) == 16
     for f in found:
         assert f["free"] == Status.COMPLETE, f
-        assert f["below"][:2] == [Status.INFEASIBLE, Reason.OOM], f
-        assert 0 < f["below"][2]["memory"] < 0.5, f
+        assert f["below"] == [Status.INFEASIBLE, Reason.OOM, f["peak"]], f
         assert f["above"][0] == Status.COMPLETE, f
-        assert f["above"][2] == pytest.approx(f["peak"], rel=0.05, abs=1.5 * MIB), f
+        assert f["above"][2] == f["peak"], f
+
+
+def test_what_is_found_does_not_depend_on_the_processors_instructions(play: Callable[..., Any]) -> None:
+    """Kernels differ, and round differently; what tensors take does not."""
+    data = DataSpec(max_length=96, max_validation_samples=8)
+    job = dataclasses.replace(SMALL, steps=1, warmup_steps=0, data=data)
+    points = [[n, 1, precision, n == 4] for n in (1, 4) for precision in ("fp32", "bf16")]
+    with ThreadPoolExecutor() as pool:
+        without, with_all = pool.map(
+            lambda isa: play("verdicts", job, variables={"ONEDNN_MAX_CPU_ISA": isa}, points=points),
+            ("AVX2", "DEFAULT"),
+        )
+    for one, other in zip(without, with_all, strict=True):
+        for key in ("peak", "free", "below", "above"):
+            assert one[key] == other[key], one["point"]
+        assert one["losses"] == pytest.approx(other["losses"], rel=1e-3), one["point"]
 
 
 # Split invariance.
@@ -262,10 +261,10 @@ def test_nothing_that_ended_badly_is_noticed_afterwards(endings: dict[str, Any])
 def test_a_base_model_beyond_the_budget(endings: dict[str, Any]) -> None:
     result, held = endings["base too large"], endings["held_bytes"]
     assert (result["status"], result["reason"]) == (Status.INFEASIBLE, Reason.OOM)
-    assert f"the base model alone takes {held} bytes in fp32" in result["detail"]
-    assert result["constraints"]["memory"] == pytest.approx(1.0, rel=1e-4)  # it takes twice the budget
+    assert re.fullmatch(r"the base model alone takes \d+ bytes in fp32", result["detail"])
+    assert result["constraints"]["memory"] == pytest.approx(1.0, rel=1e-3)  # it takes twice the budget
     assert result["memory_budget_bytes"] == held // 2
-    assert result["peak_memory_bytes"] == pytest.approx([held] * 2, abs=MIB)
+    assert result["peak_memory_bytes"] == [0, 0]  # it was not loaded
 
 
 def test_no_room_for_the_adapter(endings: dict[str, Any]) -> None:
@@ -287,6 +286,8 @@ def test_a_trial_that_takes_too_long(endings: dict[str, Any], name: str) -> None
     result = endings[name]
     assert (result["status"], result["reason"]) == (Status.FAILED, Reason.TIMEOUT)
     assert "took longer than" in result["detail"]
+    done, steps = len(result["train_loss"]), 3 if name == "timeout" else 10_000
+    assert result["detail"].endswith(f": {done} of {steps} steps")
     assert result["constraints"] == {}  # says nothing about memory
     assert result["wall_seconds"] < 15
 

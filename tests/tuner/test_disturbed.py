@@ -226,3 +226,70 @@ def test_files_and_table_say_what_disturbed_a_trial(opened, tmp_path):
     assert number == 3
     assert "recommended, disturbed" in " ".join(shown.getvalue().split())
     assert "its measurement was disturbed" in " ".join(shown.getvalue().split())
+
+
+CROWDED = TrialResult(status=Status.FAILED, reason=Reason.CROWDED, disturbed=LOUD)
+
+
+def test_a_point_that_failed_is_tried_again_once():
+    assert numbers(to_repeat(numbered((A, DIED), (B, result(5))))) == [0]
+    assert to_repeat(numbered((A, DIED)), running=[A]) == []
+    for second in (DIED, TrialResult(status=Status.FAILED, reason=Reason.ERROR), result(5), OOM):
+        assert to_repeat(numbered((A, DIED), (A, second))) == []
+    assert count_repeats(numbered((A, DIED), (A, result(5)))) == {A: 1}
+
+
+def test_a_point_that_others_left_no_memory_is_measured_again_twice():
+    for times in range(1, MAX_REPEATS + 2):
+        again = to_repeat(numbered(*[(A, CROWDED)] * times))
+        assert numbers(again) == ([times - 1] if times <= MAX_REPEATS else [])
+    assert to_repeat(numbered((A, CROWDED), (A, result(5)))) == []
+    assert numbers(to_repeat(numbered((A, CROWDED)), repeat_disturbed=False)) == [0]
+    assert numbers(to_repeat(numbered((A, result(5)), (A, CROWDED)))) == [], "it is measured"
+    assert numbers(to_repeat(numbered((A, DIED), (B, CROWDED), (C, result(5, disturbed=True))))) == [2, 1, 0]
+
+
+@pytest.mark.parametrize("sampler", ["grid", "tpe", "random", "model"])
+@pytest.mark.parametrize("outcome", [CROWDED, DIED])
+def test_what_failed_comes_again_after_all_others_and_is_left_in_the_end(opened, sampler, outcome):
+    study = opened(sampler)
+    asked = played(study, lambda point, time: outcome if point == B else result(5.0))
+    repeats = MAX_REPEATS if outcome is CROWDED else 1
+    assert set(asked[:4]) == set(POINTS)
+    assert asked[4:] == [B] * repeats
+    assert [m.result.reason for m in study.measured() if m.params == B] == [outcome.reason] * (1 + repeats)
+    assert study.skipped() == []
+    assert played(opened(sampler), lambda *_: pytest.fail("all is measured")) == []
+
+
+@pytest.mark.parametrize("sampler", ["grid", "model"])
+def test_the_next_run_tries_again_what_failed_in_the_last_one(opened, sampler):
+    """As in a study of the first version, where a point that failed stayed closed."""
+    study = opened(sampler)
+    for _ in POINTS:
+        spec = study.ask()
+        study.tell(spec, DIED if spec.params == B else result(5.0))
+    study.close()
+    assert played(opened(sampler), lambda *_: result(6.0)) == [B]
+
+
+def test_a_confirming_trial_that_failed_is_tried_once_more_and_then_told():
+    def borrowed(speed):
+        return dataclasses.replace(result(speed), validation_loss_source="same steps as trial 0")
+
+    def next_of(*trials, max_trials=3):
+        trials = numbered((B, result(5)), (A, borrowed(9)), *trials)
+        state = SearchState(POINTS, trials, [], [], to_repeat(trials))
+        return next_step(state, max_trials, ModelSettings(device="cpu")), recommend(trials, 0.01)
+
+    assert next_of()[0].point == A
+    step, chosen = next_of((A, DIED))
+    assert (step.point, step.in_full) == (A, True), "although the study has had all its trials"
+    assert chosen.number == 1
+    step, chosen = next_of((A, DIED), (A, DIED))
+    assert step.point is None
+    assert "not measured: trial 3, which was to do that, failed: worker-died" in chosen.why
+    step, chosen = next_of((A, DIED), (A, result(9)))
+    assert (step.point, chosen.number) == (None, 3)
+    step, chosen = next_of((A, DIED), (A, dataclasses.replace(OOM, disturbed=[])))
+    assert (step.point, chosen.number) == (None, 0), "it does not fit in the end"

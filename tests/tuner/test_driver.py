@@ -15,6 +15,7 @@ from tuner import interrupt
 from tuner.console import Progress
 from tuner.driver import MAX_LOST_TRIALS, StudySource
 from tuner.space import candidates
+from tuner.step_limit import StepLimit
 from tuner.study import TuningStudy, open_study
 
 POINTS = candidates(16, 2, ("fp32",), (False,))
@@ -230,3 +231,110 @@ def test_what_is_in_flight_at_the_end_is_marked_as_interrupted(tmp_path: Path) -
     assert [m.params for m in run.study.measured()] == [done.params]
     assert lost.params in run.study.open_points()
     assert not run.study.is_finished
+
+
+def failing(reason: Reason, detail: str) -> TrialResult:
+    return TrialResult(status=Status.FAILED, reason=reason, detail=detail)
+
+
+def test_the_same_error_on_three_points_ends_the_search_with_it(tmp_path: Path) -> None:
+    run = Run(opened(tmp_path))
+    for number in range(3):
+        assert run.source.broken is None
+        run.one(failing(Reason.ERROR, f"OSError: port {29500 + number} is taken (ranks.py:1{number})\nmore"))
+    why = "3 points in a row failed in the same way: OSError: port 29502 is taken (ranks.py:12)"
+    assert run.source.broken == why
+    assert run.source.ask() is None
+    assert not run.source.has_work()
+
+
+@pytest.mark.parametrize("between", [COMPLETE, OOM, failing(Reason.ERROR, "another")])
+def test_other_ends_in_between_start_that_count_again(tmp_path: Path, between: TrialResult) -> None:
+    run = Run(opened(tmp_path))
+    same = failing(Reason.ERROR, "OSError: port 1 is taken")
+    for result in (same, same, between):
+        run.one(result)
+    if run.source.has_work():
+        run.one(same)
+    assert run.source.broken is None
+
+
+def test_interrupted_and_crowded_trials_neither_count_nor_start_it_again(tmp_path: Path) -> None:
+    run = Run(opened(tmp_path))
+    crowded = TrialResult(status=Status.FAILED, reason=Reason.CROWDED, disturbed=["alice"])
+    for result in (DIED, LOST, DIED, crowded, DIED):
+        assert run.source.broken is None
+        run.one(result)
+    assert run.source.broken == "3 points in a row failed in the same way: worker-died"
+
+
+def test_once_something_is_complete_points_that_failed_before_are_no_news(tmp_path: Path) -> None:
+    points = candidates(32, 2, ("fp32",), (False, True))
+    study = open_study(
+        "demo", f"sqlite:///{tmp_path}/study.db", points, "grid", 0, 99, {"global_batch_size": 32}
+    )
+    run, failures = Run(study), 0
+    while run.source.has_work():
+        fails = run.study.measured() and len(run.study.measured()) % 3 == 0
+        spec = run.ask()
+        again = spec.params in [m.params for m in run.study.measured()]
+        failures += bool(again)
+        run.source.tell(spec, DIED if fails or again else COMPLETE)
+    assert failures == 3, "each is tried again, and fails again"
+    assert run.source.broken is None
+
+
+def test_trials_that_time_out_one_after_the_other_end_the_search_with_what_to_do(tmp_path: Path) -> None:
+    limit, url = StepLimit(20, 2, 600.0), f"sqlite:///{tmp_path}/study.db"
+    study = open_study("demo", url, POINTS, "grid", 0, 100, {"global_batch_size": 16}, limit=limit)
+    run = Run(study)
+    run.source.limit = limit
+    slow = TrialResult(
+        status=Status.FAILED,
+        reason=Reason.TIMEOUT,
+        detail="took longer than 600 s: 19 of 20 steps",
+        train_loss=[2.5] * 19,
+        seconds={"setup": 5.0, "probe": 1.0, "train": 589.0, "total": 600.0},
+    )
+    steps = [run.one(slow).steps for _ in range(3)]
+    assert steps == [None, 17, 17]
+    assert run.source.broken is not None
+    assert run.source.broken.endswith(
+        "a step takes 31 s; trial.steps 20 x that is more than trial.timeout 10m: "
+        "raise trial.timeout to 12m, or lower trial.steps to 17"
+    )
+    notes = [line for line in run.shown.getvalue().splitlines() if "from here" in line]
+    assert notes == ["trials take 17 of 20 steps from here: a step takes 31 s, and trial.timeout is 600 s"]
+
+
+def test_a_lane_that_never_began_closes_no_point(tmp_path: Path) -> None:
+    run = Run(opened(tmp_path))
+    run.source.progress.lanes = 4
+    waited = "GPU 0 is busy; gave up after 600 s (cluster.gpu_wait)"
+    in_vain = TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED, detail=waited, lane=0)
+    for _ in range(7):
+        run.one(in_vain)
+    assert run.source.broken is None
+    assert run.study.measured() == []
+    run.one(in_vain)
+    assert run.source.broken == waited
+    assert run.study.open_points() == POINTS
+
+
+def test_a_point_whose_lane_breaks_under_it_every_time_is_left_for_later(tmp_path: Path) -> None:
+    run = Run(opened(tmp_path))
+    run.source.progress.lanes = 4
+    lost = [run.one(LOST) for _ in range(3)]
+    assert {spec.params for spec in lost} == {POINTS[0]}
+    assert run.one(COMPLETE).params == POINTS[1]
+
+
+def test_no_room_is_said_at_once(tmp_path: Path) -> None:
+    run = Run(opened(tmp_path))
+    for lanes in (0, 0, 2, 1):
+        run.source.room_for(lanes)
+    assert run.shown.getvalue().splitlines() == [
+        "no room for a lane beside what other jobs hold: waits for it",
+        "room for 2 lanes now, before that for 0",
+        "room for 1 lanes now, before that for 2",
+    ]

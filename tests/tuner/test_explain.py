@@ -297,3 +297,28 @@ def test_a_measured_point_that_beliefs_call_impossible_is_still_what_was_measure
     believed = Beliefs({FP32: (900, 1)}, {FP32: (1, 0.1)})
     assert against(FP32, complete(8.8), believed).why == "slower by 12% (measured)"
     assert replace(against(FP32, complete(8.8)), why="").number == 1
+
+
+def test_headroom_goes_by_what_was_reserved_and_the_peak_is_reported_beside_it():
+    found = explained({point(4): complete(peak=150, peak_reserved_bytes=[180 * MIB])})
+    assert found.peak_memory_bytes == 150 * MIB
+    assert found.headroom_bytes == 20 * MIB
+    assert found.why == "measured 180 MiB of 200 MiB: 10% left"
+
+
+def test_a_probed_point_says_by_how_much_it_does_not_fit():
+    """Exact on a CPU; and no longer said where there is more memory now."""
+    probed = MemoryPoint(per_device_train_batch_size=8, tokens=8, peak_bytes=None, needed_bytes=250 * MIB)
+    [larger] = [
+        a for a in explained({point(4): complete(memory_points=[probed])}).batches if a.params == point(8)
+    ]
+    assert (larger.why, larger.over_budget_bytes) == (
+        "out of memory by 50.0 MiB (probed in trial 0)",
+        50 * MIB,
+    )
+    more = {
+        point(4): complete(memory_points=[probed]),
+        point(1): complete(1.0, memory_budget_bytes=2 * BUDGET),
+    }
+    [larger] = [a for a in explained(more).batches if a.params == point(8)]
+    assert larger.verdict == Verdict.OPEN

@@ -8,10 +8,12 @@ import pytest
 
 from train_fn.spec import MEASURED, Knobs, MemoryPoint, TrialResult
 from tuner.beliefs import Beliefs
+from tuner.ledger import Ledger
 from tuner.model_search import next_step, spec_of
 from tuner.outlook import ModelSettings, after_trials
+from tuner.proofs import Proofs
 from tuner.recommend import recommend
-from tuner.space import Measured, SearchState, candidates, is_out_of_memory, proven_infeasible, setting_of
+from tuner.space import Measured, candidates, is_out_of_memory, setting_of
 from tuner.study import open_study
 
 POINTS = candidates(48, 2, ("fp32", "bf16"), (False, True))
@@ -79,10 +81,12 @@ def measure(spec, budget=BUDGET):
 
 
 def state_of(points, measured=(), running=()):
-    proofs = [(m.params, m.result) for m in measured]
-    closed = {m.params for m in measured} | set(running)
-    still_open = [p for p in points if p not in closed and proven_infeasible(p, proofs) is None]
-    return SearchState(points, list(measured), list(running), still_open)
+    ledger = Ledger(points)
+    for trial in measured:
+        ledger.finish(*trial)
+    for number, point in enumerate(running, len(measured)):
+        ledger.start(number, point)
+    return ledger.state()
 
 
 def search(points=POINTS, settings=SETTINGS, max_trials=40, budget=BUDGET, lanes=1):
@@ -171,7 +175,8 @@ def test_one_trial_tells_what_fits_with_checkpointing_as_well():
     fitting = [p for p in setting if need(p) <= BUDGET]
     predicted, _ = beliefs.predict_memory(fitting)
     assert predicted == pytest.approx([need(p) for p in fitting], rel=0.03)
-    refused = [p for p in setting if proven_infeasible(p, [(m.params, m.result) for m in measured])]
+    proofs = Proofs((m.params, m.result) for m in measured)
+    refused = [p for p in setting if proofs.against(p, BUDGET)]
     assert refused == [p for p in setting if need(p) > BUDGET]
 
 

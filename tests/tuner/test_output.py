@@ -135,7 +135,9 @@ def test_a_place_that_refuses_us(ftp) -> None:
     assert "wrong-password" not in problem
 
 
-def test_local_places() -> None:
+def test_local_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert local_folder("~/x") == Path("/home/someone/x")
     assert local_folder("runs/x") == Path("runs/x")
     assert local_folder("file:///srv/x") == Path("/srv/x")
     assert local_folder("s3://bucket/x") is None

@@ -37,6 +37,7 @@ def test_a_device_that_is_named_wins(capsys) -> None:
     [
         ([], "output_dir", ["runs/demo-", "lies in the job's working directory", "absolute folder or a URL"]),
         (["--output-dir", "out"], "output_dir", ["out lies in"]),
+        (["--output-dir", "file://out"], "output_dir", ["file://out lies in"]),
         (["--output-dir", "/data/out", "--study.storage", "sqlite:///study.db"], "study.storage",
          ["sqlite:///study.db lies in", "sqlite:////ABSOLUTE/FILE"]),
         (["--output-dir", "/data/out", "--study.storage=postgresql://me:hidden@db/x"], "study.storage",

@@ -237,3 +237,12 @@ def test_thrashing_counts_among_trials_of_like_quality_only():
 def test_of_thrashing_trials_alone_the_best_is_recommended():
     trials = [trial(0, 10, 2.3, alloc_retries=1), trial(1, 20, 2.3, alloc_retries=9)]
     assert recommend(trials, TOLERANCE).number == 1
+
+
+def test_what_the_budget_leaves_and_who_needs_less_go_by_what_was_reserved():
+    """That is what CUDA's cap limits; the peaks of tensors are less."""
+    one = trial(0, 10, 2.0, spread=0.5, peak=100, peak_reserved_bytes=[150 * MIB])
+    other = trial(1, 10, 2.0, spread=0.5, peak=110, peak_reserved_bytes=[120 * MIB])
+    chosen = recommend([one, other], TOLERANCE)
+    assert chosen.number == 1
+    assert "it leaves 40% of the 200 MiB budget free" in chosen.why

@@ -113,7 +113,7 @@ def refused(folder: Path, capfd: pytest.CaptureFixture[str]):
         (["--data.train", "{folder}/few.jsonl"], "data.train",
          ["fewer than global_batch_size 16", "use more data or at most 9"]),
         (["--model", "{folder}/no-model"], "model", ["{folder}/no-model is no model folder", "config.json"]),
-        (["--model", "{folder}/none"], "model", ["{folder}/none does not exist"]),
+        (["--model", "{folder}/none"], "model", ["no such folder: {folder}/none"]),
         (["--model", "{folder}/good.jsonl"], "model", ["is a file", "name the folder"]),
         (["--lora.target-modules", "c_attn"], "lora.target_modules", ["c_attn", "all-linear", TARGETS]),
         (["--search.precision", "bf16,fp16"], "search.precision",
@@ -187,7 +187,7 @@ def test_cuda_without_a_gpu(refused, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_running_ray_says_which_devices_there_are(refused, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str | None] = []
 
-    def look(address: str | None) -> list[Node]:
+    def look(address: str | None, sources: dict[str, str]) -> list[Node]:
         asked.append(address)
         return [Node(64, [Gpu("GPU-1", "Tesla T4", 16 << 30, (7, 5))] * 2)]
 

@@ -3,8 +3,9 @@ import pytest
 
 from train_fn.spec import PRECISIONS, TrialResult
 from tuner.outlook import ModelSettings
+from tuner.proofs import Proofs
 from tuner.sampler import CandidateSampler, choose_by_grid, make_sampler
-from tuner.space import candidates, proven_infeasible
+from tuner.space import candidates
 from tuner.study import open_study
 
 SAMPLERS = ("model", "tpe", "random", "grid")
@@ -73,8 +74,8 @@ def test_exhausts_the_candidates_without_repeats_or_proven_points(sampler):
     study = opened(":memory:", sampler, FEW_POINTS)
     order = []
     while (spec := study.ask()) is not None:
-        proofs = [(params, result) for _, params, result in study.measured()]
-        assert proven_infeasible(spec.params, proofs) is None
+        proofs = Proofs((params, result) for _, params, result in study.measured())
+        assert proofs.against(spec.params, 250 << 20) is None
         order.append(spec.params)
         study.tell(spec, measure(spec, budget_mib=250))
 

@@ -1,27 +1,13 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train_fn.spec import TrialParams, TrialResult
 from tuner.space import (
     candidates,
     factorisations,
     knobs_of,
     precisions_of,
-    proven_infeasible,
     searched_by_default,
 )
-
-
-def point(size, precision="bf16", checkpointing=False, samples=8):
-    return TrialParams(
-        per_device_train_batch_size=size,
-        gradient_accumulation_steps=samples // size,
-        precision=precision,
-        gradient_checkpointing=checkpointing,
-    )
-
-
-OOM = TrialResult(status="infeasible", reason="oom")
 
 
 @given(st.integers(1, 600), st.integers(1, 8))
@@ -76,22 +62,3 @@ def test_precisions_follow_the_device():
 def test_what_changes_the_base_is_searched_on_request_only():
     assert searched_by_default(precisions_of("cuda", (9, 0))) == ("fp32", "tf32", "bf16", "fp16")
     assert searched_by_default(precisions_of("cpu", None)) == ("fp32", "bf16")
-
-
-def test_out_of_memory_proves_larger_batches_of_the_same_setting_only():
-    measured = [(point(4), OOM), (point(8), OOM)]
-
-    assert "4x2 bf16" in proven_infeasible(point(8), measured)
-    assert proven_infeasible(point(4), measured) is not None
-    assert proven_infeasible(point(2), measured) is None
-    assert proven_infeasible(point(8, checkpointing=True), measured) is None
-    assert proven_infeasible(point(8, precision="fp32"), measured) is None
-
-
-def test_only_out_of_memory_proves_anything():
-    for other in (
-        TrialResult(status="infeasible", reason="diverged"),
-        TrialResult(status="failed", reason="worker-died"),
-        TrialResult(status="complete", samples_per_second=1.0, validation_loss=1.0),
-    ):
-        assert proven_infeasible(point(8), [(point(4), other)]) is None

@@ -18,7 +18,9 @@ from train_fn.spec import Fault, InputError, MemoryPoint, Status, TrialParams, T
 from train_fn.timing import time_ratio
 from tuner.disturbed import counting
 from tuner.explain import Prediction
+from tuner.held import probed_bytes
 from tuner.output import CONFIG_FILE, RESULT_FILE, Output, split_place
+from tuner.proofs import Proofs, current_budget
 from tuner.recommend import Feasible, feasible_trials, within_tolerance
 from tuner.space import Measured, Setting, is_out_of_memory, knobs_of, probed_point, same_setting, setting_of
 
@@ -111,8 +113,8 @@ class Run:
 
     @cached_property
     def budget_bytes(self) -> int | None:
-        """What a worker may hold; where trials had different ones, the largest."""
-        return max((t.result.memory_budget_bytes or 0 for t in self.trials), default=0) or None
+        """What a worker may hold now; of lanes that differ the smallest."""
+        return current_budget([t.result for t in self.trials])
 
     @cached_property
     def candidates(self) -> dict[TrialParams, Candidate]:
@@ -162,17 +164,17 @@ class Run:
 
     @cached_property
     def out_of_memory(self) -> dict[TrialParams, float | None]:
-        """Points that run out of memory, tried, probed or proven; bytes needed, where that is known."""
-        found: dict[TrialParams, float | None] = {}
-        for skipped in self.result.get("skipped") or []:
-            found[TrialParams.from_dict(skipped["params"])] = None
-        found |= {p: None for p, probed in self.memory_points.items() if probed.peak_bytes is None}
+        """Points that run out of memory now, tried, probed or proven; bytes needed, where that is known."""
+        refused = {p: probed for p, probed in self.memory_points.items() if probed.peak_bytes is None}
+        found: dict[TrialParams, float | None] = {p: probed.needed_bytes for p, probed in refused.items()}
         for _, params, result in self.trials:
             if is_out_of_memory(result):
                 over, budget = result.constraints.get("memory"), result.memory_budget_bytes
                 known = budget is not None and over is not None and 0 < over < math.inf
                 found[params] = budget * (1 + over) if known and budget and over else None
-        return found
+        proofs, now = Proofs((p, r) for _, p, r in self.trials), self.budget_bytes
+        skipped = [TrialParams.from_dict(s["params"]) for s in self.result.get("skipped") or []]
+        return dict.fromkeys(skipped) | {p: n for p, n in found.items() if proofs.against(p, now)}
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
@@ -222,7 +224,8 @@ class Run:
         return max(fitting, key=order, default=None)
 
     def _fits(self, probed: MemoryPoint) -> bool:
-        return probed.peak_bytes is not None and probed.peak_bytes <= (self.budget_bytes or math.inf)
+        held = probed_bytes(probed)
+        return held is not None and held <= (self.budget_bytes or math.inf)
 
     def trial_of(self, point: TrialParams) -> Measured | None:
         """The trial of a point; of several the one that counts: complete, not disturbed, the last."""
