@@ -33,10 +33,12 @@ class Sharing:
     max_foreign_cpu: float = 0.2
     disturbance_check: bool = True
 
-    def foreign_memory_bytes(self, total_bytes: int) -> int:
-        """`gpu_max_foreign_memory` of a GPU of this size."""
+    def foreign_memory_bytes(self, total_bytes: int | None) -> int | None:
+        """`gpu_max_foreign_memory` of a GPU of this size; None for a fraction of one that is not known."""
         limit = self.gpu_max_foreign_memory
-        return limit if isinstance(limit, int) else int(limit * total_bytes)
+        if isinstance(limit, int):
+            return limit
+        return None if total_bytes is None else int(limit * total_bytes)
 
 
 @dataclass(frozen=True)
@@ -100,24 +102,47 @@ def _objection(
 ) -> str | None:
     if state.error:
         return state.error
-    total = state.gpu.memory_total_bytes
-    own = [p for p in state.processes if p.pid in own_pids]
     if culprit := disturber(state, sharing, own_pids):
         return culprit
-    if not own:  # then all that happens there is others' doing
-        limit = sharing.foreign_memory_bytes(total)
-        if state.memory_used_bytes > limit:
-            return f"others hold {human_bytes(state.memory_used_bytes)}, {human_bytes(limit)} are tolerated"
-        if state.utilisation is not None and state.utilisation > sharing.gpu_max_utilisation:
-            return f"{state.utilisation:.0%} busy, {sharing.gpu_max_utilisation:.0%} is tolerated"
+    # Once ours are there, what no process is named for may be theirs.
+    others = None if own_pids else _doings_of_others(state, sharing)
+    return others or _lack_of_memory(state, sharing, budget, own_pids)
+
+
+def _doings_of_others(state: GpuState, sharing: Sharing) -> str | None:
+    limit, used = sharing.foreign_memory_bytes(state.gpu.memory_total_bytes), state.memory_used_bytes
+    if limit is not None and used is not None and used > limit:
+        return f"others hold {human_bytes(used)}, {human_bytes(limit)} are tolerated"
+    if state.utilisation is not None and state.utilisation > sharing.gpu_max_utilisation:
+        return f"{state.utilisation:.0%} busy, {sharing.gpu_max_utilisation:.0%} is tolerated"
+    return None
+
+
+def _lack_of_memory(
+    state: GpuState, sharing: Sharing, budget: int | float | None, own_pids: Collection[int]
+) -> str | None:
+    free, used = state.memory_free_bytes, state.memory_used_bytes
+    if free is None or used is None:
+        return None
     # A fraction is one of what can be had at all: some of a GPU the driver keeps.
-    at_most = state.memory_free_bytes + state.memory_used_bytes
-    needed = budget if isinstance(budget, int) else int((budget or 0) * at_most)
-    tolerated = 0 if isinstance(budget, int) else sharing.foreign_memory_bytes(total)
-    available = state.memory_free_bytes + sum(p.memory_bytes or 0 for p in own)
+    needed = budget if isinstance(budget, int) else int((budget or 0) * (free + used))
+    limit = sharing.foreign_memory_bytes(state.gpu.memory_total_bytes) or 0
+    tolerated = 0 if isinstance(budget, int) else limit
+    available = free + _own_bytes(state, used, own_pids)
     if available + tolerated < needed:
         return f"{human_bytes(available)} free, the memory budget is {human_bytes(needed)}"
     return None
+
+
+def _own_bytes(state: GpuState, used_bytes: int, own_pids: Collection[int]) -> int:
+    """What our processes hold: where the driver does not tell, all that is not known to be others'."""
+    if not own_pids:
+        return 0
+    own = [p.memory_bytes for p in state.processes if p.pid in own_pids]
+    told = [size for size in own if size is not None]
+    if own and len(told) == len(own):
+        return sum(told)
+    return max(used_bytes - sum(p.memory_bytes or 0 for p in state.processes if p.pid not in own_pids), 0)
 
 
 def disturber(state: GpuState, sharing: Sharing, own_pids: Collection[int]) -> str | None:
@@ -127,7 +152,7 @@ def disturber(state: GpuState, sharing: Sharing, own_pids: Collection[int]) -> s
     busy = [p for p in foreign if (p.utilisation or 0.0) > sharing.gpu_max_utilisation]
     if busy:
         return named(max(busy, key=lambda p: p.utilisation or 0.0))
-    if sum(p.memory_bytes or 0 for p in foreign) > limit:
+    if limit is not None and sum(p.memory_bytes or 0 for p in foreign) > limit:
         return named(max(foreign, key=lambda p: p.memory_bytes or 0), others=len(foreign) - 1)
     return None
 

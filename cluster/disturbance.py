@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from cluster.admission import Sharing, disturber, short
-from cluster.gpus import GpuState
+from cluster.gpus import POWER_CAP, GpuState
 
 THROTTLED_SHARE = 0.1
 """A clock that is held down in no more readings than this is the machine's ordinary life."""
 
-POWER_CAP = "power cap"
-"""Steady on many GPUs under full load, and then simply their speed; see `Throttling`."""
+CAP_KNOWN_TRIALS = 3
+"""After so many trials it is known whether a lane's GPUs run at their power cap; see `Throttling`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,18 +47,31 @@ class Reading:
 
 @dataclass
 class Throttling:
-    """Which of a lane's trials ran under its GPUs' power cap.
+    """Which of a lane's trials ran at their GPUs' power cap.
 
-    Where most do, the cap is the speed of this machine, and of the user's training on it; where it comes and
-    goes, somebody or something else changes it.
+    Under full load many GPUs always do: that is the speed of this machine, and of the user's training on it.
+    Where it comes in few trials only, somebody or something else has changed what the GPU may draw.
     """
 
     capped: list[bool] = field(default_factory=list)
 
     @property
-    def is_usual(self) -> bool:
-        """Whether the cap is no news any more."""
-        return len(self.capped) >= 2 and sum(self.capped) > len(self.capped) / 2
+    def is_cap_unusual(self) -> bool:
+        """Whether most trials so far, and enough of them to say so, ran without it."""
+        return len(self.capped) >= CAP_KNOWN_TRIALS and sum(self.capped) < len(self.capped) / 2
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What readings say about a trial, one line for people each; both go into its `TrialResult`.
+
+    Attributes:
+        disturbed: What slowed it that is not always there; it is measured again for that.
+        notes: What is worth knowing all the same.
+    """
+
+    disturbed: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def timed_span(seconds: Mapping[str, float], began: float) -> tuple[float, float]:
@@ -67,7 +80,7 @@ def timed_span(seconds: Mapping[str, float], began: float) -> tuple[float, float
     return start + seconds.get("warmup", 0.0), start + seconds.get("train", 0.0)
 
 
-def disturbances(
+def judged(
     readings: Sequence[Reading],
     span: tuple[float, float],
     *,
@@ -76,8 +89,8 @@ def disturbances(
     num_cpus: int,
     own_pids: Collection[int],
     throttling: Throttling,
-) -> list[str]:
-    """What disturbed the trial, one line for people each; empty where nothing did.
+) -> Findings:
+    """Find what disturbed a trial.
 
     Args:
         readings: The lane's, in order; at least from before `span` until after it.
@@ -89,25 +102,26 @@ def disturbances(
         throttling: The lane's; this trial is added.
     """
     if not readings:
-        return []
-    found = []
+        return Findings()
+    found, capped = [], []
     taken = cores_taken([r.cpu for r in readings], span, num_ranks, num_cpus)
     if taken > sharing.max_foreign_cpu * num_ranks:
         whom = f"{num_ranks} workers" if num_ranks > 1 else "the worker"
         found.append(f"others' work took {taken:.1f} CPU cores from {whom}")
     within = [r for r in readings if span[0] <= r.cpu.at_seconds <= span[1]] or readings[-1:]
-    by_gpu = list(zip(*(r.gpus for r in within), strict=False))
-    for states in by_gpu:
+    for states in zip(*(r.gpus for r in within), strict=False):
+        name = short(states[0].gpu.uuid)
         culprits = (disturber(s, sharing, own_pids) for s in states)
         if culprit := next((c for c in culprits if c), None):
-            found.append(f"{culprit} on {short(states[0].gpu.uuid)}")
-        found += [
-            f"{short(states[0].gpu.uuid)} was slowed by {reason} in {share:.0%} of readings"
-            for reason, share in _throttled(states).items()
-            if reason != POWER_CAP or not throttling.is_usual
-        ]
-    throttling.capped.append(any(POWER_CAP in _throttled(states) for states in by_gpu))
-    return found
+            found.append(f"{culprit} on {name}")
+        for reason, share in _throttled(states).items():
+            if reason == POWER_CAP:
+                capped.append(f"{name} ran at its power cap in {share:.0%} of readings")
+            else:
+                found.append(f"{name} was slowed by {reason} in {share:.0%} of readings")
+    is_unusual = throttling.is_cap_unusual
+    throttling.capped.append(bool(capped))
+    return Findings([*found, *capped], []) if is_unusual else Findings(found, capped)
 
 
 def _throttled(states: Sequence[GpuState]) -> dict[str, float]:

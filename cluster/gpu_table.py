@@ -165,10 +165,9 @@ def table(reports: Sequence[NodeReport], width: int) -> list[str]:
 def _cells(state: GpuState, why: str | None) -> tuple[str, ...]:
     if state.error:
         return ("-",) * (len(_COLUMNS) - 1) + ("no",)
+    sizes = state.gpu.memory_total_bytes, state.memory_used_bytes, state.memory_free_bytes
     return (
-        human_bytes(state.gpu.memory_total_bytes),
-        human_bytes(state.memory_used_bytes),
-        human_bytes(state.memory_free_bytes),
+        *("-" if size is None else human_bytes(size) for size in sizes),
         "-" if state.utilisation is None else f"{state.utilisation:.0%}",
         "-" if state.temperature_celsius is None else f"{state.temperature_celsius} C",
         "yes" if why is None else "no",

@@ -22,8 +22,9 @@ import pynvml
 
 T = TypeVar("T")
 
+POWER_CAP = "power cap"
 _THROTTLES = {
-    pynvml.nvmlClocksEventReasonSwPowerCap: "power cap",
+    pynvml.nvmlClocksEventReasonSwPowerCap: POWER_CAP,
     pynvml.nvmlClocksEventReasonHwSlowdown: "hardware slowdown",
     pynvml.nvmlClocksEventReasonSwThermalSlowdown: "heat",
     pynvml.nvmlClocksEventReasonHwThermalSlowdown: "heat (hardware)",
@@ -51,14 +52,14 @@ class Gpu:
     Attributes:
         uuid: `GPU-...` or `MIG-...`; empty where the GPU does not answer.
         name: The product's.
-        memory_total_bytes: Of this device alone.
+        memory_total_bytes: Of this device alone; None where it shares the machine's (GB10, Jetson).
         compute_capability: As (major, minor).
         parent: Of a MIG instance, the GPU's UUID.
     """
 
     uuid: str
     name: str
-    memory_total_bytes: int
+    memory_total_bytes: int | None
     compute_capability: tuple[int, int]
     parent: str | None = None
 
@@ -93,8 +94,8 @@ class GpuState:
 
     gpu: Gpu
     at_seconds: float = 0.0
-    memory_used_bytes: int = 0
-    memory_free_bytes: int = 0
+    memory_used_bytes: int | None = None
+    memory_free_bytes: int | None = None
     utilisation: float | None = None
     temperature_celsius: int | None = None
     throttled: tuple[str, ...] = ()
@@ -129,7 +130,7 @@ def states(uuids: Sequence[str] | None = None) -> list[GpuState]:
         with _nvml():
             return [_state(gpu, handle) for gpu, handle in _selected(uuids)]
     except pynvml.NVMLError as error:
-        return [GpuState(gpu=Gpu(uuid, "?", 0, (0, 0)), error=_words(error)) for uuid in uuids or ()]
+        return [GpuState(gpu=Gpu(uuid, "?", None, (0, 0)), error=_words(error)) for uuid in uuids or ()]
 
 
 def driver() -> tuple[str | None, str | None]:
@@ -194,7 +195,7 @@ def _handles() -> Iterator[tuple[Gpu, Any]]:
             gpu = _read(handle)
             yield from _instances(gpu, handle) or [(gpu, handle)]
         except pynvml.NVMLError as error:
-            yield Gpu("", f"GPU at position {index}: {_words(error)}", 0, (0, 0)), None
+            yield Gpu("", f"GPU at position {index}: {_words(error)}", None, (0, 0)), None
 
 
 def _selected(uuids: Sequence[str] | None) -> Iterator[tuple[Gpu, Any]]:
@@ -203,7 +204,7 @@ def _selected(uuids: Sequence[str] | None) -> Iterator[tuple[Gpu, Any]]:
         return
     known = {gpu.uuid: (gpu, handle) for gpu, handle in _handles()}
     for uuid in uuids:
-        yield known.get(uuid, (Gpu(uuid, "?", 0, (0, 0)), None))
+        yield known.get(uuid, (Gpu(uuid, "?", None, (0, 0)), None))
 
 
 def _instances(gpu: Gpu, handle: Any) -> list[tuple[Gpu, Any]]:
@@ -223,10 +224,11 @@ def _read(handle: Any, compute_capability: tuple[int, int] | None = None) -> Gpu
     if compute_capability is None:
         major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
         compute_capability = major, minor
+    memory = _memory(handle)
     return Gpu(
         uuid=_text(pynvml.nvmlDeviceGetUUID(handle)),
         name=_text(pynvml.nvmlDeviceGetName(handle)),
-        memory_total_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+        memory_total_bytes=int(memory.total) if memory else None,
         compute_capability=compute_capability,
     )
 
@@ -245,8 +247,8 @@ def _state(gpu: Gpu, handle: Any) -> GpuState:
         return GpuState(
             gpu=gpu,
             at_seconds=time.monotonic(),
-            memory_used_bytes=int(memory.used),
-            memory_free_bytes=int(memory.free),
+            memory_used_bytes=int(memory.used) if memory else None,
+            memory_free_bytes=int(memory.free) if memory else None,
             utilisation=_told(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100),
             temperature_celsius=_told(
                 lambda: pynvml.nvmlDeviceGetTemperature(whole, pynvml.NVML_TEMPERATURE_GPU)
@@ -259,9 +261,12 @@ def _state(gpu: Gpu, handle: Any) -> GpuState:
 
 
 def _memory(handle: Any) -> Any:
-    """Without what the driver keeps for itself, where it tells."""
+    """Without what the driver keeps for itself, where it tells; None where the memory is the machine's."""
     told = _told(lambda: pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2))
-    return told or pynvml.nvmlDeviceGetMemoryInfo(handle)
+    if told is None:
+        with contextlib.suppress(pynvml.NVMLError_NotSupported):
+            told = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    return told
 
 
 def _processes(handle: Any) -> tuple[GpuProcess, ...]:

@@ -41,7 +41,6 @@ _TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a dead rank is noticed within this time; default 2
     # One more actor to start in every group; a worker that is preempted is replaced like one that died.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # runs are visible in the Ray dashboard
 }
 
 
@@ -57,6 +56,7 @@ class LaneSpec:
         sharing: How it shares its nodes with others.
         start_timeout_seconds: A rank that is not ready so long after its process was started never will be.
         driver: `pid` and `node_id` of the process that runs the sweep; `run_sweep` fills it in.
+        names_gpus: See `cluster.runtime.Node`.
         folder: Where that process was started; filled in likewise.
         study: The study's name, as the Ray dashboard and the metrics show it.
         number: Which lane it is, from 0; each lane fills in its own.
@@ -69,6 +69,7 @@ class LaneSpec:
     sharing: Sharing = dataclasses.field(default_factory=Sharing)
     start_timeout_seconds: float = 600.0
     driver: dict[str, Any] = dataclasses.field(default_factory=dict)
+    names_gpus: bool = False
     folder: StartFolder = dataclasses.field(default_factory=StartFolder)
     study: str = "unnamed"
     number: int = 0
@@ -164,6 +165,8 @@ class Lane(tune.Trainable):
         """
         assert lane is not None
         os.environ.update(_TRAIN_ENVIRONMENT)
+        if not lane.names_gpus:  # Ray's record of a run takes numbers only, and the run ends with any other
+            os.environ["RAY_TRAIN_ENABLE_STATE_TRACKING"] = "1"  # runs are visible in the Ray dashboard
         self._spec, self._storage_path = dataclasses.replace(lane, number=config["lane"]), storage_path
         self._watch, self._is_warm = LaneWatch(lane.study, self._spec.number), False
         self._group = WorkerGroup(self._spec, storage_path)

@@ -32,6 +32,7 @@ class MailboxState:
         self._changed = asyncio.Condition()
         self._group: str | None = None
         self._ranks: dict[int, dict[str, Any]] = {}
+        self._gpus: dict[int, Any] = {}
         self._nodes: set[str] = set()
         self._trial: dict[str, Any] | None = None
         self._taken_by: str | None = None
@@ -101,6 +102,14 @@ class MailboxState:
 
     # The group's side.
 
+    async def show(self, rank: int, gpu: Any) -> None:
+        """Say which GPU a rank has been given, before anything is started on it."""
+        self._gpus[rank] = gpu
+
+    async def shown(self) -> list[Any]:
+        """The GPUs of all ranks, in rank order."""
+        return [self._gpus[rank] for rank in sorted(self._gpus)]
+
     async def join(self, group: str, rank: int, worker: dict[str, Any]) -> None:
         """A rank is ready. The first rank of a new group ends what an earlier group had in flight."""
         if group != self._group:
@@ -134,8 +143,8 @@ class MailboxState:
         self._waiting = text, elsewhere
 
     async def set_admitted(self) -> None:
-        """The group's processes start."""
-        self._admitted = True
+        """The group's processes start; it waits no longer."""
+        self._admitted, self._waiting = True, (None, False)
         self._starts.begin()
 
     async def begin(self, group: str) -> None:

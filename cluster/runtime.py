@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from cluster import auth
@@ -35,6 +35,7 @@ class Node:
 
     Attributes:
         driver: The version of its GPUs' driver.
+        names_gpus: Whether Ray knows its GPUs by UUID, not by number: it repeats `CUDA_VISIBLE_DEVICES`.
         host: Its address; empty for this machine.
         absent: What this machine has, and that one has not, by key of the configuration.
     """
@@ -43,6 +44,7 @@ class Node:
     gpus: list[Gpu] = field(default_factory=list)
     accelerator_type: str | None = None
     driver: str | None = None
+    names_gpus: bool = False
     host: str = ""
     absent: dict[str, str] = field(default_factory=dict)
 
@@ -53,7 +55,13 @@ class Node:
 
 def this_node() -> Node:
     """This machine, without starting anything."""
-    return Node(num_cpus=len(os.sched_getaffinity(0)), gpus=gpus(), driver=driver()[0])
+    shown, found = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","), gpus()
+    return Node(
+        num_cpus=len(os.sched_getaffinity(0)),
+        gpus=found,
+        driver=driver()[0],
+        names_gpus=any(e and not e.strip().isdigit() for e in shown) or any(gpu.parent for gpu in found),
+    )
 
 
 def lanes_that_fit(nodes: list[Node], device: str, num_workers: int) -> int:
@@ -237,12 +245,13 @@ def _nodes(sources: Mapping[str, str]) -> list[Node]:
     found = []
     for node, answer in zip(alive, answers, strict=True):
         try:
-            there, version, absent = ray.get(answer) if answer is not None else ([], None, {})
+            there: Node = Node(0) if answer is None else ray.get(answer)
         except (NodeDiedError, TaskUnschedulableError, WorkerCrashedError):
             continue  # a node that has just died is listed as alive for some seconds
         num_cpus, num_gpus = (int(node["Resources"].get(kind, 0)) for kind in ("CPU", "GPU"))
         kind, host = accelerator_type_of(node["Resources"]), node["NodeManagerAddress"]
-        found.append(Node(num_cpus, there[:num_gpus], kind, version, host, absent))
+        usable = there.gpus[:num_gpus]
+        found.append(replace(there, num_cpus=num_cpus, gpus=usable, accelerator_type=kind, host=host))
     return found
 
 
@@ -257,11 +266,11 @@ def _ask(node: Mapping[str, Any], sources: Mapping[str, str], folder: Any) -> An
     return ray.remote(num_cpus=0)(_look_around).options(scheduling_strategy=there).remote(sources, folder)
 
 
-def _look_around(sources: Mapping[str, str], folder: Any) -> tuple[list[Gpu], str | None, dict[str, str]]:
-    """Return what NVML lists here, the version of its driver, and what of the sources is not here."""
+def _look_around(sources: Mapping[str, str], folder: Any) -> Node:
+    """Look at this node, and for what of the sources is not here."""
     from cluster.folders import absent_here
 
-    return gpus(), driver()[0], absent_here(sources, folder)
+    return replace(this_node(), absent=absent_here(sources, folder))
 
 
 def _quiet() -> None:

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import psutil
 
 from cluster import gpus
-from cluster.admission import Sharing, admit, waiting_for
-from cluster.disturbance import CpuReading, Reading, Throttling, disturbances, timed_span
+from cluster.admission import Admission, Sharing, admit, waiting_for
+from cluster.claims import Claim
+from cluster.disturbance import CpuReading, Findings, Reading, Throttling, judged, timed_span
 from cluster.gpus import GpuState
 
 log = logging.getLogger(__name__)
@@ -167,11 +168,9 @@ class Watch:
             thread.join()
             self._add(found, self._own.refresh)
 
-    def disturbances(
-        self, readings: Sequence[Reading], seconds: Mapping[str, float], began: float
-    ) -> list[str]:
-        """What disturbed a trial that began at a `time.monotonic()` and took `seconds` by phase."""
-        return disturbances(
+    def findings(self, readings: Sequence[Reading], seconds: Mapping[str, float], began: float) -> Findings:
+        """Judge a trial that began at a `time.monotonic()` and took `seconds` by phase."""
+        return judged(
             readings,
             timed_span(seconds, began),
             sharing=self._sharing,
@@ -232,31 +231,38 @@ def wait_until_quiet(
     own_pids: frozenset[int] = frozenset(),
     *,
     say: Callable[[str | None, bool], None],
+    claim: Claim | None = None,
+    seconds: float | None = None,
     is_over: Callable[[], bool] = lambda: False,
     readings: int = QUIET_READINGS,
 ) -> str | None:
-    """Wait until a lane's GPUs are quiet.
+    """Wait until a lane's GPUs are quiet, and take them.
 
     Args:
         uuids: The lane's.
-        sharing: The limits, and how long to wait.
+        sharing: The limits.
         budget: `cluster.memory_budget`.
         own_pids: The lane's processes.
         say: Called with what is waited for, and whether enough other GPUs of the node are quiet: when that
             changes, now and then, and with None once the wait is over.
+        claim: Keeps other runs of the tuner away from the GPUs once they are taken.
+        seconds: How long to wait; None: `gpu_wait`.
         is_over: Whether nobody wants the GPUs any more.
         readings: How many must be quiet at first; after a wait there are `QUIET_READINGS`.
 
     Returns:
         None once they are quiet, else what was waited for in vain.
     """
-    deadline = time.monotonic() + sharing.gpu_wait
+    deadline = time.monotonic() + (sharing.gpu_wait if seconds is None else seconds)
     said: tuple[set[str], float] | None = None
     with gpus.kept_open():
         while True:
             looked = _look(readings)
             here = admit({u: looked.get(u, []) for u in uuids}, len(uuids), sharing, budget, own_pids)
-            if len(here.uuids) == len(uuids):
+            is_quiet = len(here.uuids) == len(uuids)
+            if is_quiet and claim is not None and (taken := claim.take()):
+                here = Admission((), taken)
+            elif is_quiet:
                 if said is not None:
                     say(None, False)
                 return None

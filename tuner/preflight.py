@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from importlib.util import find_spec
 
 from cluster import torch_check
+from cluster.admission import short
 from cluster.runtime import Node, lanes_that_fit
 from train_fn.spec import Fault
 from tuner import places
@@ -43,6 +45,8 @@ def check(config: Config, nodes: list[Node], device: str, address: str | None = 
     from train_fn.check import check as check_job
 
     faults = _check_accelerator_type(config, nodes, device)
+    if not faults and device == "cuda":
+        faults = _check_kinds(of_type(nodes, config.cluster.accelerator_type))
     if not faults:
         faults = _check_devices(config, of_type(nodes, config.cluster.accelerator_type), device)
     if not faults and device == "cuda":
@@ -69,6 +73,30 @@ def _check_accelerator_type(config: Config, nodes: list[Node], device: str) -> l
         problem = f"several types of GPU ({named}), whose samples/s don't compare; name one of them"
         return [Fault("cluster.accelerator_type", problem)]
     return []
+
+
+def _check_kinds(nodes: list[Node]) -> list[Fault]:
+    """Ray can't choose among the GPUs of a node: it takes those that it is shown."""
+    for node in nodes:
+        kinds = Counter(gpu.name for gpu in node.gpus)
+        if len(kinds) > 1:
+            best = kinds.most_common(1)[0][0]
+            there = ", ".join(f"{count} x {name}" for name, count in kinds.items())
+            problem = f"different kinds of GPU in one node ({there}), whose samples/s don't compare"
+            uuids = ",".join(short(gpu.uuid) for gpu in node.gpus if gpu.name == best)
+            advice = f"set it to {uuids} for the tuner, or for that node's `ray start` if Ray runs already"
+            return [Fault("CUDA_VISIBLE_DEVICES", f"{problem}; {advice}")]
+    return []
+
+
+def remarks(nodes: list[Node], device: str) -> list[str]:
+    """What is to be known about the devices before a search, one line each."""
+    untold = {gpu.name for node in nodes for gpu in node.gpus if gpu.memory_total_bytes is None}
+    return [
+        f"{name} does not tell the driver's monitor its memory: whether others hold some is not looked at"
+        for name in sorted(untold)
+        if device == "cuda"
+    ]
 
 
 def _check_devices(config: Config, nodes: list[Node], device: str) -> list[Fault]:

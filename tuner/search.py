@@ -97,11 +97,14 @@ class Search:
     def _say_first(self) -> None:
         from cluster.jobs import working_dir_is_copy
         from tuner.plan import lost_with_the_job
+        from tuner.preflight import remarks
 
         for fault in lost_with_the_job(self._config) if working_dir_is_copy() else ():
             self._progress.note(f"Will be lost: {fault}")
         if self._study.news:
             self._progress.note(self._study.news)
+        for remark in remarks(self._nodes, self._device):
+            self._progress.note(remark)
 
     def _time_limit(self) -> float | None:
         """Seconds until the last trial in flight is given up; None: no limit."""
@@ -197,6 +200,7 @@ class Search:
             accelerator_type=config.cluster.accelerator_type,
             sharing=config.cluster.sharing(),
             start_timeout_seconds=config.cluster.start_timeout,
+            names_gpus=any(node.names_gpus for node in self._nodes),
             study=name,
         )
 

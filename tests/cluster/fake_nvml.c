@@ -1,9 +1,11 @@
 /* A stand-in for NVIDIA's driver library: the symbols of NVML that `cluster.gpus` reaches through pynvml.
 
-   FAKE_NVML_INIT is what initialisation returns, FAKE_NVML_COUNT how many GPUs there are (at most 4).
+   FAKE_NVML_INIT is what initialisation returns, FAKE_NVML_COUNT how many GPUs there are (at most 4), and
+   FAKE_NVML_GPUS which ones, by their INDEX below, such as "13" for the two of one kind; without it the first.
    FAKE_NVML_STATE names a text file that is read again at every call, so that a test can change what happens:
 
      gpu INDEX used=BYTES util=PERCENT temp=CELSIUS throttle=BITS lost=CODE mig=INSTANCES memory2=0|1
+     gpu INDEX unlisted=1|CODE memory=CODE    (1: its list of processes is empty; CODE: what is answered instead)
      process INDEX PID BYTES PERCENT          (BYTES -1: the driver does not tell; PERCENT likewise)
 
    Keys that a line leaves out are those of an idle GPU. Processes of a GPU with MIG are on its first instance. */
@@ -65,7 +67,7 @@ static int users = 0;
 /* What the state file says of one GPU. */
 typedef struct {
     Bytes used;
-    unsigned util, temp, lost, mig, memory2;
+    unsigned util, temp, lost, mig, memory2, unlisted, memory;
     Bytes throttle;
     int count;
     long long pids[PROCESSES], bytes[PROCESSES], utils[PROCESSES];
@@ -92,6 +94,8 @@ static State state(int index) {
                 if (!strncmp(word, "lost=", 5)) found.lost = (unsigned)number;
                 if (!strncmp(word, "mig=", 4)) found.mig = (unsigned)number;
                 if (!strncmp(word, "memory2=", 8)) found.memory2 = (unsigned)number;
+                if (!strncmp(word, "unlisted=", 9)) found.unlisted = (unsigned)number;
+                if (!strncmp(word, "memory=", 7)) found.memory = (unsigned)number;
             }
         } else if (sscanf(line, "process %d %lld %lld %lld", &of, &pid, &bytes, &util) == 4 && of == index &&
                    found.count < PROCESSES) {
@@ -107,6 +111,11 @@ static State state(int index) {
 static unsigned number(const char *name, unsigned otherwise) {
     const char *value = getenv(name);
     return value ? (unsigned)atoi(value) : otherwise;
+}
+
+static unsigned gpus(void) {
+    const char *which = getenv("FAKE_NVML_GPUS");
+    return which ? (unsigned)strlen(which) : number("FAKE_NVML_COUNT", 3);
 }
 
 static int copy(char *target, unsigned length, const char *text) {
@@ -134,14 +143,15 @@ int nvmlSystemGetDriverVersion(char *version, unsigned length) { return copy(ver
 
 int nvmlDeviceGetCount_v2(unsigned *count) {
     if (users == 0) return UNINITIALIZED;
-    *count = number("FAKE_NVML_COUNT", 3);
+    *count = gpus();
     return SUCCESS;
 }
 
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, const Device **device) {
     if (users == 0) return UNINITIALIZED;
-    if (index >= number("FAKE_NVML_COUNT", 3)) return INVALID_ARGUMENT;
-    *device = &devices[index];
+    const char *which = getenv("FAKE_NVML_GPUS");
+    if (index >= gpus()) return INVALID_ARGUMENT;
+    *device = &devices[which ? (unsigned)(which[index] - '0') : index];
     return SUCCESS;
 }
 
@@ -167,7 +177,7 @@ static Bytes used_by(const Device *device) {
 
 int nvmlDeviceGetMemoryInfo(const Device *device, Memory *memory) {
     State now = state(device->index);
-    if (now.lost) return (int)now.lost;
+    if (now.lost || now.memory) return (int)(now.lost ? now.lost : now.memory);
     /* As the real one does, this counts what the driver keeps as used. */
     memory->total = device->total_bytes;
     memory->used = used_by(device) + (600ULL << 20);
@@ -177,7 +187,7 @@ int nvmlDeviceGetMemoryInfo(const Device *device, Memory *memory) {
 
 int nvmlDeviceGetMemoryInfo_v2(const Device *device, Memory2 *memory) {
     State now = state(device->index);
-    if (now.lost) return (int)now.lost;
+    if (now.lost || now.memory) return (int)(now.lost ? now.lost : now.memory);
     if (now.memory2) return FUNCTION_NOT_FOUND;
     memory->total = device->total_bytes;
     memory->reserved = 600ULL << 20;
@@ -210,7 +220,8 @@ int nvmlDeviceGetComputeRunningProcesses_v3(const Device *device, unsigned *coun
     State now = state(device->index);
     unsigned room = processes ? *count : 0;
     if (now.lost) return (int)now.lost;
-    if (device->instance > 0) now.count = 0;
+    if (now.unlisted > 1) return (int)now.unlisted;
+    if (device->instance > 0 || now.unlisted) now.count = 0;
     *count = (unsigned)now.count;
     if (now.count == 0) return SUCCESS;
     if (room < (unsigned)now.count) return INSUFFICIENT_SIZE;
@@ -230,7 +241,7 @@ int nvmlDeviceGetProcessUtilization(const Device *device, ProcessUtilization *sa
     State now = state(device->index);
     unsigned room = samples ? *count : 0, told = 0;
     (void)since;
-    if (device->instance >= 0) return NOT_SUPPORTED;
+    if (device->instance >= 0 || now.unlisted) return NOT_SUPPORTED;
     for (int i = 0; i < now.count; i++) {
         if (now.utils[i] < 0) continue;
         if (told < room) samples[told] = (ProcessUtilization){(unsigned)now.pids[i], 1, (unsigned)now.utils[i], 0, 0, 0};

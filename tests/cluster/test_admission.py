@@ -13,8 +13,8 @@ SHARING = Sharing()
 
 
 def quiet(uuid: str, name: str = "NVIDIA GeForce RTX 4090", total: int = 24 * GIB, **values) -> GpuState:
-    gpu = Gpu(uuid, name, total, (8, 9))
-    return GpuState(**{"gpu": gpu, "memory_free_bytes": total - GIB // 2, "utilisation": 0.0, **values})
+    told = {"memory_used_bytes": 0, "memory_free_bytes": total - GIB // 2, "utilisation": 0.0}
+    return GpuState(**{"gpu": Gpu(uuid, name, total, (8, 9)), **told, **values})
 
 
 def process(pid: int, gib: float | None, busy: float | None = None, user: str | None = "alice") -> GpuProcess:
@@ -98,6 +98,41 @@ def test_the_lanes_own_processes_disturb_nobody() -> None:
     assert objection([ours], SHARING, 22 * GIB, own_pids=[8]) == "process 7 of alice (20.0 GiB, 99% busy)"
     beside = replace(ours, processes=(*ours.processes, process(9, None, 0.5)))
     assert disturber(beside, SHARING, own_pids=[7]) == "process 9 of alice (50% busy)"
+
+
+FULL = {"memory_used_bytes": 20 * GIB, "memory_free_bytes": 3 * GIB, "utilisation": 0.99}
+UNTOLD = {
+    "no processes (WSL2, vGPU)": (),
+    "no sizes": (process(7, None),),
+    "no sizes, of nobody": (process(7, None), process(8, None)),
+}
+
+
+@pytest.mark.parametrize("what", UNTOLD)
+def test_what_our_own_processes_hold_is_never_waited_for(what: str) -> None:
+    state = quiet("GPU-0", processes=UNTOLD[what], **FULL)
+    for budget in (22 * GIB, 0.9, None):
+        assert objection([state], SHARING, budget, own_pids=[7]) is None
+        assert objection([state], SHARING, budget) == "others hold 20.0 GiB, 1.0 GiB are tolerated"
+
+
+def test_others_whose_size_is_known_leave_us_the_rest() -> None:
+    state = quiet("GPU-0", processes=(process(7, None), process(8, 0.9)), **FULL)
+    assert objection([state], SHARING, 22 * GIB, own_pids=[7]) is None
+    assert objection([state], SHARING, 23 * GIB, own_pids=[7]) == (
+        "22.1 GiB free, the memory budget is 23.0 GiB"
+    )
+
+
+def test_a_gpu_that_tells_nothing_of_its_memory_is_judged_by_the_rest() -> None:
+    """GB10 and Jetson have no memory of their own."""
+    untold = {"memory_used_bytes": None, "memory_free_bytes": None}
+    state = quiet("GPU-0", **untold)
+    state = replace(state, gpu=replace(state.gpu, memory_total_bytes=None))
+    for sharing in (SHARING, replace(SHARING, gpu_max_foreign_memory=0.1)):
+        assert objection([state], sharing, 0.9) is None
+        busy = replace(state, processes=(process(1, 3, 0.5),))
+        assert objection([busy], sharing) == "process 1 of alice (3.0 GiB, 50% busy)"
 
 
 def test_says_what_it_waits_for() -> None:

@@ -10,10 +10,11 @@ from test_admission import process, quiet
 from cluster.admission import Sharing
 from cluster.disturbance import (
     CpuReading,
+    Findings,
     Reading,
     Throttling,
     cores_taken,
-    disturbances,
+    judged,
     timed_span,
 )
 from cluster.gpus import GpuState
@@ -70,10 +71,10 @@ def test_the_timed_span_follows_from_the_phases() -> None:
     assert timed_span({"setup": 1.0, "train": 4.0}, 100.0) == (101.0, 105.0), "a function of the user's own"
 
 
-def judged(
+def found(
     readings: list[Reading], throttling: Throttling | None = None, sharing: Sharing | None = None
-) -> list[str]:
-    return disturbances(
+) -> Findings:
+    return judged(
         readings,
         (0.9, 5.1),
         sharing=sharing or Sharing(),
@@ -84,12 +85,16 @@ def judged(
     )
 
 
+def disturbed(*readings: Reading, sharing: Sharing | None = None) -> list[str]:
+    return found(list(readings), sharing=sharing).disturbed
+
+
 def test_load_beyond_the_limit_is_a_disturbance() -> None:
-    for foreign, found in ((0.3, []), (0.5, ["others' work took 0.5 CPU cores from 2 workers"])):
-        loads = cpu(*[(0.5, 2.0, 2.0 - foreign, 2.0 - foreign)] * 12)
-        assert judged([Reading(c) for c in loads]) == found
-    assert judged([Reading(c) for c in loads], sharing=Sharing(max_foreign_cpu=0.3)) == []
-    assert judged([]) == []
+    for foreign, lines in ((0.3, []), (0.5, ["others' work took 0.5 CPU cores from 2 workers"])):
+        loads = [Reading(c) for c in cpu(*[(0.5, 2.0, 2.0 - foreign, 2.0 - foreign)] * 12)]
+        assert disturbed(*loads) == lines
+    assert disturbed(*loads, sharing=Sharing(max_foreign_cpu=0.3)) == []
+    assert found([]) == Findings()
 
 
 def on_gpus(*seconds: tuple[GpuState, ...]) -> list[Reading]:
@@ -104,9 +109,9 @@ CROWDED = quiet("GPU-1", processes=(process(7, 20, 0.6), process(8, 2, 0.35)), u
 
 def test_a_process_that_comes_by_while_steps_are_timed() -> None:
     calm = [(OURS,)] * 7
-    assert judged(on_gpus(*calm)) == []
-    for second, found in ((3, ["process 8 of alice (2.0 GiB, 35% busy) on GPU-1"]), (0, []), (6, [])):
-        assert judged(on_gpus(*calm[:second], (CROWDED,), *calm[second + 1 :])) == found
+    assert disturbed(*on_gpus(*calm)) == []
+    for second, lines in ((3, ["process 8 of alice (2.0 GiB, 35% busy) on GPU-1"]), (0, []), (6, [])):
+        assert disturbed(*on_gpus(*calm[:second], (CROWDED,), *calm[second + 1 :])) == lines
 
 
 def slowed(*reasons: str) -> GpuState:
@@ -115,27 +120,38 @@ def slowed(*reasons: str) -> GpuState:
 
 def test_heat_is_a_disturbance_unless_it_is_a_moment() -> None:
     hot = on_gpus((OURS,), (slowed("heat"),), (slowed("heat"),), *[(OURS,)] * 4)
-    assert judged(hot) == ["GPU-1 was slowed by heat in 40% of readings"]
+    assert disturbed(*hot) == ["GPU-1 was slowed by heat in 40% of readings"]
     once = [*[Reading(r.cpu, (OURS,)) for r in on_gpus(*[(OURS,)] * 7)]]
     # 21 readings within the span, two of which are hot
     dense = [
         Reading(c, (slowed("heat") if n in (5, 9) else OURS,))
         for n, c in enumerate(cpu(*[(0.2, 2.0, 2.0, 2.0)] * 30))
     ]
-    assert judged(once) == judged(dense) == []
+    assert disturbed(*once) == disturbed(*dense) == []
 
 
-def test_a_power_cap_is_news_only_where_it_is_not_usual() -> None:
+CALM = on_gpus(*[(OURS,)] * 7)
+CAPPED = on_gpus(*[(slowed("power cap"),)] * 7)
+CAP = "GPU-1 ran at its power cap in 100% of readings"
+
+
+def test_a_card_that_always_runs_at_its_power_cap_is_measured_once() -> None:
     throttling = Throttling()
-    capped = on_gpus(*[(slowed("power cap"),)] * 7)
-    found = [judged(capped, throttling) for _ in range(5)]
-    assert found[0] == found[1] == ["GPU-1 was slowed by power cap in 100% of readings"]
-    assert found[2:] == [[], [], []]
+    assert [found(CAPPED, throttling) for _ in range(5)] == [Findings([], [CAP])] * 5
     brake = on_gpus(*[(slowed("power cap", "power brake"),)] * 7)
-    assert judged(brake, throttling) == ["GPU-1 was slowed by power brake in 100% of readings"]
+    assert found(brake, throttling) == Findings(
+        ["GPU-1 was slowed by power brake in 100% of readings"], [CAP]
+    )
+
+
+def test_a_power_cap_that_comes_in_few_trials_is_a_disturbance() -> None:
+    throttling = Throttling()
+    assert [found(CALM, throttling) for _ in range(3)] == [Findings()] * 3
+    assert [found(CAPPED, throttling) for _ in range(3)] == [Findings([CAP])] * 3
+    assert found(CAPPED, throttling) == Findings([], [CAP]), "by now it is the usual thing"
 
 
 def test_each_gpu_of_the_lane_is_looked_at() -> None:
     other = quiet("GPU-2", processes=(process(9, 3),))
-    found = judged(on_gpus(*itertools.repeat((OURS, other), 7)))
-    assert found == ["process 9 of alice (3.0 GiB) on GPU-2"]
+    lines = disturbed(*on_gpus(*itertools.repeat((OURS, other), 7)))
+    assert lines == ["process 9 of alice (3.0 GiB) on GPU-2"]

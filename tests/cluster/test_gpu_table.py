@@ -45,6 +45,12 @@ def test_the_table_says_what_is_on_each_gpu_and_why_one_is_not_used(driver: Fake
     assert "not used: GPU at position 3: it fell off the bus" in text
 
 
+def test_memory_that_is_not_told_is_a_dash(driver: FakeDriver, tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("gpu 0 memory=3\n")
+    row = shown(driver, FAKE_NVML_STATE=str(tmp_path / "state"), COLUMNS="80").splitlines()[2]
+    assert row.split()[-7:] == ["-", "-", "-", "0%", "35", "C", "yes"]
+
+
 def test_a_wide_terminal_shows_names_in_full(driver: FakeDriver) -> None:
     assert "NVIDIA H100 80GB HBM3 MIG 3g.40gb " in shown(driver, COLUMNS="140")
     assert "NVIDIA H100 80GB HBM3 MIG 3g.40gb" not in shown(driver, COLUMNS="80")

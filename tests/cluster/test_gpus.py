@@ -180,6 +180,25 @@ def test_a_driver_that_knows_less(driver: FakeDriver) -> None:
     assert state["memory_used_bytes"] == GIB + (600 << 20)
 
 
+def test_a_gpu_without_a_memory_of_its_own_is_a_gpu_all_the_same(driver: FakeDriver) -> None:
+    driver.say("gpu 1 memory=3 util=20")
+    found, _ = asked(driver)
+    assert [gpu["memory_total_bytes"] for gpu in found] == [
+        H100.memory_total_bytes,
+        None,
+        T4.memory_total_bytes,
+    ]
+    _, state, _ = states(driver, "gpu 1 memory=3 util=20")
+    assert (state["memory_used_bytes"], state["memory_free_bytes"], state["error"]) == (None, None, None)
+    assert state["utilisation"] == 0.2
+
+
+@pytest.mark.parametrize("answer", [1, 3], ids=["empty list", "not supported"])
+def test_processes_that_are_not_listed(driver: FakeDriver, answer: int) -> None:
+    state, *_ = states(driver, f"gpu 0 used={GIB} unlisted={answer}", f"process 0 9 {GIB} 5")
+    assert (state["memory_used_bytes"], state["processes"], state["error"]) == (GIB, [], None)
+
+
 def test_mig_instances_are_read_one_by_one(driver: FakeDriver) -> None:
     first, second, *_ = states(
         driver, f"gpu 0 used={GIB} mig=2 throttle=0x20 temp=70", f"process 0 9 {GIB} 5"

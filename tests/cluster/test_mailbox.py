@@ -326,3 +326,17 @@ async def test_what_ray_says_of_a_worker_counts_where_its_rank_said_nothing(mail
     why = await mailbox.never_started()
     assert why is not None
     assert why.endswith("rank 1, in its Ray worker: killed due to the node running low on memory")
+
+
+@on_event_loop
+async def test_the_gpus_of_all_ranks_come_together_in_their_order(mailbox: MailboxState) -> None:
+    for rank, gpu in ((1, "GPU-b"), (0, "GPU-a"), (1, "GPU-c")):  # a new group has others
+        await mailbox.show(rank, gpu)
+    assert await mailbox.shown() == ["GPU-a", "GPU-c"]
+
+
+@on_event_loop
+async def test_a_group_that_is_admitted_waits_no_longer(mailbox: MailboxState) -> None:
+    await mailbox.set_waiting("waits for a quiet GPU", False)
+    await mailbox.set_admitted()
+    assert await mailbox.waiting() == (None, False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -47,7 +48,31 @@ def test_this_node_has_the_cores_that_we_may_use(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 6})
     monkeypatch.setattr("cluster.runtime.gpus", lambda: [GPU])
     monkeypatch.setattr("cluster.runtime.driver", lambda: ("580.65.06", None))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert this_node() == Node(3, [GPU], driver="580.65.06")
+
+
+INSTANCE = replace(GPU, uuid="MIG-1", parent=GPU.uuid)
+
+
+@pytest.mark.parametrize(
+    ("shown", "found", "named"),
+    [
+        (None, GPU, False),
+        ("", GPU, False),
+        ("0, 2", GPU, False),
+        ("GPU-1", GPU, True),
+        (None, INSTANCE, True),
+    ],
+)
+def test_a_ray_that_starts_here_knows_gpus_by_number_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, shown: str | None, found: Gpu, named: bool
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if shown is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    monkeypatch.setattr("cluster.runtime.gpus", lambda: [found])
+    assert this_node().names_gpus is named
 
 
 @pytest.mark.parametrize(

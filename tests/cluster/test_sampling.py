@@ -16,7 +16,7 @@ import pytest
 from fake_driver import H100, RTX4090, T4, FakeDriver
 
 from cluster.admission import Sharing
-from cluster.disturbance import cores_taken
+from cluster.disturbance import Findings, cores_taken
 from cluster.sampling import OwnProcesses, Watch, family
 
 BURN = "import time; end = time.monotonic() + 30\nwhile time.monotonic() < end: pass"
@@ -153,7 +153,7 @@ for lines in ([], ["process 1 1 3221225472 30"], ["gpu 1 throttle=0x20"]):
         began = time.monotonic()
         later(0.6, ours, *lines)
         time.sleep(1.3)
-    verdicts.append(watch.disturbances(readings, {{"setup": 0.1, "train": 1.2}}, began))
+    verdicts.append(watch.findings(readings, {{"setup": 0.1, "train": 1.2}}, began).disturbed)
     say(ours)
 print(json.dumps(verdicts))
 """,
@@ -230,4 +230,4 @@ def test_a_reading_that_fails_takes_no_measurement_with_it(monkeypatch: pytest.M
     with watch.readings() as readings:
         time.sleep(0.6)
     assert readings == []
-    assert watch.disturbances(readings, {"train": 0.5}, time.monotonic()) == []
+    assert watch.findings(readings, {"train": 0.5}, time.monotonic()) == Findings()

@@ -117,7 +117,7 @@ def test_a_stranger_during_a_trial_disturbs_it(stranger: subprocess.Popen[str]) 
     with watch.readings() as readings:
         began = time.monotonic()
         time.sleep(2)
-    assert watch.disturbances(readings, {"train": 2.0}, began)
+    assert watch.findings(readings, {"train": 2.0}, began).disturbed
 
 
 def test_the_command_lists_what_is_there() -> None:

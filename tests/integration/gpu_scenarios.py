@@ -25,7 +25,7 @@ from cluster.admission import Sharing
 from cluster.lane import Lane, LaneSpec, WorkerGroup
 from cluster.runtime import connected
 from cluster.sweep import run_sweep
-from cluster.workers import _device
+from cluster.workers import _device, _own_gpu
 from train_fn.environment import worker_environment
 from train_fn.spec import JobSpec, TrialParams, TrialResult, TrialSpec
 
@@ -147,7 +147,9 @@ def instances() -> dict[str, Any]:
 
     @ray.remote(num_cpus=0, num_gpus=5)
     def device() -> tuple[list[str], tuple[str, str | None]]:
-        return ray.get_gpu_ids(), _device(JobSpec(device="cuda"))
+        job = JobSpec(device="cuda")
+        own = _own_gpu(job)
+        return ray.get_gpu_ids(), _device(job, [own], own)
 
     say("gpu 0 mig=2")
     with connected(None):

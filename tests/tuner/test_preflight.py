@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from cluster.runtime import Node
 from tuner import preflight
 from tuner.cli import load
 from tuner.config import Config
-from tuner.preflight import choose_device, device_precisions
+from tuner.preflight import choose_device, device_precisions, remarks
 
 ALL = ("fp32", "tf32", "bf16", "fp16")
 H100, RTX4090, T4 = (
@@ -20,6 +21,7 @@ H100, RTX4090, T4 = (
     Gpu("GPU-2", "NVIDIA GeForce RTX 4090", 24 << 30, (8, 9)),
     Gpu("GPU-3", "Tesla T4", 16 << 30, (7, 5)),
 )
+TWIN = replace(RTX4090, uuid="GPU-4")
 CPU_ONLY, GPU_NODE = Node(8), Node(16, [RTX4090, RTX4090])
 
 
@@ -106,8 +108,12 @@ def test_what_fits_has_no_fault(faults, nodes, device, argv) -> None:
          "search.precision: nf4 is not supported on cpu here; use some of: fp32, bf16"),
         ([Node(8, [T4, T4])], "cuda", ["--search.precision", "nf4"],
          "search.precision: nf4 is not supported on cuda here; use some of: fp32, fp16"),
-        ([Node(8, [T4, H100])], "cuda", ["--search.precision", "bf16"],
+        ([Node(8, [T4, T4])], "cuda", ["--search.precision", "bf16"],
          "search.precision: bf16 is not supported on cuda here; use some of: fp32, fp16"),
+        ([Node(8, [T4, RTX4090, H100, TWIN])], "cuda", ["--search.precision", "bf16"],
+         "CUDA_VISIBLE_DEVICES: different kinds of GPU in one node (1 x Tesla T4, 2 x NVIDIA GeForce RTX "
+         "4090, 1 x NVIDIA H100 80GB HBM3), whose samples/s don't compare; set it to GPU-2,GPU-4 for the "
+         "tuner, or for that node's `ray start` if Ray runs already"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_one_fault(faults, nodes, device, argv, expected) -> None:
@@ -129,6 +135,17 @@ def test_a_torch_that_can_not_use_the_gpus_is_one_line_for_auto_and_cuda(faults,
     assert faults([GPU_NODE], "cpu") == []
     assert faults([CPU_ONLY], "cuda") != []
     assert len(asked) == 1, "torch is not asked where it does not matter"
+
+
+def test_gpus_of_different_kinds_do_not_matter_on_a_cpu(faults) -> None:
+    assert faults([Node(8, [T4, H100])], "cpu") == []
+
+
+def test_it_is_said_that_a_gpu_tells_nothing_of_its_memory() -> None:
+    shared = Node(20, [Gpu("GPU-5", "NVIDIA GB10", None, (12, 1))])
+    (line,) = remarks([GPU_NODE, shared], "cuda")
+    assert line.startswith("NVIDIA GB10 does not tell")
+    assert remarks([GPU_NODE, shared], "cpu") == remarks([GPU_NODE], "cuda") == []
 
 
 def test_nf4_needs_a_package(faults, monkeypatch) -> None:
