@@ -27,6 +27,11 @@ _BEYOND_SDS = 3
 _KNOWN_TRIALS = 3
 """So many trials say what is usual."""
 
+_NORMAL_MAD, _MEDIAN_VARIANCE = 1.4826, math.pi / 2
+"""A normal's standard deviation by its median absolute deviation; the variance of its median by that of its
+mean. Medians, since a tick lasts a millisecond and somebody else's turn of the processor several: what such
+turns take from a step is in the step's own time."""
+
 _PRIOR_SD = {"cpu": 0.02, "cuda": 0.003}
 """Assumed before the worker has seen anything, and as if one trial had shown it."""
 
@@ -46,13 +51,17 @@ class Drift:
         self._ticks.clear()
 
     def tick(self) -> None:
-        """Time the work once, in fp32 whatever the trial's precision is: it is the machine that is timed."""
+        """Time the work once: in fp32, whatever the trial's precision is, and from caches that hold it."""
         with NUMERICS["fp32"].matmuls():
+            self._work()
             started = time.perf_counter()
-            torch.mm(*self._factors, out=self._product)
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
+            self._work()
             self._ticks.append(time.perf_counter() - started)
+
+    def _work(self) -> None:
+        torch.mm(*self._factors, out=self._product)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
     def end_trial(self) -> float:
         """Keep the trial's ticks as one; few of them say little.
@@ -64,13 +73,14 @@ class Drift:
         ticks, self._ticks = self._ticks, []
         if len(ticks) < 3:
             return 0.0
-        mean = fmean(ticks)
-        variance = math.fsum((t - mean) ** 2 for t in ticks) / (len(ticks) - 1) / len(ticks) / mean**2
-        slower = self._slower(mean, variance)
+        usual = median(ticks)
+        spread = _NORMAL_MAD * median(abs(t - usual) for t in ticks) / usual
+        variance = _MEDIAN_VARIANCE * spread**2 / len(ticks)
+        slower = self._slower(usual, variance)
         if slower:
-            self._slow_trials.append(mean)
+            self._slow_trials.append(usual)
         else:
-            self._trials.append((mean, variance))
+            self._trials.append((usual, variance))
         return slower
 
     def _slower(self, mean: float, variance: float) -> float:

@@ -436,8 +436,9 @@ class _Trial:
         if failure is None or failure.reason == Reason.SLOWER:
             work = self.step_work[self.job.warmup_steps :]
             tokens = fmean(work)
-            slower, drift = self.worker.drift.end_trial(), self.worker.drift.relative_sd()
-            slower, between_sd = self.ranks.max([slower, drift])
+            slower = self.ranks.max([self.worker.drift.end_trial()])[0]
+            variance = self.ranks.sum(self.worker.drift.relative_sd() ** 2)[0] / self.ranks.world_size
+            between_sd = math.sqrt(variance)  # ranks share a machine: what they have seen is pooled
             batch = self.job.global_batch_size
             rate, interval = rate_with_interval(batch, self.step_seconds, work, between_sd)
             if rate * (1 + slower) > interval[1]:

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from cluster.admission import Sharing
 
 DEMO_DEFAULTS: dict[str, Any] = {
-    "trial.steps": 8,
+    "trial.steps": 40,
     "data.max_validation_samples": 64,
     "optimizer.learning_rate": 5e-3,
     "study.time_budget": 160.0,
 }
 """Defaults of a run on the built-in model and data, for keys that the user did not set."""
 
-DEMO_DEFAULTS_CPU: dict[str, Any] = {"cluster.memory_budget": "56MiB"}
+DEMO_DEFAULTS_CPU: dict[str, Any] = {"cluster.memory_budget": "80MiB"}
 """The same, only where the device turns out to be the CPU."""
 
 

@@ -17,8 +17,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from train_fn.data import SampleSets, load
-from train_fn.demo import DemoPaths, demo, model_source
-from train_fn.spec import DataSpec, InputError, JobSpec
+from train_fn.demo import NUM_TRAIN_SAMPLES, DemoPaths, demo, is_all, model_source
+from train_fn.spec import DataSpec, InputError, JobSpec, LoraSpec
 
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 
@@ -161,3 +161,22 @@ def _loss(model: torch.nn.Module, samples, indices: range) -> torch.Tensor:
 @torch.no_grad()
 def _validation_loss(model: torch.nn.Module, samples: SampleSets) -> float:
     return _loss(model, samples.validation, range(32)).item()
+
+
+def test_a_job_that_is_all_demo_has_nothing_to_be_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo()
+    assert is_all(JobSpec())
+    assert is_all(JobSpec(data=DataSpec(max_validation_samples=3), global_batch_size=32, steps=5))
+    for mine in (
+        JobSpec(model="mine"),
+        JobSpec(train_fn="my:own"),
+        JobSpec(data=DataSpec(train="mine.jsonl")),
+        JobSpec(data=DataSpec(max_length=3)),
+        JobSpec(lora=LoraSpec(target_modules="q_prj")),
+        JobSpec(global_batch_size=NUM_TRAIN_SAMPLES + 1),
+    ):
+        assert not is_all(mine)
+    monkeypatch.setenv("LORA_BATCH_TUNER_CACHE", str(tmp_path))
+    assert not is_all(JobSpec()), "it is still to be made"

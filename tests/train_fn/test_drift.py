@@ -12,7 +12,7 @@ from train_fn.timing import rate_with_interval, steps_for_target, timing_notes
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Every tick takes what `clock.next` says."""
+    """Every tick takes what `clock.next` says; only the second of its two rounds is timed."""
 
     class Clock:
         def __init__(self):
@@ -41,6 +41,17 @@ def test_finds_how_much_trials_differ_beyond_the_noise_of_their_ticks(clock, sd)
     rng, drift = random.Random(0), Drift(torch.device("cpu"))
     trials(drift, clock, [rng.gauss(1, sd) for _ in range(60)], 0.1, rng)
     assert drift.relative_sd() == pytest.approx(sd, rel=0.25, abs=0.01)
+
+
+def test_a_turn_of_somebody_else_is_not_the_machines_speed(clock):
+    """One tick in ten takes five times as long: steps of a hundred times a tick's length hardly notice."""
+    rng, drift = random.Random(4), Drift(torch.device("cpu"))
+    for _ in range(20):
+        for _ in range(20):
+            clock.next = rng.gauss(1, 0.05) * (5 if rng.random() < 0.1 else 1)
+            drift.tick()
+        drift.end_trial()
+    assert drift.relative_sd() < 0.02
 
 
 def test_assumes_something_before_it_has_seen_any(clock):

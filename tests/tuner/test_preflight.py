@@ -164,7 +164,8 @@ def test_faults_of_devices_folder_and_job_come_together(tmp_path: Path, monkeypa
     (tmp_path / "file").touch()
     jobs = []
     monkeypatch.setattr("train_fn.check.check", lambda job: jobs.append(job) or [Fault("model", "is bad")])
-    argv = ["--cluster.lanes", "9", "--search.precision", "fp16", "--output-dir", f"{tmp_path}/file/out"]
+    wrong = ["--cluster.lanes", "9", "--search.precision", "fp16", "--output-dir", f"{tmp_path}/file/out"]
+    argv = ["--model", "mine", *wrong]
     keys = [fault.key for fault in preflight.check(load(argv)[0], [Node(2)], "cpu")]
     assert keys == ["cluster.lanes", "search.precision", "output_dir", "model"]
     assert [job.device for job in jobs] == ["cpu"]
