@@ -40,7 +40,7 @@ MODEL = {
     "initializer_range": 0.1,
 }
 """Sized so that an fp32 optimizer step of 16 samples takes some 0.1 s on two CPU cores. The base is random:
-wide initial weights give an adapter something to work with, and validation loss falls by more than a third."""
+wide initial weights give an adapter something to work with, and its loss falls by more than a third."""
 BOS, EOS, PAD = "<|bos|>", "<|im_end|>", "<|pad|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
