@@ -48,7 +48,7 @@ bench-control-plane: .venv/installed-dev
 	$(BIN)/python tests/benchmarks/bench_control_plane.py $(ARGS)
 
 # All that `make test` leaves out: what breaks something, or needs the machine for itself.
-FAULTS := $(addprefix tests/integration/test_,faults.py starts.py nodes.py postgresql.py)
+FAULTS := $(addprefix tests/integration/test_,faults.py failing_starts.py nodes.py postgresql.py)
 faults: .venv/installed-dev
 	$(BIN)/pytest -m faults
 

@@ -30,8 +30,8 @@ NUM_VALIDATION_SAMPLES = 200
 VOCAB_SIZE = 1_280
 """About as many tokens as this text yields; more would stay unused."""
 MODEL = {
-    "hidden_size": 128,
-    "intermediate_size": 344,
+    "hidden_size": 96,
+    "intermediate_size": 256,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
@@ -160,10 +160,14 @@ def _train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def _save_model(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Save it part by part: in a process group, `model.save_pretrained` writes nothing but on rank 0."""
     import torch
+    from safetensors.torch import save_file
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        dtype="float32",
         vocab_size=VOCAB_SIZE,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -172,4 +176,6 @@ def _save_model(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     )
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
         torch.manual_seed(SEED)
-        LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)
+        model = LlamaForCausalLM(config).to(torch.float32)
+    config.save_pretrained(folder)
+    save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})

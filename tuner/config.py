@@ -29,7 +29,7 @@ DEMO_DEFAULTS: dict[str, Any] = {
 }
 """Defaults of a run on the built-in model and data, for keys that the user did not set."""
 
-DEMO_DEFAULTS_CPU: dict[str, Any] = {"cluster.memory_budget": "80MiB"}
+DEMO_DEFAULTS_CPU: dict[str, Any] = {"cluster.memory_budget": "60MiB"}
 """The same, only where the device turns out to be the CPU."""
 
 

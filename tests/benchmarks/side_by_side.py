@@ -30,7 +30,7 @@ from peft.tuners.lora import LoraLayer
 from train_fn import batching
 from train_fn.data import Samples
 from train_fn.demo import demo
-from train_fn.memory import is_out_of_memory
+from train_fn.memory.out_of_memory import is_out_of_memory
 from train_fn.model import NUMERICS
 from train_fn.session import run_trial
 from train_fn.spec import Knobs, LoraSpec, Reason, Status, TrialParams, TrialResult, TrialSpec
@@ -300,8 +300,10 @@ def trainer_peak_bytes(worker: Worker, params: TrialParams) -> list[int] | None:
     shortest = np.argsort(samples.lengths, kind="stable")[:world_size]
     run_trainer(worker, point(1, 1, params.precision), [shortest])  # what libraries keep is not its peak
     worker.memory.start_probe(worker.base.held_bytes)
-    measured = run_trainer(with_job(worker, warmup_steps=0), shortened, batches)
-    return None if measured.out_of_memory else worker.ranks.gather(worker.memory.peak_bytes())
+    with worker.memory.counted():
+        measured = run_trainer(with_job(worker, warmup_steps=0), shortened, batches)
+    peaks = worker.ranks.gather(worker.memory.peak())
+    return None if measured.out_of_memory else [peak.allocated_bytes for peak in peaks]
 
 
 def our_peak_bytes(worker: Worker, params: TrialParams) -> list[int] | None:

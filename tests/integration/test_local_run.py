@@ -35,7 +35,7 @@ def test_demo_finds_oom_points_and_points_that_checkpointing_rescues(start):
     assert max(losses) - min(losses) < 1e-4 * min(losses)  # every split makes the same steps
     for trial in result["trials"]:
         assert len(trial["peak_memory_bytes"]) == 2
-        assert trial["memory_budget_bytes"] == 80 << 20
+        assert trial["memory_budget_bytes"] == 60 << 20
         if trial["status"] == "complete":
             low, high = trial["samples_per_second_ci95"]
             assert 0 < low <= trial["samples_per_second"]
@@ -53,7 +53,7 @@ def test_demo_finds_oom_points_and_points_that_checkpointing_rescues(start):
     assert {"result.json", "trials.csv", "config.yaml", "study.db", "tuner.log"} <= files
     rows = list(csv.DictReader((run.output_dir / "trials.csv").open()))
     assert len(rows) == len(result["trials"])
-    assert yaml.safe_load((run.output_dir / "config.yaml").read_text())["cluster"]["memory_budget"] == "80MiB"
+    assert yaml.safe_load((run.output_dir / "config.yaml").read_text())["cluster"]["memory_budget"] == "60MiB"
     assert "Recommended: #" in run.output
     assert "\x1b" not in run.output  # a pipe gets no control codes
     assert not re.search(r"^\(.*pid=", run.output, re.MULTILINE)  # nor Ray's chatter

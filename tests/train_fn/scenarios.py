@@ -38,6 +38,7 @@ from property_scenarios import split_properties
 from trainer_scenario import against_trainer
 
 from train_fn.collective import Ranks
+from train_fn.demo import demo
 from train_fn.memory import cpu
 from train_fn.memory.cpu import CpuMemory
 from train_fn.session import open_worker
@@ -143,6 +144,17 @@ def _images(job: JobSpec) -> dict[str, Any]:
         "unchanged": before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before),
         "trial": dataclasses.asdict(ran(worker, 2, 2, "bf16")),
     }
+
+
+# The demo, made by ranks.
+
+
+def demo_on_every_rank(_: JobSpec, folder: str) -> Any:
+    """Every rank makes the demo for itself, as on nodes of a cluster; returns the files that each has."""
+    dist.init_process_group("gloo")
+    ranks = Ranks(CPU)
+    os.environ["LORA_BATCH_TUNER_CACHE"] = f"{folder}/{ranks.rank}"
+    return ranks.gather({f.name: f.read_bytes().hex() for f in sorted(demo().model.iterdir())})
 
 
 # One rank with less room than the other.
@@ -256,6 +268,7 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
     "split properties": split_properties,
     "probes": probes,
     "early ends": early_ends,
+    "demo": demo_on_every_rank,
     "one_rank_short": one_rank_short,
     "one_rank_crowded": one_rank_crowded,
 }

@@ -7,8 +7,10 @@ import operator
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,3 +182,10 @@ def test_a_job_that_is_all_demo_has_nothing_to_be_checked(
         assert not is_all(mine)
     monkeypatch.setenv("LORA_BATCH_TUNER_CACHE", str(tmp_path))
     assert not is_all(JobSpec()), "it is still to be made"
+
+
+def test_every_rank_makes_the_whole_demo(play: Callable[..., Any], tmp_path: Path) -> None:
+    """In a process group, too, and other ranks than the first: each may be on a node of its own."""
+    first, second = play("demo", JobSpec(), 2, folder=str(tmp_path))
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(first)
+    assert first == second

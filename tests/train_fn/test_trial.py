@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from parts import lone_worker, ran, with_budget
 
+from train_fn.demo import demo
 from train_fn.outcome import constraints
 from train_fn.spec import DataSpec, JobSpec, OptimizerSpec, Reason, Status, TrialResult
 
@@ -170,6 +172,18 @@ def test_one_rank_out_of_memory_and_the_other_not(play: Callable[..., Any]) -> N
     points = TrialResult.from_dict(found["larger probe"]).memory_points
     assert [p.peak_bytes is None for p in points] == [False, False, True]
     assert found["larger probe"]["status"] == Status.COMPLETE
+
+
+@pytest.mark.parametrize("point", [(1, 2, "fp32"), (2, 1, "bf16", True), (2, 1, "fp32")])
+def test_no_tensor_of_a_trial_stays(point: Any) -> None:
+    rows = [(list(range(4, 24)), [1] * 20)] * 4
+    worker = lone_worker(str(demo().model), rows, rows, global_batch_size=2, steps=2, warmup_steps=0)
+    peak = max(ran(worker, *point).peak_memory_bytes)
+    tight = with_budget(worker, peak - 1)
+    assert ran(tight, *point).reason == Reason.OOM
+    for memory in (worker.memory, tight.memory):
+        memory.start_probe(None)
+        assert memory.peak().allocated_bytes == 0
 
 
 @pytest.mark.slow

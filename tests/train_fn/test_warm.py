@@ -28,8 +28,9 @@ SEEN = 2 * len(TABLE)
 """Trials after which every kind of point has come; until then libraries' own caches grow."""
 WINDOW = 20
 TRIALS = SEEN + 2 * WINDOW
-GROWTH_BYTES = 8 * MIB
-"""By how much a heap that keeps freed blocks comes and goes."""
+GROWTH_BYTES = 48 * MIB
+"""Over as many trials: kernels that a library compiles for the shapes it meets, a thousand of which it keeps,
+and a heap that keeps freed blocks. That no tensor of a trial stays is another test's (`test_trial.py`)."""
 
 
 @dataclasses.dataclass
@@ -131,15 +132,12 @@ def assert_alike(result: TrialResult, other: TrialResult, point: Point) -> None:
 
 @pytest.mark.slow
 def test_the_process_does_not_grow_once_every_kind_of_point_has_come(warm: Warm) -> None:
-    """The largest that it was in the last trials against as many before; which base is resident differs.
-
-    Address space in the median: a thread that is just ending still has its stack (8 MiB).
-    """
+    """What it was in the last trials against as many before; in the median, since its heap comes and goes."""
     before, late = warm.sizes[SEEN : SEEN + WINDOW], warm.sizes[-WINDOW:]
     for key in ("threads", "files"):
         assert max(s[key] for s in late) == max(s[key] for s in before), key
-    assert max(s["rss"] for s in late) <= max(s["rss"] for s in before) + GROWTH_BYTES
-    assert _median(late, "data") <= _median(before, "data") + GROWTH_BYTES
+    for key in ("rss", "data"):
+        assert _median(late, key) <= _median(before, key) + GROWTH_BYTES, key
 
 
 def _median(sizes: list[dict[str, int]], key: str) -> float:
