@@ -178,6 +178,7 @@ def test_the_readmes_configuration_submitted(home: Path, cluster: Cluster, tmp_p
     the_trial(tmp_path / "out")
 
 
+@pytest.mark.faults
 def test_a_function_a_database_and_results_in_the_folder(tmp_path: Path, joined: dict[str, str]) -> None:
     """On a Ray that runs already, whose nodes share the folder."""
     (tmp_path / "mine.py").write_text(OWN_FUNCTION)
@@ -193,6 +194,7 @@ def test_a_function_a_database_and_results_in_the_folder(tmp_path: Path, joined:
     assert "Nothing to do: study own is finished." in printed
 
 
+@pytest.mark.faults
 def test_images_beside_their_data_file(tmp_path: Path, joined: dict[str, str]) -> None:
     make = "import sys, tiny_vision as t; from pathlib import Path; at = Path(sys.argv[1])"
     make += "; t.build('internvl', at / 'model'); t.data(at / 'data')"

@@ -174,6 +174,7 @@ def test_our_own_memory_is_not_waited_for_where_the_driver_tells_little(two_gpus
     assert disturbed(run) == {1: [[]], 2: [[]]}
 
 
+@pytest.mark.faults
 def test_processes_that_wait_for_others_go_and_come_back(two_gpus: TwoGpus) -> None:
     """Somebody comes between two trials, and leaves when nothing of ours is on the GPUs any more."""
     run = two_gpus.start("--search.per-device-train-batch-size=1,2", "--cluster.gpu-wait=60s")
@@ -190,6 +191,7 @@ def test_processes_that_wait_for_others_go_and_come_back(two_gpus: TwoGpus) -> N
     assert waited < 60
 
 
+@pytest.mark.faults
 def test_two_runs_on_the_same_gpus_take_turns(two_gpus: TwoGpus) -> None:
     two_gpus.let(1, 2, 4)
     runs = [two_gpus.start(), two_gpus.start()]
@@ -207,6 +209,7 @@ def test_two_runs_on_the_same_gpus_take_turns(two_gpus: TwoGpus) -> None:
         assert disturbed(run) == {1: [[]], 2: [[]], 4: [[]]}
 
 
+@pytest.mark.faults
 def test_the_gpus_of_one_kind_are_chosen_as_the_message_says(two_gpus: TwoGpus) -> None:
     two_gpus.let(1, 2)
     flags = ["--search.per-device-train-batch-size=1,2"]
