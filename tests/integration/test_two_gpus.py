@@ -81,7 +81,7 @@ class TwoGpus:
         found = []
         for process in run.ranks():
             try:
-                uuid = shown(process)[int(process.cmdline()[-1].removeprefix("cuda:"))]
+                uuid = shown(process)[int(device_of(process).removeprefix("cuda:"))]
             except psutil.Error:  # it has ended
                 continue
             index = {RTX4090: 1, SECOND_RTX4090: 3}[uuid]
@@ -117,6 +117,12 @@ def shown(process: psutil.Process) -> list[str]:
     return process.environ()["CUDA_VISIBLE_DEVICES"].split(",")
 
 
+def device_of(process: psutil.Process) -> str:
+    """The device that a rank was started for."""
+    words = process.cmdline()
+    return words[words.index("--device") + 1]
+
+
 @pytest.fixture
 def two_gpus(tmp_path: Path, environment: dict[str, str]) -> Iterator[TwoGpus]:
     made = TwoGpus(tmp_path, environment)
@@ -144,7 +150,7 @@ def test_the_second_gpu_is_waited_for_and_watched(two_gpus: TwoGpus) -> None:
     two_gpus.driver.say()
     ranks = run.wait_for(lambda: ranks if len(ranks := run.ranks()) == 2 else None)
     assert [shown(rank) for rank in ranks] == [[RTX4090, SECOND_RTX4090]] * 2, "they can talk directly"
-    assert sorted(rank.cmdline()[-1] for rank in ranks) == ["cuda:0", "cuda:1"]
+    assert sorted(device_of(rank) for rank in ranks) == ["cuda:0", "cuda:1"]
 
     two_gpus.measure(run, 1, f"process 3 1 {3 * GIB} 30")
     two_gpus.measure(run, 2, "gpu 3 throttle=0x20")
