@@ -26,7 +26,7 @@ class ForkedProcess:
     Args:
         command: `-m`, a module and its arguments; or a script and its arguments.
         environment: All of its variables. Those that libraries read when they are loaded (OMP_NUM_THREADS)
-            MALLOC_ARENA_MAX) are the first process's.
+            are the first process's.
         output: Where standard error goes, and standard output where it is not piped.
         piped: Whether `stdin` and `stdout` are pipes.
     """

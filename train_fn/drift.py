@@ -2,7 +2,7 @@
 
 Clocks follow heat, and other people's work shares caches and cores: all steps of a trial may be a few
 percent slow together, which none of them shows. A fixed piece of work, timed between the steps of every trial
-that a worker runs, does: its means differ from trial to trial as the trials' speeds would.
+that a worker runs, does: its medians differ from trial to trial as the trials' speeds would.
 """
 
 from __future__ import annotations

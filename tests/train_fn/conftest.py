@@ -24,7 +24,7 @@ from train_fn.spec import JobSpec, TrialParams, TrialResult, TrialSpec
 SERVER = ["-m", "train_fn.server", "--device", "cpu"]
 SCENARIOS = Path(__file__).with_name("scenarios.py")
 FORKED = True
-"""Whether `play` forks its ranks; `tests/gpu` starts them afresh, for budgets close to what a heap holds."""
+"""Whether `play` forks its ranks; `tests/gpu` starts them afresh."""
 
 
 def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
