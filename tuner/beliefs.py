@@ -320,8 +320,10 @@ def _interval(median: float, log_sd: float) -> Prediction:
 def _samples_per_step(results: Sequence[TrialResult]) -> float | None:
     """The global batch, as a timed trial tells it."""
     for r in results:
-        if r.status == Status.COMPLETE and r.samples_per_second and r.step_seconds:
-            return r.samples_per_second * float(np.mean(r.step_seconds))
+        speed = measured_speed(r) if r.status == Status.COMPLETE and r.step_seconds else None
+        samples = speed.value * float(np.mean(r.step_seconds)) if speed else 0.0
+        if 0.5 <= samples <= _MOST_TOKENS:  # else a clock has failed: it is a whole number of samples
+            return samples
     return None
 
 

@@ -17,6 +17,9 @@ from tuner.units import exact_duration
 LEAST_TIMED_STEPS = 4
 """With fewer a speed says little."""
 
+_LEAST_SECONDS, _MOST_SECONDS = 1e-6, 1e9
+"""Of all steps of a trial; a clock that says anything else has failed."""
+
 _SHARE = 0.9
 """Of the timeout; the rest is for what steps do not take: validation above all."""
 
@@ -36,9 +39,11 @@ class StepLimit:
 
 
 def step_seconds(result: TrialResult) -> float | None:
-    """What a step took in a trial that timed out, on average; None where none came to its end."""
-    done, seconds = len(result.train_loss), result.seconds.get("train")
-    return seconds / done if result.reason == Reason.TIMEOUT and done and seconds else None
+    """What a step took in a trial that timed out, on average; None where that is not known."""
+    done, seconds = len(result.train_loss), result.seconds.get("train", 0.0)
+    if result.reason != Reason.TIMEOUT or not done or not _LEAST_SECONDS <= seconds <= _MOST_SECONDS:
+        return None
+    return seconds / done
 
 
 def steps_that_fit(result: TrialResult, limit: StepLimit) -> int | None:
@@ -53,8 +58,9 @@ def steps_that_fit(result: TrialResult, limit: StepLimit) -> int | None:
 
 
 def _seconds_beside(result: TrialResult) -> float:
-    """What came before the steps."""
-    return sum(result.seconds.get(phase, 0.0) for phase in ("setup", "probe"))
+    """What came before the steps, as far as it is known."""
+    known = (result.seconds.get(phase, 0.0) for phase in ("setup", "probe"))
+    return sum(seconds for seconds in known if 0 <= seconds <= _MOST_SECONDS)
 
 
 def steps_of_trials(results: Sequence[TrialResult], limit: StepLimit) -> int | None:

@@ -36,6 +36,7 @@ from tuner.report.runs import labelled
 from tuner.result_file import jsonable, measured_from
 from tuner.results import write_results
 from tuner.space import Measured, SearchState, setting_of
+from tuner.step_limit import StepLimit, advice, is_too_slow, steps_of_trials
 from tuner.study import TuningStudy, open_study
 from tuner.summary import summary
 from tuner.watch import figures
@@ -113,6 +114,17 @@ def test_every_other_point_is_explained(trials, with_beliefs):
     assert len(explanation.settings) == len({setting_of(p) for p in others}) - 1
     assert all(a.why and "nan" not in a.why for a in [*explanation.batches, *explanation.settings])
     assert summary(json.loads(strictly(jsonable(explanation))))
+
+
+@given(studies(), st.integers(1, 100), st.sampled_from([1.0, 600.0]))
+@anything
+def test_some_number_of_steps_is_taken(trials, steps, timeout_seconds):
+    limit = StepLimit(steps=steps, warmup_steps=2, timeout_seconds=timeout_seconds)
+    found = steps_of_trials([t.result for t in trials], limit)
+    assert found is None or 0 < found < steps
+    for trial in trials:
+        assert is_too_slow(trial.result, limit, found) in (True, False)
+        assert "nan" not in (advice(trial.result, limit) or "")
 
 
 @given(studies(), st.sampled_from([0.0, 0.03]))
