@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import importlib
 import logging
 import os
 import signal
@@ -133,6 +134,23 @@ def connected(address: str | None, study: str | None = None, namespace: str | No
             gc.disable()  # objects of Tune's that are collected would wait for the head, too
         else:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def imported_meanwhile(*modules: str) -> Iterator[None]:
+    """Import modules while the block connects to Ray, which is mostly waiting."""
+    import ray  # noqa: F401 - first, since both are about to need it
+
+    def import_them() -> None:
+        for module in modules:
+            importlib.import_module(module)
+
+    thread = threading.Thread(target=import_them, name="imports", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def leave(code: int) -> NoReturn:

@@ -82,10 +82,12 @@ def demo() -> DemoPaths:
 
 
 def is_all(job: JobSpec) -> bool:
-    """Whether a job is the demo as it comes, and that is there: nothing of the user's is to be checked."""
+    """Whether a job is the demo as it comes, and that is there or can be made: nothing is to be checked."""
     data = dataclasses.replace(DataSpec(), max_validation_samples=job.data.max_validation_samples)
     is_built_in = (job.train_fn, job.model, job.data, job.lora) == (None, None, data, LoraSpec())
-    return is_built_in and job.global_batch_size <= NUM_TRAIN_SAMPLES and _folder().exists()
+    return (
+        is_built_in and job.global_batch_size <= NUM_TRAIN_SAMPLES and (_folder().exists() or _can_be_made())
+    )
 
 
 def model_source(job: JobSpec) -> str:
@@ -96,6 +98,12 @@ def model_source(job: JobSpec) -> str:
 def _folder() -> Path:
     recipe = b"".join(Path(source).read_bytes() for source in (__file__, problems.__file__))
     return _cache_root() / f"demo-{hashlib.sha256(recipe).hexdigest()[:12]}"
+
+
+def _can_be_made() -> bool:
+    root = _cache_root()
+    nearest = next(folder for folder in (root, *root.parents) if folder.exists())
+    return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
 
 
 def _cache_root() -> Path:

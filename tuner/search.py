@@ -145,10 +145,9 @@ class Search:
 
     def _sweep(self) -> None:
         """Start Ray where it does not run yet, and run trials until there is nothing left to do."""
-        from cluster.loggers import make_loggers
         from cluster.names import name_submitted_job
         from cluster.room import head_watched
-        from cluster.runtime import connected, dashboard_url
+        from cluster.runtime import connected, dashboard_url, imported_meanwhile
         from tuner.watch import Watch
 
         source, name = self._source, str(self._config.study.name)
@@ -159,7 +158,10 @@ class Search:
         with contextlib.ExitStack() as stack:
             if self._address is None:
                 self._progress.phase("starting Ray")
-            stack.enter_context(connected(self._address, name))
+            with imported_meanwhile("cluster.loggers", "cluster.sweep", "cluster.lane"):
+                stack.enter_context(connected(self._address, name))
+            from cluster.loggers import make_loggers
+
             stack.enter_context(head_watched(self._leave))
             name_submitted_job(name)
             source.record = stack.enter_context(Watch(name, self._record)).record

@@ -180,8 +180,11 @@ def test_a_job_that_is_all_demo_has_nothing_to_be_checked(
         JobSpec(global_batch_size=NUM_TRAIN_SAMPLES + 1),
     ):
         assert not is_all(mine)
-    monkeypatch.setenv("LORA_BATCH_TUNER_CACHE", str(tmp_path))
-    assert not is_all(JobSpec()), "it is still to be made"
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("LORA_BATCH_TUNER_CACHE", str(tmp_path / "not there yet"))
+    assert is_all(JobSpec()), "the ranks make it"
+    monkeypatch.setenv("LORA_BATCH_TUNER_CACHE", str(tmp_path / "a file"))
+    assert not is_all(JobSpec()), "it can't be made, which the check says"
 
 
 def test_every_rank_makes_the_whole_demo(play: Callable[..., Any], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from train_fn.timing import rate_with_interval, steps_for_target, timing_notes
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Every tick takes what `clock.next` says; only the second of its two rounds is timed."""
+    """Every tick takes what `clock.next` says."""
 
     class Clock:
         def __init__(self):

@@ -54,7 +54,9 @@ def results(draw: st.DrawFn, params: TrialParams) -> TrialResult:
     loss = draw(st.one_of(st.none(), _numbers(2.0, 2.05)))
     return TrialResult(
         status=status,
-        reason=None if status == Status.COMPLETE else draw(st.one_of(st.none(), st.sampled_from(Reason), st.just(Reason.TIMEOUT))),
+        reason=None
+        if status == Status.COMPLETE
+        else draw(st.one_of(st.none(), st.sampled_from(Reason), st.just(Reason.TIMEOUT))),
         detail=draw(st.one_of(st.none(), st.just("what it said"))),
         samples_per_second=draw(st.one_of(st.none(), _numbers(5, 10), _numbers(5, 10))),
         samples_per_second_ci95=draw(st.one_of(st.none(), st.just([low, high]))),
