@@ -18,7 +18,7 @@ from typing import Any
 from cluster import gpus
 from cluster.admission import Sharing, human_bytes, named, objection
 from cluster.gpus import GpuState
-from train_fn.spec import InputError
+from train_fn.contract.spec import InputError
 
 READINGS = 3
 PERIOD_SECONDS = 0.3

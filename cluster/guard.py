@@ -16,7 +16,7 @@ from cluster.claims import Claim
 from cluster.disturbance import Reading
 from cluster.gpus import GpuState
 from cluster.sampling import PERIOD_SECONDS, QUIET_READINGS, OwnProcesses, Watch, wait_until_quiet
-from train_fn.spec import JobSpec
+from train_fn.contract.spec import JobSpec
 
 JOIN_SECONDS = 10.0
 """All ranks are ready at the same time; so much later each has told the mailbox."""

@@ -29,7 +29,7 @@ from cluster.names import lane_name, train_run_name
 from cluster.room import gone
 from cluster.starts import Ending
 from cluster.workers import serve
-from train_fn.spec import JobSpec, Reason, Status, TrialResult, TrialSpec
+from train_fn.contract.spec import JobSpec, Reason, Status, TrialResult, TrialSpec
 
 TIMEOUT_GRACE_SECONDS = 15.0
 """A trial ends itself at its timeout. A rank that hangs does not: its group is killed this much later."""

@@ -18,9 +18,9 @@ from typing import IO, Any, Self
 import psutil
 
 from cluster.starts import Ending
+from train_fn.contract.spec import JobSpec
+from train_fn.model.weights import weights_bytes
 from train_fn.server import Channel
-from train_fn.spec import JobSpec
-from train_fn.weights import weights_bytes
 
 START_POLL_SECONDS = 1.0
 """How often a worker whose rank starts looks whether it is still wanted."""

@@ -20,7 +20,7 @@ from cluster import auth
 from cluster.gpus import Gpu, driver, gpus
 from cluster.names import job_metadata
 from cluster.room import accelerator_type_of, is_head_silent
-from train_fn.spec import Fault, InputError
+from train_fn.contract.spec import Fault, InputError
 
 OBJECT_STORE_BYTES = 256 << 20
 """Of a local Ray. Results are small; the default, 30% of the machine, would be reserved for nothing."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.admission import human_bytes
-from train_fn.phases import WITH_OTHERS
+from train_fn.contract.phases import WITH_OTHERS
 
 MAX_STARTS_IN_VAIN = 2
 """In a row. A rank may fall victim to something that passes; the second time it would for ever."""

@@ -24,7 +24,7 @@ from ray.tune.utils.object_cache import _ObjectCache
 from cluster.folders import start_folder
 from cluster.lane import Lane, LaneSpec
 from cluster.loggers import Tracker
-from train_fn.spec import Reason, Status, TrialResult, TrialSpec
+from train_fn.contract.spec import Reason, Status, TrialResult, TrialSpec
 
 ROOM_SECONDS = 600.0
 """How long a search waits while no node has room for a lane."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cluster.gpus import gpus
 from cluster.room import accelerator_type_of
 from cluster.runtime import UNLISTED, connected
-from train_fn.cuda import TORCH_SECONDS, cuda_problem
+from train_fn.memory.cuda_check import TORCH_SECONDS, cuda_problem
 
 _START_SECONDS = 60.0
 """How much longer a node's answer may take: Ray may have to start a process there first."""

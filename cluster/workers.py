@@ -26,7 +26,7 @@ from cluster.gpus import Gpu
 from cluster.guard import Guard
 from cluster.mailbox import CLOSED, IDLE
 from cluster.rank_process import RankEndedError, RankProcess
-from train_fn.spec import GROUP_ENDS, JobSpec
+from train_fn.contract.spec import GROUP_ENDS, JobSpec
 
 POLL_SECONDS = 5.0
 """How often an idle rank 0 looks whether its process is still alive."""

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 _PRELOADED = [
     "train_fn.session",
-    "train_fn.trial",
+    "train_fn.trial.trial",
     "transformers.models.auto.tokenization_auto",
     "transformers.models.llama.modeling_llama",
     "peft",

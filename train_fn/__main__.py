@@ -15,7 +15,7 @@ import os
 import sys
 from pathlib import Path
 
-from train_fn.spec import PRECISIONS, InputError, JobSpec, TrialParams, TrialResult, TrialSpec
+from train_fn.contract.spec import PRECISIONS, InputError, JobSpec, TrialParams, TrialResult, TrialSpec
 
 
 def main() -> int:
@@ -46,7 +46,7 @@ def _measure(job: JobSpec, spec: TrialSpec, backend: str | None) -> int:
     import torch
     import torch.distributed as dist
 
-    from train_fn.collective import join
+    from train_fn.parallel.ranks import join
     from train_fn.session import open_worker, run_trial
 
     rank = int(os.environ.get("LOCAL_RANK", "0"))

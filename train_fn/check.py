@@ -12,13 +12,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from train_fn import data, rows, sources
+from train_fn.contract.spec import DataSpec, Fault, InputError, JobSpec, LoraSpec
 from train_fn.custom import check_function
-from train_fn.demo import model_source
-from train_fn.quiet import quiet_libraries
-from train_fn.spec import DataSpec, Fault, InputError, JobSpec, LoraSpec
-from train_fn.vision import UnreadableImageError, Vision, auto_class, open_vision, outside_language_model
-from train_fn.weights import WEIGHT_PATTERNS
+from train_fn.data import rows, sources
+from train_fn.data import samples as data
+from train_fn.data.demo.demo import model_source
+from train_fn.data.images import UnreadableImageError, Vision, auto_class, open_vision, outside_language_model
+from train_fn.data.quiet_libraries import quiet_libraries
+from train_fn.model.weights import WEIGHT_PATTERNS
 
 _MAX_NAMES = 12
 """How many module names a message lists."""
@@ -52,7 +53,7 @@ def an_image(spec: DataSpec) -> str | None:
 
     Data that can't be read is the check's affair.
     """
-    from train_fn.image_text import image_paths
+    from train_fn.data.image_text import image_paths
 
     with contextlib.suppress(InputError):
         part = rows.read(spec)[0]
@@ -110,7 +111,7 @@ def _check_targets(config: Any, lora: LoraSpec, with_images: bool) -> None:
     """Attach the adapter to the model's skeleton, as a trial will to the model."""
     import torch
 
-    from train_fn.model import attached
+    from train_fn.model.base import attached
 
     try:
         with torch.device("meta"):
@@ -155,8 +156,8 @@ def _check_data(job: JobSpec, config: Any, tokenizer: Any, vision: Vision | None
 
 def _check_images(job: JobSpec, sets: data.SampleSets) -> None:
     """Decode the images that trials will: tokenising has read no more than their headers."""
-    from train_fn.batching import global_batches
-    from train_fn.collate import demanding, load_images
+    from train_fn.data.collate import demanding, load_images
+    from train_fn.trial.batching import global_batches
 
     batches = global_batches(sets.train.lengths, job)
     most = job.global_batch_size // job.num_workers

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from train_fn.spec import DataSpec, Fault, InputError, LoraSpec, OptimizerSpec, TrialParams
+from train_fn.contract.spec import DataSpec, Fault, InputError, LoraSpec, OptimizerSpec, TrialParams
 
 if TYPE_CHECKING:
     import torch
@@ -192,7 +192,7 @@ def _import(module_name: str) -> Any:
 
 
 def _described(error: BaseException) -> str:
-    from train_fn.rows import first_line
+    from train_fn.data.rows import first_line
 
     frame = traceback.extract_tb(error.__traceback__)[-1]
     where = "" if isinstance(error, SyntaxError) else f" ({Path(frame.filename).name}:{frame.lineno})"

@@ -27,8 +27,8 @@ import traceback
 from datetime import timedelta
 from typing import IO, Any
 
-from train_fn import phases
-from train_fn.spec import GROUP_ENDS, InputError, JobSpec, TrialResult, TrialSpec
+from train_fn.contract import phases
+from train_fn.contract.spec import GROUP_ENDS, InputError, JobSpec, TrialResult, TrialSpec
 
 IDLE_SECONDS = 10.0
 """How long rank 0 waits for a trial before it tells the other ranks that there is none: a waiting rank sits
@@ -139,7 +139,7 @@ def _open(job: JobSpec, device: str, backend: str | None, channel: Channel) -> A
     gc.disable()  # until the worker is open: libraries are imported a seventh faster
     import torch
 
-    from train_fn.collective import COLLECTIVE_GRACE_SECONDS, join
+    from train_fn.parallel.ranks import COLLECTIVE_GRACE_SECONDS, join
     from train_fn.session import open_worker
 
     say(f"{phases.JOINING} at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}")

@@ -7,19 +7,21 @@ from collections.abc import Callable
 
 import torch
 
-from train_fn import data, phases, trial
-from train_fn.collective import Ranks
-from train_fn.custom_trial import run_custom_trial
-from train_fn.custom_worker import CustomWorker, PostLast, open_custom_worker
-from train_fn.demo import model_source
-from train_fn.drift import Drift
+from train_fn.contract import phases
+from train_fn.contract.spec import JobSpec, TrialResult, TrialSpec
+from train_fn.data import samples as data
+from train_fn.data.demo.demo import model_source
+from train_fn.data.quiet_libraries import quiet_libraries
+from train_fn.data.sources import loadable
 from train_fn.memory.base import Memory
 from train_fn.memory.budget import agreed_memory
-from train_fn.model import NUMERICS, BaseModel
-from train_fn.quiet import quiet_libraries
-from train_fn.sources import loadable
-from train_fn.spec import JobSpec, TrialResult, TrialSpec
-from train_fn.trial import Worker
+from train_fn.model.base import NUMERICS, BaseModel
+from train_fn.parallel.ranks import Ranks
+from train_fn.trainers.custom_trial import run_custom_trial
+from train_fn.trainers.custom_worker import CustomWorker, PostLast, open_custom_worker
+from train_fn.trial import trial
+from train_fn.trial.machine_speed import Drift
+from train_fn.trial.trial import Worker
 
 
 def open_worker(

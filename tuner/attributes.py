@@ -10,7 +10,7 @@ from typing import Any
 
 import optuna
 
-from train_fn.spec import TrialResult
+from train_fn.contract.spec import TrialResult
 from tuner.console import outcome
 from tuner.units import human_bytes
 

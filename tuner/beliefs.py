@@ -12,8 +12,8 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from train_fn.spec import Reason, Status, TrialParams, TrialResult
-from train_fn.timing import student_t_975
+from train_fn.contract.spec import Reason, Status, TrialParams, TrialResult
+from train_fn.contract.timing import student_t_975
 from tuner.costs import AffineCosts, Feature, Observation, Point
 from tuner.disturbed import counting
 from tuner.held import held_by_batch

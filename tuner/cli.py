@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
-from train_fn.spec import Fault, InputError
+from train_fn.contract.spec import Fault, InputError
 from tuner.checks import check
 from tuner.config import Config, apply_demo_defaults, parse_knobs
 from tuner.units import shown

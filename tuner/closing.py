@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
-from train_fn.redaction import redact_url
+from train_fn.contract.redaction import redact_url
 
 _READER_GONE = (errno.EPIPE, errno.EIO)
 """What writing to a closed pipe and to a closed terminal gives."""

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_settings import NoDecode
 
+from train_fn.contract.spec import PRECISIONS, DataSpec, JobSpec, LoraSpec, OptimizerSpec, TrialParams
 from train_fn.custom import EXPECTED, FUNCTION_NAME
-from train_fn.spec import PRECISIONS, DataSpec, JobSpec, LoraSpec, OptimizerSpec, TrialParams
 from tuner.units import parse_duration, parse_size, shown
 
 if TYPE_CHECKING:

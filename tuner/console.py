@@ -16,7 +16,7 @@ from functools import wraps
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TextIO
 
-from train_fn.spec import InputError, Knob, Status, TrialParams, TrialResult
+from train_fn.contract.spec import InputError, Knob, Status, TrialParams, TrialResult
 from tuner.interval import NOT_KNOWN, measured_speed
 from tuner.summary import summary
 from tuner.units import human_bytes, human_seconds

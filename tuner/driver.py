@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from train_fn.spec import Reason, Status, TrialParams, TrialResult, TrialSpec
+from train_fn.contract.spec import Reason, Status, TrialParams, TrialResult, TrialSpec
 from tuner import interrupt, storage
 from tuner.console import Progress
 from tuner.failures import MAX_SAME_FAILURES, FailuresInARow

@@ -8,7 +8,7 @@ import math
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from train_fn.spec import Reason, Status, TrialResult
+from train_fn.contract.spec import Reason, Status, TrialResult
 from tuner.attributes import in_words, listed_constraints
 from tuner.stored import DIRECTIONS
 

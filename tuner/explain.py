@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
-from train_fn.spec import Reason, Status, TrialParams
+from train_fn.contract.spec import Reason, Status, TrialParams
 from tuner.disturbed import counting
 from tuner.held import probed_bytes
 from tuner.interval import NOT_KNOWN, measured_speed, slower_by, with_half_width

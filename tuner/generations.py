@@ -18,7 +18,7 @@ import optuna
 from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import BaseStorage
 
-from train_fn.spec import Fault, InputError, TrialParams
+from train_fn.contract.spec import Fault, InputError, TrialParams
 from tuner.identity import Identity, completed, differences, in_words
 from tuner.recommend import recommend
 from tuner.sampler import search_state

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from train_fn.stamps import data_stamp, model_stamp
+from train_fn.data.content_stamps import data_stamp, model_stamp
 
 if TYPE_CHECKING:
     from cluster.runtime import Node

@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Sequence
 
-from train_fn.spec import Reason, TrialParams, TrialResult
+from train_fn.contract.spec import Reason, TrialParams, TrialResult
 from tuner.disturbed import to_repeat
 from tuner.proofs import Proofs, current_budget
 from tuner.space import Measured, SearchState, Setting, is_out_of_memory, setting_of

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from train_fn.spec import Knob, KnownSteps, Status, TrialParams, TrialSpec
+from train_fn.contract.spec import Knob, KnownSteps, Status, TrialParams, TrialSpec
 from tuner.disturbed import failed_last, may_try_again
 from tuner.interval import measured_speed
 from tuner.outlook import ModelSettings, Outlook

@@ -17,7 +17,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from train_fn.spec import TrialParams, TrialResult
+from train_fn.contract.spec import TrialParams, TrialResult
 from tuner.console import outcome
 from tuner.result_file import restored
 from tuner.units import human_seconds

@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from train_fn.spec import Status, TrialParams
+from train_fn.contract.spec import Status, TrialParams
 from tuner.beliefs import Beliefs, Draws
 from tuner.interval import measured_speed
 from tuner.space import Measured, SearchState, is_out_of_memory

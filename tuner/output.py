@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from train_fn.redaction import know_url, redact, redact_url
+from train_fn.contract.redaction import know_url, redact, redact_url
 
 RESULT_FILE = "result.json"
 TRIALS_FILE = "trials.csv"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from cluster.jobs import working_dir_is_copy
 from cluster.runtime import Node
-from train_fn.sources import is_local
-from train_fn.spec import Fault
+from train_fn.contract.spec import Fault
+from train_fn.data.sources import is_local
 from tuner.config import Config
 
 _EVERYWHERE = "name one that every node has at the same place, or submit a job from the folder that holds it"

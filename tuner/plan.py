@@ -14,8 +14,8 @@ import re
 import sys
 from collections.abc import Iterator
 
-from train_fn.redaction import redact, redact_url, redacted_output
-from train_fn.spec import Fault, InputError
+from train_fn.contract.redaction import redact, redact_url, redacted_output
+from train_fn.contract.spec import Fault, InputError
 from tuner.cli import load
 from tuner.config import Config
 from tuner.output import local_folder

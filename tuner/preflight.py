@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from cluster import torch_check
 from cluster.admission import short
 from cluster.runtime import Node, lanes_that_fit
-from train_fn.demo import is_all
-from train_fn.spec import Fault, JobSpec
+from train_fn.contract.spec import Fault, JobSpec
+from train_fn.data.demo.demo import is_all
 from tuner import places
 from tuner.config import Config
 from tuner.output import Output

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from train_fn.spec import BASE_ALONE, MemoryPoint, Reason, Status, TrialParams, TrialResult
+from train_fn.contract.spec import BASE_ALONE, MemoryPoint, Reason, Status, TrialParams, TrialResult
 from tuner.held import held_bytes, probed_bytes, probes_of, refused_below
 from tuner.space import Measured, SearchState, Setting, at_size, is_out_of_memory, probed_point, setting_of
 from tuner.units import human_bytes

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from train_fn.spec import Status, TrialParams, TrialResult
-from train_fn.timing import are_comparable
+from train_fn.contract.spec import Status, TrialParams, TrialResult
+from train_fn.contract.timing import are_comparable
 from tuner.disturbed import counting, failed_last
 from tuner.held import held_bytes
 from tuner.interval import NOT_KNOWN, Prediction, measured_speed, speed_ratio

@@ -16,7 +16,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from train_fn.redaction import redact, redact_url
+from train_fn.contract.redaction import redact, redact_url
 from tuner.config import Config
 from tuner.output import local_folder
 from tuner.units import exact_duration, exact_size

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from train_fn.spec import TrialParams, TrialResult
+from train_fn.contract.spec import TrialParams, TrialResult
 from tuner.explain import Predictions, explain
 from tuner.output import REPORT_FILE, RESULT_FILE, TRIALS_FILE, Output, local_folder, split_place
 from tuner.recommend import pareto_front, recommend

@@ -19,8 +19,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from train_fn.redaction import know_url, redact_url, redacted_output
-from train_fn.spec import InputError
+from train_fn.contract.redaction import know_url, redact_url, redacted_output
+from train_fn.contract.spec import InputError
 from tuner import interrupt
 from tuner.cli import Options, load
 from tuner.closing import outlived, say, this_command

@@ -23,7 +23,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from train_fn.spec import PRECISIONS, Knob, TrialParams, TrialResult
+from train_fn.contract.spec import PRECISIONS, Knob, TrialParams, TrialResult
 from tuner.ledger import Ledger
 from tuner.outlook import ModelSettings, Outlook
 from tuner.space import SearchState, factorisations, knobs_of

@@ -191,8 +191,8 @@ class Search:
         from cluster.lane import LaneSpec
         from cluster.room import Room
         from cluster.sweep import run_sweep
-        from train_fn.environment import worker_environment
-        from train_fn.sources import with_paths
+        from train_fn.contract.environment import worker_environment
+        from train_fn.data.sources import with_paths
 
         config, device = self._config, self._device
         lane = LaneSpec(

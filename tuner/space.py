@@ -11,7 +11,16 @@ from functools import cached_property
 from itertools import product
 from typing import NamedTuple
 
-from train_fn.spec import PRECISIONS, Knob, Knobs, MemoryPoint, Reason, Status, TrialParams, TrialResult
+from train_fn.contract.spec import (
+    PRECISIONS,
+    Knob,
+    Knobs,
+    MemoryPoint,
+    Reason,
+    Status,
+    TrialParams,
+    TrialResult,
+)
 from tuner.disturbed import count_repeats
 
 AMPERE = (8, 0)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from train_fn.spec import Reason, Status, TrialResult
+from train_fn.contract.spec import Reason, Status, TrialResult
 from tuner.units import exact_duration
 
 LEAST_TIMED_STEPS = 4

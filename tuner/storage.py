@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
-from train_fn.spec import Fault, InputError, TrialResult, TrialSpec
+from train_fn.contract.spec import Fault, InputError, TrialResult, TrialSpec
 from tuner import interrupt
 from tuner.units import exact_duration
 

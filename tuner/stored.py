@@ -8,7 +8,7 @@ from typing import Any
 
 import optuna
 
-from train_fn.spec import Fault, InputError, Knob, TrialParams
+from train_fn.contract.spec import Fault, InputError, Knob, TrialParams
 from tuner.attributes import describe_study
 from tuner.sampler import precisions_known_to
 from tuner.space import knobs_of

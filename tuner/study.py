@@ -19,7 +19,7 @@ import optuna
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from train_fn.spec import Fault, InputError, Reason, Status, TrialParams, TrialResult, TrialSpec
+from train_fn.contract.spec import Fault, InputError, Reason, Status, TrialParams, TrialResult, TrialSpec
 from tuner.beliefs import Beliefs
 from tuner.endings import ended_trial, with_finite_objectives
 from tuner.expected import expected_budget

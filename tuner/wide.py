@@ -13,7 +13,7 @@ from itertools import islice
 
 import numpy as np
 
-from train_fn.spec import Status, TrialParams
+from train_fn.contract.spec import Status, TrialParams
 from tuner.beliefs import Beliefs
 from tuner.outlook import ModelSettings, Outlook, beliefs_of
 from tuner.space import Measured, SearchState

@@ -16,7 +16,7 @@ import optuna
 from replay import Searcher, study
 from surface import Surface
 
-from train_fn.spec import Status, TrialParams, TrialResult, TrialSpec
+from train_fn.contract.spec import Status, TrialParams, TrialResult, TrialSpec
 from tuner.endings import STATES
 from tuner.space import is_out_of_memory
 from tuner.stored import DIRECTIONS

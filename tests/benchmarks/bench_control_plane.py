@@ -32,7 +32,7 @@ from ray import tune
 from cluster.lane import LaneSpec
 from cluster.runtime import connected
 from cluster.sweep import run_sweep
-from train_fn.spec import JobSpec, MemoryPoint, Reason, Status, TrialParams, TrialResult, TrialSpec
+from train_fn.contract.spec import JobSpec, MemoryPoint, Reason, Status, TrialParams, TrialResult, TrialSpec
 from tuner.console import Progress
 from tuner.driver import StudySource
 from tuner.outlook import ModelSettings

@@ -32,10 +32,10 @@ import torch.distributed as dist
 import transformers
 from side_by_side import MIB, Measured
 
-from train_fn.demo import demo
+from train_fn.contract.spec import PRECISIONS, DataSpec, JobSpec
+from train_fn.data.demo.demo import demo
 from train_fn.memory.out_of_memory import is_out_of_memory
 from train_fn.session import open_worker
-from train_fn.spec import PRECISIONS, DataSpec, JobSpec
 
 SHAPES = {  # of Qwen2.5: layers, hidden, intermediate, heads, key-value heads, vocabulary, tied embeddings
     "tiny": (2, 64, 128, 4, 2, 2_048, True),

@@ -22,8 +22,8 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 from cluster.lane import LaneSpec
 from cluster.runtime import connected
 from cluster.sweep import run_sweep
-from train_fn.environment import worker_environment
-from train_fn.spec import DataSpec, JobSpec, TrialParams, TrialResult, TrialSpec
+from train_fn.contract.environment import worker_environment
+from train_fn.contract.spec import DataSpec, JobSpec, TrialParams, TrialResult, TrialSpec
 
 JOB = JobSpec(
     global_batch_size=8,

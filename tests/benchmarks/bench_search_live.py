@@ -39,7 +39,7 @@ from rich.console import Console
 from rich.table import Table
 from surface import Surface
 
-from train_fn.spec import JobSpec, Reason, Status, TrialParams, TrialResult, TrialSpec
+from train_fn.contract.spec import JobSpec, Reason, Status, TrialParams, TrialResult, TrialSpec
 from tuner.cli import load as load_config
 from tuner.config import Config
 from tuner.output import RESULT_FILE
@@ -222,7 +222,7 @@ def _driver(config: dict[str, Any], job: dict[str, Any], folder: str) -> None:
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    from train_fn.environment import worker_environment
+    from train_fn.contract.environment import worker_environment
 
     params = _with_accumulation(config["params"], job)
     on_gpu = job["device"] == "cuda"

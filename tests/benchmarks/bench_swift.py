@@ -37,10 +37,10 @@ from typing import Any
 
 import numpy as np
 
-from train_fn.batching import global_batches
-from train_fn.demo import demo
-from train_fn.environment import worker_environment
-from train_fn.spec import DataSpec, JobSpec, TrialResult
+from train_fn.contract.environment import worker_environment
+from train_fn.contract.spec import DataSpec, JobSpec, TrialResult
+from train_fn.data.demo.demo import demo
+from train_fn.trial.batching import global_batches
 
 WORLD_SIZE = 2
 PACKAGES = ["ms-swift==4.6.*", "torch==2.13.0", "numpy>=2"]
@@ -215,8 +215,8 @@ def check_lengths(job: JobSpec, reported: str) -> None:
     """Both sides must have made the same of the rows: number, mean, shortest and longest sample."""
     from transformers import AutoTokenizer
 
-    from train_fn import data
-    from train_fn.demo import model_source
+    from train_fn.data import samples as data
+    from train_fn.data.demo.demo import model_source
 
     lengths = data.load(job.data, AutoTokenizer.from_pretrained(model_source(job)), None).train.lengths
     parts = [f"{lengths.mean():.6f}", f"min={lengths.min():.6f}", f"max={lengths.max():.6f}"]

@@ -13,7 +13,7 @@ batches, per-device batch, accumulation, precision, adapter and optimizer; after
 step, and the slowest rank counts. A pair's ratio is the `Trainer`'s seconds by ours: above 1 we are faster.
 
 With `--compile` the other side is ours with `torch_compile` (padded, where ours may pack), and time alone is
-measured; what compiling takes is told apart. With `--unfused` it is ours without `train_fn.fused`.
+measured; what compiling takes is told apart. With `--unfused` it is ours without `train_fn.model.fused`.
 
 Memory: each side in fresh processes, live memory at its worst (the longest samples, optimizer state in
 place), base model included, see `side_by_side.trainer_peak_bytes`.
@@ -30,8 +30,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from train_fn.environment import worker_environment
-from train_fn.spec import PRECISIONS, DataSpec, JobSpec
+from train_fn.contract.environment import worker_environment
+from train_fn.contract.spec import PRECISIONS, DataSpec, JobSpec
 
 WORLD_SIZE = 2
 GIB = 1 << 30
@@ -114,7 +114,7 @@ def peaks(ours: list[int] | None, theirs: list[int] | None) -> str:
 def job_of(args: argparse.Namespace, case: str, model: str | None, global_batch: int, folder: Path) -> Any:
     import dataclasses
 
-    from train_fn.demo import demo
+    from train_fn.data.demo.demo import demo
 
     train, validation = args.train, args.validation
     columns: dict[str, Any] = {

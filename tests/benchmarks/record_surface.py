@@ -23,7 +23,7 @@ from typing import Any
 import surface
 from surface import FOLDER, Surface
 
-from train_fn.spec import Status, TrialParams, TrialResult
+from train_fn.contract.spec import Status, TrialParams, TrialResult
 from tuner.cli import load as load_config
 from tuner.output import RESULT_FILE
 from tuner.results import load_result
@@ -156,7 +156,7 @@ def _model_arguments(llama: str | None, folder: Path) -> list[str]:
     from side_by_side import save_random_model
     from transformers import LlamaConfig
 
-    from train_fn.demo import demo
+    from train_fn.data.demo.demo import demo
 
     layers, width, vocabulary = map(int, llama.split("x"))
     config = LlamaConfig(

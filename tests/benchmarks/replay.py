@@ -20,8 +20,7 @@ import optuna
 from optuna.trial import FrozenTrial
 from surface import Surface, peak_bytes
 
-from train_fn.early import EarlyEnd
-from train_fn.spec import (
+from train_fn.contract.spec import (
     MEASURED,
     JobSpec,
     MemoryPoint,
@@ -31,7 +30,8 @@ from train_fn.spec import (
     TrialResult,
     TrialSpec,
 )
-from train_fn.timing import rate_with_interval
+from train_fn.contract.timing import rate_with_interval
+from train_fn.trial.early_stop import EarlyEnd
 from tuner.outlook import ModelSettings
 from tuner.sampler import make_sampler
 from tuner.space import Measured, Setting, is_out_of_memory, setting_of

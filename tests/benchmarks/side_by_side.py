@@ -27,14 +27,14 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 
-from train_fn import batching
-from train_fn.data import Samples
-from train_fn.demo import demo
+from train_fn.contract.spec import Knobs, LoraSpec, Reason, Status, TrialParams, TrialResult, TrialSpec
+from train_fn.data.demo.demo import demo
+from train_fn.data.samples import Samples
 from train_fn.memory.out_of_memory import is_out_of_memory
-from train_fn.model import NUMERICS
+from train_fn.model.base import NUMERICS
 from train_fn.session import run_trial
-from train_fn.spec import Knobs, LoraSpec, Reason, Status, TrialParams, TrialResult, TrialSpec
-from train_fn.trial import Worker
+from train_fn.trial import batching
+from train_fn.trial.trial import Worker
 
 MIB = 1 << 20
 
@@ -249,7 +249,7 @@ def run_compiled(worker: Worker, params: TrialParams) -> Measured:
 
 def run_unfused(worker: Worker, params: TrialParams) -> Measured:
     """A trial of ours with the operations of the model's and PEFT's own code. Collective."""
-    with mock.patch("train_fn.trial.fused", contextlib.nullcontext):
+    with mock.patch("train_fn.trial.trial.fused", contextlib.nullcontext):
         return run_ours(worker, params)[0]
 
 

@@ -14,8 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from train_fn.spec import Status, TrialParams, TrialResult
-from train_fn.timing import rate_with_interval
+from train_fn.contract.spec import Status, TrialParams, TrialResult
+from train_fn.contract.timing import rate_with_interval
 from tuner.space import setting_of
 
 FOLDER = Path(__file__).with_name("surfaces")

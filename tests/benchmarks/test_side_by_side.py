@@ -7,9 +7,9 @@ from peft.tuners.lora import LoraLayer
 from side_by_side import adapted
 from transformers import AutoModelForCausalLM
 
-from train_fn.demo import demo
-from train_fn.model import attached
-from train_fn.spec import LoraSpec
+from train_fn.contract.spec import LoraSpec
+from train_fn.data.demo.demo import demo
+from train_fn.model.base import attached
 
 
 def test_its_adapter_casts_inputs_as_peft_does_and_begins_as_ours() -> None:

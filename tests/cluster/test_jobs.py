@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cluster import job_client, jobs
-from train_fn.spec import InputError
+from train_fn.contract.spec import InputError
 
 
 class Status(str):

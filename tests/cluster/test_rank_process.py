@@ -15,8 +15,8 @@ import pytest
 from cluster import rank_process
 from cluster.rank_process import RankEndedError, RankProcess
 from cluster.starts import Ending
-from train_fn.environment import worker_environment
-from train_fn.spec import JobSpec
+from train_fn.contract.environment import worker_environment
+from train_fn.contract.spec import JobSpec
 
 pytestmark = pytest.mark.slow  # each imports torch
 

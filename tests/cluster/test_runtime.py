@@ -9,7 +9,7 @@ import pytest
 
 from cluster.gpus import Gpu
 from cluster.runtime import Node, connected, lanes_that_fit, this_node
-from train_fn.spec import InputError
+from train_fn.contract.spec import InputError
 
 GPU = Gpu("GPU-1", "NVIDIA GeForce RTX 4090", 24 << 30, (8, 9))
 

@@ -16,7 +16,7 @@ from ray.tune.search import Searcher
 from cluster import sweep
 from cluster.lane import LaneLostError
 from cluster.sweep import LaneScheduler, SourceSearcher
-from train_fn.spec import Status, TrialParams, TrialResult, TrialSpec
+from train_fn.contract.spec import Status, TrialParams, TrialResult, TrialSpec
 
 COMPLETE = TrialResult(
     status=Status.COMPLETE,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fake_driver import FakeDriver
 
-from train_fn import cuda
+from train_fn.memory import cuda_check as cuda
 
 pytestmark = pytest.mark.slow  # each imports torch
 

@@ -17,12 +17,12 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "train_fn"))
 from scenarios import main, ran
 
-from train_fn.collective import join
+from train_fn.contract.spec import JobSpec
 from train_fn.memory.base import Memory, Peak
 from train_fn.memory.budget import open_memory
+from train_fn.parallel.ranks import join
 from train_fn.session import open_worker
-from train_fn.spec import JobSpec
-from train_fn.trial import Worker
+from train_fn.trial.trial import Worker
 
 MIB = 1 << 20
 

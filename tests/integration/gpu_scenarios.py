@@ -26,8 +26,8 @@ from cluster.lane import Lane, LaneSpec, WorkerGroup
 from cluster.runtime import connected
 from cluster.sweep import run_sweep
 from cluster.workers import _device, _own_gpu
-from train_fn.environment import worker_environment
-from train_fn.spec import JobSpec, TrialParams, TrialResult, TrialSpec
+from train_fn.contract.environment import worker_environment
+from train_fn.contract.spec import JobSpec, TrialParams, TrialResult, TrialSpec
 
 BUSY = "process {} 1 3221225472 80"
 TRIAL = TrialSpec(

@@ -20,7 +20,7 @@ from ray import tune
 
 from cluster.lane import LaneSpec
 from cluster.sweep import run_sweep
-from train_fn.spec import JobSpec, Status, TrialParams, TrialResult, TrialSpec
+from train_fn.contract.spec import JobSpec, Status, TrialParams, TrialResult, TrialSpec
 
 BEAT_SECONDS = 0.5
 POINT = TrialParams(

@@ -205,7 +205,7 @@ def large_model(tmp_path: Path) -> Path:
     make = f"""
 from pathlib import Path
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from train_fn.demo import demo
+from train_fn.data.demo.demo import demo
 small, large = demo().model, Path({str(folder)!r})
 AutoTokenizer.from_pretrained(small).save_pretrained(large)
 config = AutoConfig.from_pretrained(small)

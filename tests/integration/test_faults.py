@@ -37,9 +37,9 @@ GO_ON = "everything measured; the same command goes on, and measures the point i
 
 ONE_RANK_TIMES_OUT = """
 from datetime import timedelta
-import torch.distributed as dist, torch, time, train_fn.watchdog
+import torch.distributed as dist, torch, time, train_fn.trainers.watchdog
 
-train_fn.watchdog.GRACE_SECONDS = 1.0
+train_fn.trainers.watchdog.GRACE_SECONDS = 1.0
 
 def train(context):
     if context.params.per_device_train_batch_size == 2 and context.params.knobs["pace"] == 1.0:

@@ -25,7 +25,7 @@ import pytest
 import yaml
 from conftest import ROOT, Cluster
 
-from train_fn.demo import demo
+from train_fn.data.demo.demo import demo
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -15,7 +15,7 @@ from conftest import ROOT
 from postgresql import PostgreSQL, binaries
 from sleepy import SLEEPY, few_trials
 
-from train_fn.spec import Status, TrialResult
+from train_fn.contract.spec import Status, TrialResult
 from tuner.driver import StudySource
 from tuner.space import candidates
 from tuner.storage import StorageLostError, kept, parse_storage

@@ -27,10 +27,10 @@ cluster: {memory_budget: 96MiB, disturbance_check: false}
 """
 
 OWN_FUNCTION = """
-import torch, train_fn.watchdog
+import torch, train_fn.trainers.watchdog
 from torch.nn.parallel import DistributedDataParallel
 
-train_fn.watchdog.GRACE_SECONDS = 1.0
+train_fn.trainers.watchdog.GRACE_SECONDS = 1.0
 
 def train(context):
     model = DistributedDataParallel(torch.nn.Linear(8, 8))

@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT, SMALL, Cluster
 from ftp_server import PASSWORD, serving
 
-from train_fn.demo import demo
+from train_fn.data.demo.demo import demo
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
 

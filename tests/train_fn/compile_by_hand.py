@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from test_knobs import assert_same_steps, measured, usual, worker
 
-from train_fn.spec import TrialResult
-from train_fn.trial import Worker
+from train_fn.contract.spec import TrialResult
+from train_fn.trial.trial import Worker
 
 __all__ = ["usual", "worker"]
 

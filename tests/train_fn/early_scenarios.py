@@ -8,8 +8,8 @@ from typing import Any
 import torch.distributed as dist
 from parts import CPU, ran
 
+from train_fn.contract.spec import JobSpec, KnownSteps
 from train_fn.session import open_worker
-from train_fn.spec import JobSpec, KnownSteps
 
 
 def early_ends(job: JobSpec) -> Any:

@@ -8,11 +8,11 @@ from typing import Any
 
 from parts import CPU, VOCAB, Row, params, ran, with_job, with_rows
 
+from train_fn.contract.spec import JobSpec, TrialResult, TrialSpec
 from train_fn.memory.base import Peak
 from train_fn.memory.cpu import CpuMemory
 from train_fn.session import open_worker, run_trial
-from train_fn.spec import JobSpec, TrialResult, TrialSpec
-from train_fn.trial import Worker
+from train_fn.trial.trial import Worker
 
 BATCHES_PER_EPOCH = 2
 

@@ -12,17 +12,18 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from train_fn import batching, data
-from train_fn.collate import IGNORE, collate
-from train_fn.collective import Ranks
-from train_fn.data import Samples, SampleSets
-from train_fn.demo import demo
-from train_fn.drift import Drift
+from train_fn.contract.spec import JobSpec, TrialParams, TrialResult, TrialSpec
+from train_fn.data import samples as data
+from train_fn.data.collate import IGNORE, collate
+from train_fn.data.demo.demo import demo
+from train_fn.data.samples import Samples, SampleSets
 from train_fn.memory.cpu import CpuMemory
-from train_fn.model import BaseModel, attached
+from train_fn.model.base import BaseModel, attached
+from train_fn.parallel.ranks import Ranks
 from train_fn.session import run_trial
-from train_fn.spec import JobSpec, TrialParams, TrialResult, TrialSpec
-from train_fn.trial import Worker, _Trial
+from train_fn.trial import batching
+from train_fn.trial.machine_speed import Drift
+from train_fn.trial.trial import Worker, _Trial
 
 CPU = torch.device("cpu")
 MIB = 1 << 20

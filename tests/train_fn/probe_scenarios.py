@@ -7,11 +7,11 @@ from typing import Any
 
 from parts import CPU, params, ran, with_budget
 
-from train_fn.collate import worst_case, worst_case_tokens
-from train_fn.packing import packed
+from train_fn.contract.spec import JobSpec, Knobs, TrialParams, TrialSpec
+from train_fn.data.collate import worst_case, worst_case_tokens
+from train_fn.model.packing import packed
 from train_fn.session import open_worker, run_trial
-from train_fn.spec import JobSpec, Knobs, TrialParams, TrialSpec
-from train_fn.trial import Worker
+from train_fn.trial.trial import Worker
 
 
 def probes(job: JobSpec, sizes: list[int], settings: list[Any]) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from train_fn.spec import DataSpec, JobSpec, TrialResult
+from train_fn.contract.spec import DataSpec, JobSpec, TrialResult
 
 PAIRS, LONGS, LONGER = 10, 5, 5
 ATTEMPTS = 5

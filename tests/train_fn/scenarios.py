@@ -37,13 +37,13 @@ from probe_scenarios import probes
 from property_scenarios import split_properties
 from trainer_scenario import against_trainer
 
-from train_fn.collective import Ranks
-from train_fn.demo import demo
+from train_fn.contract.spec import JobSpec, OptimizerSpec
+from train_fn.data.demo.demo import demo
 from train_fn.memory import cpu
 from train_fn.memory.cpu import CpuMemory
+from train_fn.parallel.ranks import Ranks
 from train_fn.session import open_worker
-from train_fn.spec import JobSpec, OptimizerSpec
-from train_fn.trial import Worker
+from train_fn.trial.trial import Worker
 
 
 def main(scenarios: dict[str, Callable[..., Any]]) -> None:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, SequentialSampler
 
-from train_fn import batching
-from train_fn.spec import JobSpec
+from train_fn.contract.spec import JobSpec
+from train_fn.trial import batching
 
 Case = tuple[np.ndarray, np.ndarray, int, int, int]
 

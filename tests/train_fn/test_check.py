@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from train_fn.check import check
-from train_fn.demo import demo
-from train_fn.spec import DataSpec, JobSpec, LoraSpec
+from train_fn.contract.spec import DataSpec, JobSpec, LoraSpec
+from train_fn.data.demo.demo import demo
 
 
 @pytest.fixture(autouse=True)

@@ -8,13 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train_fn.collate import IGNORE, collate, worst_case
+from train_fn.data.collate import IGNORE, collate, worst_case
 
 PAD = 99
 
 
 class Lists:
-    """Samples as lists; the interface of `train_fn.data.Samples`."""
+    """Samples as lists; the interface of `train_fn.data.samples.Samples`."""
 
     vision = patches = None
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
+from train_fn.contract.spec import GROUP_ENDS, JobSpec, OptimizerSpec, Reason, Status, TrialResult
 from train_fn.custom import check_function
-from train_fn.spec import GROUP_ENDS, JobSpec, OptimizerSpec, Reason, Status, TrialResult
 
 IMPATIENT = """
-import sys, train_fn.server, train_fn.watchdog
-train_fn.watchdog.GRACE_SECONDS = 1.0
+import sys, train_fn.server, train_fn.trainers.watchdog
+train_fn.trainers.watchdog.GRACE_SECONDS = 1.0
 sys.argv[0] = "server"
 sys.exit(train_fn.server.main())
 """

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from train_fn.data import Samples, load, max_positions
-from train_fn.demo import demo
-from train_fn.spec import DataSpec, InputError
+from train_fn.contract.spec import DataSpec, InputError
+from train_fn.data.demo.demo import demo
+from train_fn.data.samples import Samples, load, max_positions
 
 QWEN3_LIKE = (  # without generation tags; it adds an empty thought to the last turn alone
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -227,7 +227,7 @@ def test_tokens_are_cached_and_the_cache_knows_what_they_depend_on(
     assert again.train.lengths.tolist() == first.train.lengths.tolist()
     write([{"prompt": "longer than before, much longer", "response": "x"}] * 20)  # the same file, changed
     assert load(spec, tokenizer, 1024).train.lengths.tolist() != first.train.lengths.tolist()
-    monkeypatch.setattr("train_fn.data.RECIPE_VERSION", 2)
+    monkeypatch.setattr("train_fn.data.samples.RECIPE_VERSION", 2)
     before = set(cache.rglob("*.arrow"))
     load(spec, tokenizer, 1024)
     assert len(set(cache.rglob("*.arrow")) - before) == 2

@@ -18,9 +18,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from train_fn.data import SampleSets, load
-from train_fn.demo import NUM_TRAIN_SAMPLES, DemoPaths, demo, is_all, model_source
-from train_fn.spec import DataSpec, InputError, JobSpec, LoraSpec
+from train_fn.contract.spec import DataSpec, InputError, JobSpec, LoraSpec
+from train_fn.data.demo.demo import NUM_TRAIN_SAMPLES, DemoPaths, demo, is_all, model_source
+from train_fn.data.samples import SampleSets, load
 
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 
@@ -38,12 +38,12 @@ def samples(made: DemoPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_importing_it_is_cheap() -> None:
     heavy = {"torch", "transformers", "datasets", "peft"}
-    code = f"import sys, train_fn.demo, train_fn.check; print({heavy} & {{*sys.modules}})"
+    code = f"import sys, train_fn.data.demo.demo, train_fn.check; print({heavy} & {{*sys.modules}})"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
 
 
 def test_processes_may_race_and_make_the_same_as_any_other(made: DemoPaths, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from train_fn.demo import demo; demo()"]
+    command = [sys.executable, "-c", "from train_fn.data.demo.demo import demo; demo()"]
     environment = {**os.environ, "LORA_BATCH_TUNER_CACHE": str(tmp_path)}
     racers = [subprocess.Popen(command, env=environment) for _ in range(2)]
     assert [racer.wait() for racer in racers] == [0, 0]
@@ -59,7 +59,7 @@ def test_the_cache_follows_xdg_and_is_not_made_twice(tmp_path: Path, monkeypatch
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     made_here = []
     monkeypatch.setattr(
-        "train_fn.demo._make", lambda paths: (paths.model.mkdir(parents=True), made_here.append(1))
+        "train_fn.data.demo.demo._make", lambda paths: (paths.model.mkdir(parents=True), made_here.append(1))
     )
     assert demo() == demo()
     assert demo().model.parents[1] == tmp_path / "lora-batch-tuner"
@@ -81,7 +81,7 @@ def test_a_failed_making_leaves_nothing_behind(tmp_path: Path, monkeypatch: pyte
         raise RuntimeError("killed")
 
     monkeypatch.setenv("LORA_BATCH_TUNER_CACHE", str(tmp_path))
-    monkeypatch.setattr("train_fn.demo._make", fail)
+    monkeypatch.setattr("train_fn.data.demo.demo._make", fail)
     with pytest.raises(RuntimeError, match="killed"):
         demo()
     assert list(tmp_path.iterdir()) == []
@@ -121,7 +121,7 @@ def test_model_and_tokenizer_fit_each_other(made: DemoPaths) -> None:
 
 
 def test_making_the_model_leaves_the_callers_random_numbers_alone(tmp_path: Path, made: DemoPaths) -> None:
-    from train_fn.demo import _save_model
+    from train_fn.data.demo.demo import _save_model
 
     torch.manual_seed(1)
     expected = torch.rand(3)

@@ -5,9 +5,9 @@ import random
 import pytest
 import torch
 
-from train_fn import drift as drift_module
-from train_fn.drift import Drift
-from train_fn.timing import rate_with_interval, steps_for_target, timing_notes
+from train_fn.contract.timing import rate_with_interval, steps_for_target, timing_notes
+from train_fn.trial import machine_speed as drift_module
+from train_fn.trial.machine_speed import Drift
 
 
 @pytest.fixture

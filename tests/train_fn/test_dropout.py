@@ -11,8 +11,8 @@ import pytest
 import torch
 from parts import TINY_LLAMA, VOCAB, Recorded, Row, lone_worker, params, save_model, with_job
 
-from train_fn.spec import LoraSpec, OptimizerSpec, Status, TrialResult
-from train_fn.trial import Worker
+from train_fn.contract.spec import LoraSpec, OptimizerSpec, Status, TrialResult
+from train_fn.trial.trial import Worker
 
 BATCH = 8
 STILL = OptimizerSpec(learning_rate=0.0)

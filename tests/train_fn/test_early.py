@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from train_fn.early import HOPELESS_TIMED_STEPS, KNOWN_TIMED_STEPS, EarlyEnd
-from train_fn.spec import (
+from train_fn.contract.spec import (
     MEASURED,
     DataSpec,
     JobSpec,
@@ -19,6 +18,7 @@ from train_fn.spec import (
     TrialResult,
     TrialSpec,
 )
+from train_fn.trial.early_stop import HOPELESS_TIMED_STEPS, KNOWN_TIMED_STEPS, EarlyEnd
 
 STEPS, WARMUP = 40, 2
 JOB = JobSpec(global_batch_size=10, steps=STEPS, warmup_steps=WARMUP)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from train_fn.environment import worker_environment
+from train_fn.contract.environment import worker_environment
 
 
 def test_a_gpu_worker_has_the_allocator_that_the_tuner_was_started_with(

@@ -26,8 +26,8 @@ from parts import (
     with_job,
 )
 
-from train_fn.spec import OptimizerSpec, Status
-from train_fn.trial import Worker
+from train_fn.contract.spec import OptimizerSpec, Status
+from train_fn.trial.trial import Worker
 
 LONGEST = 24
 USUAL = {**TINY_LLAMA, "max_position_embeddings": LONGEST}

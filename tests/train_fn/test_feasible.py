@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from train_fn.spec import JobSpec, Reason, Status
+from train_fn.contract.spec import JobSpec, Reason, Status
 
 KIB = 1 << 10
 CASES = 7

@@ -14,8 +14,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from train_fn.fused import fused
-from train_fn.fused_ops import lora_linear, rms_norm, rotary
+from train_fn.model.fused import fused
+from train_fn.model.fused_ops import lora_linear, rms_norm, rotary
 
 HEADS_OF_8 = {**TINY_LLAMA, "head_dim": 8}
 

@@ -15,12 +15,12 @@ import torch
 from parts import TINY_LLAMA, VOCAB, Row, lone_worker, params, save_model
 from torch import nn
 
-from train_fn import knobs
-from train_fn.ahead import made_ahead
-from train_fn.optimizers import allocate_state, make_optimizer
+from train_fn.contract import knobs
+from train_fn.contract.spec import Knobs, OptimizerSpec, Reason, Status, TrialResult, TrialSpec
+from train_fn.model.optimizers import allocate_state, make_optimizer
 from train_fn.session import run_trial
-from train_fn.spec import Knobs, OptimizerSpec, Reason, Status, TrialResult, TrialSpec
-from train_fn.trial import Worker
+from train_fn.trial.prefetch import made_ahead
+from train_fn.trial.trial import Worker
 
 # What is allowed.
 

@@ -16,10 +16,10 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from train_fn import loss as loss_module
-from train_fn.collate import IGNORE, Batch
-from train_fn.loss import summed_cross_entropy, summed_loss
-from train_fn.shortcuts import Shortcuts, find_shortcuts
+from train_fn.data.collate import IGNORE, Batch
+from train_fn.model import loss as loss_module
+from train_fn.model.loss import summed_cross_entropy, summed_loss
+from train_fn.model.shortcuts import Shortcuts, find_shortcuts
 
 VOCAB = 97
 SIZES = {

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from parts import CPU, MIB
 
-from train_fn.collective import Ranks
 from train_fn.memory import cpu
 from train_fn.memory.budget import agreed_memory, resolve_budget
 from train_fn.memory.cpu import CpuMemory, MachineFullError, OverBudgetError
 from train_fn.memory.out_of_memory import is_out_of_memory
+from train_fn.parallel.ranks import Ranks
 
 
 def touch(mib: float) -> torch.Tensor:

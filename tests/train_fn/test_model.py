@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from train_fn.demo import demo
-from train_fn.model import NUMERICS, BaseModel, attached
-from train_fn.spec import PRECISIONS, LoraSpec
+from train_fn.contract.spec import PRECISIONS, LoraSpec
+from train_fn.data.demo.demo import demo
+from train_fn.model.base import NUMERICS, BaseModel, attached
 
 CPU = torch.device("cpu")
 TOKENS = torch.arange(5, 25).reshape(2, 10)

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from train_fn.collective import Ranks
+from train_fn.contract.spec import Reason, Status
 from train_fn.memory.base import Memory, Peak
 from train_fn.memory.out_of_memory import requested_bytes
-from train_fn.outcome import Attempts, Failure, TrialStoppedError, one_line
-from train_fn.spec import Reason, Status
+from train_fn.parallel.attempts import Attempts, Failure, TrialStoppedError, one_line
+from train_fn.parallel.ranks import Ranks
 
 CPU_MESSAGE = (
     "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: "

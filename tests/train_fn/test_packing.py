@@ -9,13 +9,13 @@ import torch
 from parts import TINY_LLAMA, lone_worker, params, save_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from train_fn.batching import balanced, most_tokens
-from train_fn.collate import IGNORE, Batch
-from train_fn.loss import summed_loss
-from train_fn.packing import packed, packed_attention
-from train_fn.shortcuts import Shortcuts, find_shortcuts
-from train_fn.spec import TrialSpec
-from train_fn.trial import _Trial
+from train_fn.contract.spec import TrialSpec
+from train_fn.data.collate import IGNORE, Batch
+from train_fn.model.loss import summed_loss
+from train_fn.model.packing import packed, packed_attention
+from train_fn.model.shortcuts import Shortcuts, find_shortcuts
+from train_fn.trial.batching import balanced, most_tokens
+from train_fn.trial.trial import _Trial
 
 VOCAB = 97
 LENGTHS = (9, 1, 14, 4)

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from train_fn import redaction
-from train_fn.redaction import know, know_url, redact, redact_url, redacted_output
+from train_fn.contract import redaction
+from train_fn.contract.redaction import know, know_url, redact, redact_url, redacted_output
 
 
 @pytest.fixture(autouse=True)

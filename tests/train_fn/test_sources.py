@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from train_fn import sources
-from train_fn.sources import is_local, loadable, with_paths
-from train_fn.spec import DataSpec, InputError, JobSpec
+from train_fn.contract.spec import DataSpec, InputError, JobSpec
+from train_fn.data import sources
+from train_fn.data.sources import is_local, loadable, with_paths
 
 Serve = Callable[[int], list[str]]
 

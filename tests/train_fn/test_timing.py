@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train_fn.timing import (
+from train_fn.contract.timing import (
     are_comparable,
     is_known,
     rate_with_interval,

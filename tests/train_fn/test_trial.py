@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from parts import lone_worker, ran, with_budget
 
-from train_fn.demo import demo
-from train_fn.outcome import constraints
-from train_fn.spec import DataSpec, JobSpec, OptimizerSpec, Reason, Status, TrialResult
+from train_fn.contract.spec import DataSpec, JobSpec, OptimizerSpec, Reason, Status, TrialResult
+from train_fn.data.demo.demo import demo
+from train_fn.parallel.attempts import constraints
 
 MIB = 1 << 20
 SMALL = JobSpec(global_batch_size=8, steps=3, warmup_steps=1, data=DataSpec(max_validation_samples=12))

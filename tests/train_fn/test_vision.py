@@ -17,13 +17,14 @@ import tiny_vision
 import torch
 from PIL import Image
 
-from train_fn import batching, data
 from train_fn.check import check
-from train_fn.collate import IGNORE, collate, worst_case
-from train_fn.demo import demo
-from train_fn.model import BaseModel, attached
-from train_fn.spec import DataSpec, InputError, JobSpec, LoraSpec, Status
-from train_fn.vision import Vision, image_size, load_image
+from train_fn.contract.spec import DataSpec, InputError, JobSpec, LoraSpec, Status
+from train_fn.data import samples as data
+from train_fn.data.collate import IGNORE, collate, worst_case
+from train_fn.data.demo.demo import demo
+from train_fn.data.images import Vision, image_size, load_image
+from train_fn.model.base import BaseModel, attached
+from train_fn.trial import batching
 
 CPU = torch.device("cpu")
 
@@ -439,6 +440,6 @@ def test_a_folder_without_a_processor(models: dict[str, Path], rows: DataSpec, t
 def test_pillow_is_asked_for(
     models: dict[str, Path], rows: DataSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train_fn.vision.find_spec", lambda name: None)
+    monkeypatch.setattr("train_fn.data.images.find_spec", lambda name: None)
     (line,) = faults(model=str(models["llava"]), data=rows)
     assert line == "data.image: images need Pillow, which is missing: pip install pillow"

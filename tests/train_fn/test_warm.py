@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from train_fn.spec import DataSpec, JobSpec, Reason, Status, TrialResult
+from train_fn.contract.spec import DataSpec, JobSpec, Reason, Status, TrialResult
 
 MIB = 1 << 20
 Point = tuple[int, int, str, bool]

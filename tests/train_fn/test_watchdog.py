@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from train_fn import watchdog
-from train_fn.outcome import Failure
-from train_fn.spec import Reason
-from train_fn.watchdog import Watchdog
+from train_fn.contract.spec import Reason
+from train_fn.parallel.attempts import Failure
+from train_fn.trainers import watchdog
+from train_fn.trainers.watchdog import Watchdog
 
 ERROR = Failure(Reason.ERROR, "KeyError: 'x'")
 OOM = Failure(Reason.OOM, "out of memory", needed_bytes=7)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from train_fn.spec import JobSpec
-from train_fn.weights import weights_bytes
+from train_fn.contract.spec import JobSpec
+from train_fn.model.weights import weights_bytes
 
 
 def test_of_two_kinds_of_files_one_is_loaded(tmp_path: Path) -> None:

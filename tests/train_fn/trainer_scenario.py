@@ -10,10 +10,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from train_fn.batching import global_batches, plain
+from train_fn.contract.spec import JobSpec, TrialParams, TrialSpec
 from train_fn.session import open_worker
-from train_fn.spec import JobSpec, TrialParams, TrialSpec
-from train_fn.trial import Worker, _Trial
+from train_fn.trial.batching import global_batches, plain
+from train_fn.trial.trial import Worker, _Trial
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from train_fn.spec import JobSpec, Reason, Status, TrialResult
+from train_fn.contract.spec import JobSpec, Reason, Status, TrialResult
 
 TRIALS = 200
 GRID = [

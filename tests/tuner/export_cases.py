@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from train_fn.knobs import CHOICES
-from train_fn.spec import PRECISIONS, DataSpec, JobSpec, Knobs, LoraSpec, OptimizerSpec, TrialParams
+from train_fn.contract.knobs import CHOICES
+from train_fn.contract.spec import PRECISIONS, DataSpec, JobSpec, Knobs, LoraSpec, OptimizerSpec, TrialParams
 from tuner.exports.setting import Setting
 
 LAYOUTS: tuple[dict[str, Any], ...] = (

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from train_fn.spec import Reason
+from train_fn.contract.spec import Reason
 from tuner.advice import next_step
 from tuner.closing import this_command
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from train_fn.spec import InputError, JobSpec
+from train_fn.contract.spec import InputError, JobSpec
 from tuner.cli import load
 from tuner.config import DEMO_DEFAULTS, DEMO_DEFAULTS_CPU, Config
 from tuner.resolve import fingerprint, resolve, to_yaml

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from train_fn.spec import Fault, InputError, Knobs, Status, TrialParams, TrialResult
+from train_fn.contract.spec import Fault, InputError, Knobs, Status, TrialParams, TrialResult
 from tuner.console import Progress, outcome, print_dry_run, print_faults, print_table, training_arguments
 
 ESCAPE = "\x1b"

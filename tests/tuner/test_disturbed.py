@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from train_fn.spec import MEASURED, Reason, Status, TrialResult
+from train_fn.contract.spec import MEASURED, Reason, Status, TrialResult
 from tuner.console import print_table
 from tuner.disturbed import MAX_REPEATS, count_repeats, counting, to_repeat
 from tuner.model_search import next_step

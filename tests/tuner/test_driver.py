@@ -10,7 +10,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from train_fn.spec import Reason, Status, TrialResult, TrialSpec
+from train_fn.contract.spec import Reason, Status, TrialResult, TrialSpec
 from tuner import interrupt
 from tuner.console import Progress
 from tuner.driver import MAX_LOST_TRIALS, StudySource

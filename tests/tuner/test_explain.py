@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from train_fn.spec import Knobs, MemoryPoint, TrialParams, TrialResult
+from train_fn.contract.spec import Knobs, MemoryPoint, TrialParams, TrialResult
 from tuner.explain import Prediction, Verdict, explain
 from tuner.recommend import recommend
 from tuner.result_file import jsonable

@@ -18,8 +18,8 @@ import pytest
 import yaml
 from export_cases import every_setting, setting
 
-from train_fn.demo import demo
-from train_fn.spec import DataSpec, JobSpec, TrialResult
+from train_fn.contract.spec import DataSpec, JobSpec, TrialResult
+from train_fn.data.demo.demo import demo
 from tuner import export
 from tuner.config import Config
 from tuner.exports import accelerate, axolotl, hf, llamafactory, ms_swift

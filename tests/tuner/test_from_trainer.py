@@ -14,9 +14,8 @@ from hypothesis import given as for_all
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from train_fn.demo import demo
-from train_fn.knobs import CHOICES, DEFAULTS, value_of
-from train_fn.spec import (
+from train_fn.contract.knobs import CHOICES, DEFAULTS, value_of
+from train_fn.contract.spec import (
     PRECISIONS,
     DataSpec,
     InputError,
@@ -26,6 +25,7 @@ from train_fn.spec import (
     TrialParams,
     TrialResult,
 )
+from train_fn.data.demo.demo import demo
 from tuner import run
 from tuner.cli import load
 from tuner.config import Config

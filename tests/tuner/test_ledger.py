@@ -7,7 +7,7 @@ import random
 import optuna
 import pytest
 
-from train_fn.spec import MemoryPoint, Reason, Status, TrialResult
+from train_fn.contract.spec import MemoryPoint, Reason, Status, TrialResult
 from tuner.sampler import search_state
 from tuner.space import candidates
 from tuner.study import open_study

@@ -15,7 +15,7 @@ import optuna
 import pytest
 import sqlalchemy as sql
 
-from train_fn.spec import InputError
+from train_fn.contract.spec import InputError
 from tuner import lock
 from tuner.lock import Holder, Host, StudyHeldError, held, refuse_if_held
 

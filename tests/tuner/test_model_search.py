@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from train_fn.spec import MEASURED, Knobs, MemoryPoint, TrialResult
+from train_fn.contract.spec import MEASURED, Knobs, MemoryPoint, TrialResult
 from tuner.beliefs import Beliefs
 from tuner.ledger import Ledger
 from tuner.model_search import next_step, spec_of

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import tuner
-from train_fn.spec import Status, TrialParams, TrialResult
+from train_fn.contract.spec import Status, TrialParams, TrialResult
 from tuner.results import write_results
 from tuner.space import candidates
 from tuner.study import open_study

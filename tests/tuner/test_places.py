@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.runtime import Node
-from train_fn.spec import Fault
+from train_fn.contract.spec import Fault
 from tuner import places
 from tuner.cli import load
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train_fn.spec import BASE_ALONE, MEASURED, MemoryPoint, TrialResult
+from train_fn.contract.spec import BASE_ALONE, MEASURED, MemoryPoint, TrialResult
 from tuner.beliefs import Beliefs
 from tuner.ledger import Ledger
 from tuner.outlook import ModelSettings

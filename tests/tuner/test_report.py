@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import pytest
 from report_samples import BUDGET, CONFIG, HOSTILE, hostile, params, sample, trial
 
-from train_fn.spec import InputError, TrialParams
+from train_fn.contract.spec import InputError, TrialParams
 from tuner.report.__main__ import main
 from tuner.report.batches import memory, speed
 from tuner.report.facts import make_run, read_run

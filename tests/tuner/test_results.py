@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from cluster.gpus import Gpu
-from train_fn.spec import TrialResult
+from train_fn.contract.spec import TrialResult
 from tuner.explain import Prediction
 from tuner.outlook import ModelSettings
 from tuner.results import load_result, write_results

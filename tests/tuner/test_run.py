@@ -20,7 +20,7 @@ import pytest
 
 from cluster.gpus import Gpu
 from cluster.runtime import Node
-from train_fn.demo import demo
+from train_fn.data.demo.demo import demo
 from tuner import interrupt, run
 from tuner.cli import load
 from tuner.output import Output

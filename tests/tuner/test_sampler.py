@@ -1,7 +1,7 @@
 import optuna
 import pytest
 
-from train_fn.spec import PRECISIONS, TrialResult
+from train_fn.contract.spec import PRECISIONS, TrialResult
 from tuner.outlook import ModelSettings
 from tuner.proofs import Proofs
 from tuner.sampler import CandidateSampler, choose_by_grid, make_sampler

@@ -19,10 +19,10 @@ import pytest
 
 from cluster.gpus import Gpu
 from cluster.runtime import Node
-from train_fn import stamps
-from train_fn.demo import demo
-from train_fn.spec import InputError, Reason, Status, TrialResult
-from train_fn.stamps import data_stamp, model_stamp
+from train_fn.contract.spec import InputError, Reason, Status, TrialResult
+from train_fn.data import content_stamps as stamps
+from train_fn.data.content_stamps import data_stamp, model_stamp
+from train_fn.data.demo.demo import demo
 from tuner import interrupt, run
 from tuner.cli import load
 from tuner.console import Progress

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train_fn.spec import MEASURED, TrialResult
+from train_fn.contract.spec import MEASURED, TrialResult
 from tuner.beliefs import Beliefs
 from tuner.outlook import ModelSettings
 from tuner.recommend import recommend

@@ -13,7 +13,7 @@ import time
 import optuna
 import pytest
 
-from train_fn.spec import Status, TrialResult
+from train_fn.contract.spec import Status, TrialResult
 from tuner import interrupt
 from tuner.console import Progress
 from tuner.driver import StudySource
@@ -28,7 +28,7 @@ COMPLETE = TrialResult(
 
 FILLS_UP = """
 import resource, sys, threading, time
-from train_fn.spec import Status, TrialResult
+from train_fn.contract.spec import Status, TrialResult
 from tuner.space import candidates
 from tuner.study import open_study
 

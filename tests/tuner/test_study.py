@@ -11,7 +11,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from train_fn.spec import InputError, Status, TrialResult, TrialSpec
+from train_fn.contract.spec import InputError, Status, TrialResult, TrialSpec
 from tuner.outlook import ModelSettings
 from tuner.sampler import make_sampler
 from tuner.space import candidates

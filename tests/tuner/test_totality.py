@@ -14,7 +14,7 @@ from arbitrary import POINTS, results, studies
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from train_fn.spec import TrialResult
+from train_fn.contract.spec import TrialResult
 from tuner.beliefs import Beliefs
 from tuner.console import outcome, print_table
 from tuner.explain import explain

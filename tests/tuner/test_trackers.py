@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from train_fn.spec import InputError
+from train_fn.contract.spec import InputError
 from tuner.cli import load
 from tuner.config import Config
 from tuner.resolve import fingerprint

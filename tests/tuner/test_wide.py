@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
-from train_fn.spec import MemoryPoint, Reason, Status, TrialResult, TrialSpec
+from train_fn.contract.spec import MemoryPoint, Reason, Status, TrialResult, TrialSpec
 from tuner.outlook import ModelSettings, Outlook
 from tuner.space import Measured, SearchState, candidates
 from tuner.study import open_study

@@ -5,10 +5,10 @@ from __future__ import annotations
 import psutil
 import torch
 
-from train_fn.collective import Ranks
 from train_fn.memory.base import Memory
 from train_fn.memory.cpu import CpuMemory
 from train_fn.memory.cuda import CudaMemory
+from train_fn.parallel.ranks import Ranks
 
 _MARGIN = 0.1
 """Of the memory that is free, what is left where the user names no budget: on a CPU for the kernel, on a GPU

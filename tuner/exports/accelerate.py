@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from train_fn.knobs import value_of
-from train_fn.spec import TrialParams
+from train_fn.contract.knobs import value_of
+from train_fn.contract.spec import TrialParams
 from tuner.exports import hf
 from tuner.exports.notes import comment, head, notes, one_line, to_yaml
 from tuner.exports.setting import MIXED, Setting

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Any
 
-from train_fn.knobs import value_of
-from train_fn.spec import DataSpec, TrialParams
+from train_fn.contract.knobs import value_of
+from train_fn.contract.spec import DataSpec, TrialParams
 from tuner.exports.hf import CHECKPOINTING
 from tuner.exports.notes import comment, head, notes, to_yaml
 from tuner.exports.setting import Setting, autocast_flags, lora_alpha, require_model

@@ -6,8 +6,8 @@ import json
 from pathlib import PurePath
 from typing import Any
 
-from train_fn.knobs import value_of
-from train_fn.spec import DataSpec, TrialParams
+from train_fn.contract.knobs import value_of
+from train_fn.contract.spec import DataSpec, TrialParams
 from tuner.exports.notes import comment, head, notes, to_yaml
 from tuner.exports.setting import (
     Setting,

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from train_fn.knobs import DEFAULTS
+from train_fn.contract.knobs import DEFAULTS
 from tuner.exports.setting import Setting
 
 _WIDTH = 100

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from train_fn.knobs import value_of
-from train_fn.spec import Fault, InputError, JobSpec, LoraSpec, Status, TrialParams, TrialResult
+from train_fn.contract.knobs import value_of
+from train_fn.contract.spec import Fault, InputError, JobSpec, LoraSpec, Status, TrialParams, TrialResult
 from tuner.interval import NOT_KNOWN, ends, measured_speed
 from tuner.output import CONFIG_FILE, Output, split_place
 from tuner.result_file import restored
@@ -180,7 +180,7 @@ def _with_demo_paths(job: JobSpec) -> JobSpec:
     """The built-in model and data by name: other trainers don't know them."""
     if job.train_fn is not None or (job.model is not None and job.data.train is not None):
         return job
-    from train_fn.demo import demo
+    from train_fn.data.demo.demo import demo
 
     paths = demo()
     data = job.data

@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from train_fn.spec import Fault, InputError
+from train_fn.contract.spec import Fault, InputError
 from tuner.imports.layout import layout_of
 from tuner.imports.present import Present
 from tuner.imports.reader import Reader

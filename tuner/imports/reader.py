@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from train_fn.knobs import CHOICES, DEFAULTS, problem_with
-from train_fn.spec import Fault, InputError, Knobs, TrialParams
+from train_fn.contract.knobs import CHOICES, DEFAULTS, problem_with
+from train_fn.contract.spec import Fault, InputError, Knobs, TrialParams
 from tuner.exports.hf import CHECKPOINTING
 from tuner.imports.present import Present
 

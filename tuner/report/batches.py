@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from train_fn.spec import TrialParams
+from train_fn.contract.spec import TrialParams
 from tuner.interval import Prediction, ends, measured_speed
 from tuner.report.facts import Run
 from tuner.report.parts import (

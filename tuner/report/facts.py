@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from train_fn.spec import Fault, InputError, MemoryPoint, Status, TrialParams
+from train_fn.contract.spec import Fault, InputError, MemoryPoint, Status, TrialParams
 from tuner.disturbed import counting
 from tuner.held import probed_bytes
 from tuner.interval import Prediction, measured_speed, speed_ratio

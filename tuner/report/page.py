@@ -14,7 +14,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from train_fn.spec import TrialParams
+from train_fn.contract.spec import TrialParams
 from tuner.console import training_arguments
 from tuner.interval import NOT_KNOWN, Prediction, ends
 from tuner.report.batches import memory, speed

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from train_fn.spec import Status, TrialParams
+from train_fn.contract.spec import Status, TrialParams
 from tuner.interval import Prediction, ends, measured_speed
 from tuner.report.facts import Run
 from tuner.space import Measured, Setting, setting_of

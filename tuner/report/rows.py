@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from train_fn.spec import Status
+from train_fn.contract.spec import Status
 from tuner.interval import Prediction, measured_speed
 from tuner.report.facts import Run
 from tuner.report.numbers import rate_text

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from train_fn.redaction import redact
+from train_fn.contract.redaction import redact
 from tuner.output import CONFIG_FILE, REPORT_FILE, Output, reason_of
 from tuner.report.facts import Run, make_run
 

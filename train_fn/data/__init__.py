@@ -1,0 +1,1 @@
+"""From rows of text and images to padded tensors."""

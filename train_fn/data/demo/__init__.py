@@ -1,0 +1,1 @@
+"""The built-in demo: its problems, and how it is made."""

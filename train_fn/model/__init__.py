@@ -1,0 +1,1 @@
+"""The base model, its adapter, and what a step does to them."""
