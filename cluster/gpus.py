@@ -1,321 +1,208 @@
-"""The GPUs of this node, read through NVML. The only user of `pynvml`.
-
-    python -m cluster.gpus            # every GPU of the cluster: what is on it, would the tuner use it
-    python -m cluster.gpus --json
-
-NVML numbers GPUs by PCI position, CUDA by speed unless told otherwise, so GPUs are known by UUID here. A GPU
-that is cut into MIG instances counts as these: only they can be used.
-"""
+"""`python -m cluster.gpus`: the GPUs of this node or of a whole Ray cluster, for people and for programs."""
 
 from __future__ import annotations
 
-import contextlib
+import argparse
+import dataclasses
+import json
 import os
+import shutil
+import socket
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import psutil
-import pynvml
+from cluster.node import nvml as gpus
+from cluster.node.nvml import GpuState
+from cluster.node.quiet_gpus import Sharing, human_bytes, named, objection
+from train_fn.contract.spec import InputError
 
-T = TypeVar("T")
-
-POWER_CAP = "power cap"
-_THROTTLES = {
-    pynvml.nvmlClocksEventReasonSwPowerCap: POWER_CAP,
-    pynvml.nvmlClocksEventReasonHwSlowdown: "hardware slowdown",
-    pynvml.nvmlClocksEventReasonSwThermalSlowdown: "heat",
-    pynvml.nvmlClocksEventReasonHwThermalSlowdown: "heat (hardware)",
-    pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown: "power brake",
-}
-"""Reasons for a lower clock that slow a busy GPU; an idle one, or one set by hand, is not throttled."""
-
-_LOST = {
-    pynvml.NVML_ERROR_GPU_IS_LOST: "it fell off the bus",
-    pynvml.NVML_ERROR_RESET_REQUIRED: "needs a reset",
-}
-
-_NO_DRIVER = {
-    pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "no NVIDIA driver (there is no libnvidia-ml.so.1)",
-    pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "the NVIDIA driver is not loaded",
-    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "the NVIDIA driver and its library differ in version: reboot",
-    pynvml.NVML_ERROR_NO_PERMISSION: "no permission to talk to the NVIDIA driver",
-}
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A device of this node: a GPU, or an instance of one that MIG has cut up.
-
-    Attributes:
-        uuid: `GPU-...` or `MIG-...`; empty where the GPU does not answer.
-        name: The product's.
-        memory_total_bytes: Of this device alone; None where it shares the machine's (GB10, Jetson).
-        compute_capability: As (major, minor).
-        parent: Of a MIG instance, the GPU's UUID.
-    """
-
-    uuid: str
-    name: str
-    memory_total_bytes: int | None
-    compute_capability: tuple[int, int]
-    parent: str | None = None
+READINGS = 3
+PERIOD_SECONDS = 0.3
+ANSWER_SECONDS = 60.0
+"""How long a node may take to answer; a worker process may have to be started there first."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class GpuProcess:
-    """Somebody's process on a GPU; what the driver does not tell is None.
+class NodeReport:
+    """What one node says of its GPUs.
 
     Attributes:
-        pid: As NVML has it; within a container it may be the host's number.
-        user: Whose it is.
-        memory_bytes: What it holds.
-        utilisation: Part of the time in which it kept the GPU busy, lately.
+        node: Its address or name.
+        driver: Version of the NVIDIA driver.
+        problem: Why there are no GPUs, in one line.
+        states: Their last readings, in NVML's order.
+        objections: Of each GPU, why the tuner would not use it; None where it would.
     """
 
-    pid: int
-    user: str | None = None
-    memory_bytes: int | None = None
-    utilisation: float | None = None
+    node: str
+    driver: str | None = None
+    problem: str | None = None
+    states: tuple[GpuState, ...] = ()
+    objections: tuple[str | None, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class GpuState:
-    """A device at one moment; what it does not tell is None.
-
-    Attributes:
-        at_seconds: `time.monotonic()` of the reading.
-        utilisation: Part of the last moments in which anything ran; MIG instances do not tell.
-        throttled: What holds its clock down, in words.
-        error: Why it can't be read at all, e.g. that it fell off the bus.
-    """
-
-    gpu: Gpu
-    at_seconds: float = 0.0
-    memory_used_bytes: int | None = None
-    memory_free_bytes: int | None = None
-    utilisation: float | None = None
-    temperature_celsius: int | None = None
-    throttled: tuple[str, ...] = ()
-    processes: tuple[GpuProcess, ...] = ()
-    error: str | None = None
-
-
-def gpus() -> list[Gpu]:
-    """The GPUs that a process started here would see; empty without a driver.
-
-    `CUDA_VISIBLE_DEVICES` narrows them down; it may hold positions or (abbreviated) UUIDs.
-    """
-    return visible(devices(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+def read_node(name: str, sharing: Sharing) -> NodeReport:
+    """Read this node's GPUs a few times; takes about a second."""
+    version, problem = gpus.driver()
+    if problem is not None:
+        return NodeReport(node=name, problem=problem)
+    looked = []
+    with gpus.kept_open():
+        for turn in range(READINGS):
+            if turn:
+                time.sleep(PERIOD_SECONDS)
+            looked.append(gpus.states())
+    if not looked[-1]:
+        return NodeReport(node=name, driver=version, problem="the driver finds no GPU")
+    if len({len(states) for states in looked}) > 1:  # instances came or went
+        looked = looked[-1:]
+    by_gpu = list(zip(*looked, strict=True))
+    return NodeReport(
+        node=name,
+        driver=version,
+        states=tuple(looked[-1]),
+        objections=tuple(objection(states, sharing) for states in by_gpu),
+    )
 
 
-def devices() -> list[Gpu]:
-    """Every device of this node in NVML's order; those that do not answer have no UUID."""
-    try:
-        with _nvml():
-            return [gpu for gpu, _ in _handles()]
-    except pynvml.NVMLError:
-        return []
+def read_cluster(sharing: Sharing) -> list[NodeReport]:
+    """Read every node of the connected Ray, each in a task that needs no CPU, side by side."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-
-def states(uuids: Sequence[str] | None = None) -> list[GpuState]:
-    """Read devices once; one reading takes some milliseconds.
-
-    Args:
-        uuids: Those to read, in this order; None: all, those that do not answer included.
-    """
-    try:
-        with _nvml():
-            return [_state(gpu, handle) for gpu, handle in _selected(uuids)]
-    except pynvml.NVMLError as error:
-        return [GpuState(gpu=Gpu(uuid, "?", None, (0, 0)), error=_words(error)) for uuid in uuids or ()]
-
-
-def driver() -> tuple[str | None, str | None]:
-    """The driver's version, or why there is none, in one line."""
-    try:
-        with _nvml():
-            return _text(pynvml.nvmlSystemGetDriverVersion()), None
-    except pynvml.NVMLError as error:
-        return None, _NO_DRIVER.get(error.value) or f"the NVIDIA driver does not answer: {error}"
-
-
-def visible(present: Sequence[Gpu], selection: str | None) -> list[Gpu]:
-    """The part of `present` that a value of `CUDA_VISIBLE_DEVICES` leaves; None leaves all.
-
-    As CUDA does it, the first entry that names no GPU ends the list, a position is that of a whole GPU, and
-    of one that is cut into MIG instances it means the first.
-    """
-    if selection is None:
-        return [gpu for gpu in present if gpu.uuid]
-    whole: dict[str, list[Gpu]] = {}
-    for position, gpu in enumerate(present):
-        whole.setdefault(gpu.parent or gpu.uuid or str(position), []).append(gpu)
-    positions = list(whole.values())
-    chosen: list[Gpu] = []
-    for entry in (e.strip() for e in selection.split(",")):
-        if entry.isdigit():
-            matching = positions[int(entry)][:1] if int(entry) < len(positions) else []
-        elif entry.startswith("MIG-"):
-            matching = [gpu for gpu in present if gpu.uuid.startswith(entry)]
-        else:
-            named = [uuid for uuid in whole if entry.startswith("GPU-") and uuid.startswith(entry)]
-            matching = whole[named[0]][:1] if len(named) == 1 else []
-        if len(matching) != 1 or not matching[0].uuid:
-            break
-        chosen.extend(matching)
-    return chosen
-
-
-@contextlib.contextmanager
-def kept_open() -> Iterator[None]:
-    """Connect once for all readings within the block, which are quicker then; no driver is no error."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(pynvml.NVMLError):
-            stack.enter_context(_nvml())
-        yield
-
-
-@contextlib.contextmanager
-def _nvml() -> Iterator[None]:
-    pynvml.nvmlInit()
-    try:
-        yield
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _handles() -> Iterator[tuple[Gpu, Any]]:
-    """Every device with its handle; no handle where it does not answer."""
-    for index in range(pynvml.nvmlDeviceGetCount()):
+    asked = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ask = ray.remote(num_cpus=0, max_retries=0)(read_node).options(scheduling_strategy=there)
+            name = node["NodeManagerAddress"]
+            asked[ask.remote(name, sharing)] = name
+    reports = []
+    for task, name in asked.items():
         try:
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            gpu = _read(handle)
-            yield from _instances(gpu, handle) or [(gpu, handle)]
-        except pynvml.NVMLError as error:
-            yield Gpu("", f"GPU at position {index}: {_words(error)}", None, (0, 0)), None
+            reports.append(ray.get(task, timeout=ANSWER_SECONDS))
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            why = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            reports.append(NodeReport(node=name, problem=f"the node does not answer: {why}"))
+    return sorted(reports, key=lambda report: report.node)
 
 
-def _selected(uuids: Sequence[str] | None) -> Iterator[tuple[Gpu, Any]]:
-    if uuids is None:
-        yield from _handles()
-        return
-    known = {gpu.uuid: (gpu, handle) for gpu, handle in _handles()}
-    for uuid in uuids:
-        yield known.get(uuid, (Gpu(uuid, "?", None, (0, 0)), None))
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table; 2 where there is no Ray at the address."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cluster.gpus",
+        description="What is on the GPUs, and whether the tuner would use them under its default limits.",
+    )
+    parser.add_argument("--address", help="of a running Ray; default: RAY_ADDRESS, else this node alone")
+    parser.add_argument("--json", action="store_true", help="for programs: a list of nodes, sizes in bytes")
+    args = parser.parse_args(argv)
+    try:
+        reports = _reports(args.address or os.environ.get("RAY_ADDRESS") or None)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if args.json:
+        print(json.dumps([as_json(report) for report in reports], indent=2))
+    else:
+        for line in table(reports, shutil.get_terminal_size().columns):
+            print(line)
+    return 0
 
 
-def _instances(gpu: Gpu, handle: Any) -> list[tuple[Gpu, Any]]:
-    """The MIG instances of a GPU; none where MIG is off, or where it knows no such thing."""
-    mode = _told(lambda: pynvml.nvmlDeviceGetMigMode(handle)[0])
-    if mode != pynvml.NVML_DEVICE_MIG_ENABLE:
-        return []
-    found = []
-    for index in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
-        with contextlib.suppress(pynvml.NVMLError):  # not every place is taken
-            instance = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
-            found.append((replace(_read(instance, gpu.compute_capability), parent=gpu.uuid), instance))
-    return found
+def _reports(address: str | None) -> list[NodeReport]:
+    if address is None:
+        return [read_node(socket.gethostname(), Sharing())]
+    from cluster.connection.ray_session import connected
+
+    with connected(address):
+        return read_cluster(Sharing())
 
 
-def _read(handle: Any, compute_capability: tuple[int, int] | None = None) -> Gpu:
-    if compute_capability is None:
-        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-        compute_capability = major, minor
-    memory = _memory(handle)
-    return Gpu(
-        uuid=_text(pynvml.nvmlDeviceGetUUID(handle)),
-        name=_text(pynvml.nvmlDeviceGetName(handle)),
-        memory_total_bytes=int(memory.total) if memory else None,
-        compute_capability=compute_capability,
+def as_json(report: NodeReport) -> dict[str, Any]:
+    """A node as `--json` prints it."""
+    return {
+        "node": report.node,
+        "driver": report.driver,
+        "problem": report.problem,
+        "gpus": [
+            {
+                **dataclasses.asdict(state.gpu),
+                **{k: v for k, v in dataclasses.asdict(state).items() if k not in ("gpu", "at_seconds")},
+                "usable": why is None,
+                "why_not": why,
+            }
+            for state, why in zip(report.states, report.objections, strict=True)
+        ],
+    }
+
+
+_COLUMNS = ("total", "used", "free", "busy", "temp", "use it?")
+_WIDTHS = (9, 9, 9, 5, 5, 7)
+
+
+def table(reports: Sequence[NodeReport], width: int) -> list[str]:
+    """The lines to print, none longer than `width` but for UUIDs."""
+    width = max(width, 60)
+    name_width = min(max(width - sum(_WIDTHS) - 2 * len(_WIDTHS), 12), 44)
+    lines = []
+    for report in reports:
+        if report.problem is not None:
+            lines += _wrapped(f"{report.node}: {report.problem}", width, "")
+            continue
+        lines += _wrapped(f"{report.node}: driver {report.driver}", width, "")
+        lines.append(_row("GPU", _COLUMNS, name_width))
+        for state, why in zip(report.states, report.objections, strict=True):
+            lines.append(_row(_fitting(state.gpu.name, name_width - 2), _cells(state, why), name_width))
+            for detail in _details(state, why):
+                lines += _wrapped(detail, width, "    ")
+    return lines
+
+
+def _cells(state: GpuState, why: str | None) -> tuple[str, ...]:
+    if state.error:
+        return ("-",) * (len(_COLUMNS) - 1) + ("no",)
+    sizes = state.gpu.memory_total_bytes, state.memory_used_bytes, state.memory_free_bytes
+    return (
+        *("-" if size is None else human_bytes(size) for size in sizes),
+        "-" if state.utilisation is None else f"{state.utilisation:.0%}",
+        "-" if state.temperature_celsius is None else f"{state.temperature_celsius} C",
+        "yes" if why is None else "no",
     )
 
 
-def _state(gpu: Gpu, handle: Any) -> GpuState:
-    if handle is None:
-        return GpuState(
-            gpu=gpu, at_seconds=time.monotonic(), error=gpu.name if not gpu.uuid else "it is gone"
-        )
-    try:
-        memory = _memory(handle)
-        whole = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle) if gpu.parent else handle
-        reasons = _told(lambda: pynvml.nvmlDeviceGetCurrentClocksEventReasons(whole))
-        if reasons is None:  # drivers before 535 know the other name only
-            reasons = _told(lambda: pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(whole)) or 0
-        return GpuState(
-            gpu=gpu,
-            at_seconds=time.monotonic(),
-            memory_used_bytes=int(memory.used) if memory else None,
-            memory_free_bytes=int(memory.free) if memory else None,
-            utilisation=_told(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100),
-            temperature_celsius=_told(
-                lambda: pynvml.nvmlDeviceGetTemperature(whole, pynvml.NVML_TEMPERATURE_GPU)
-            ),
-            throttled=tuple(words for bit, words in _THROTTLES.items() if reasons & bit),
-            processes=_processes(handle),
-        )
-    except pynvml.NVMLError as error:
-        return GpuState(gpu=gpu, at_seconds=time.monotonic(), error=_words(error))
+def _details(state: GpuState, why: str | None) -> Iterator[str]:
+    if state.gpu.uuid:
+        yield state.gpu.uuid + (f" (MIG instance of {state.gpu.parent})" if state.gpu.parent else "")
+    if state.throttled:
+        yield f"slowed by: {', '.join(state.throttled)}"
+    yield from map(named, state.processes)
+    if why is not None:
+        yield f"not used: {why}"
 
 
-def _memory(handle: Any) -> Any:
-    """Without what the driver keeps for itself, where it tells; None where the memory is the machine's."""
-    told = _told(lambda: pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2))
-    if told is None:
-        with contextlib.suppress(pynvml.NVMLError_NotSupported):
-            told = pynvml.nvmlDeviceGetMemoryInfo(handle)
-    return told
+def _row(name: str, cells: Sequence[str], name_width: int) -> str:
+    right = "".join(f"  {cell:>{width}}" for cell, width in zip(cells, _WIDTHS, strict=True))
+    return f"  {name:<{name_width - 2}}{right}"
 
 
-def _processes(handle: Any) -> tuple[GpuProcess, ...]:
-    """Computing ones, and those that draw: they take time and memory, too."""
-    found: dict[int, int | None] = {}
-    for ask in (pynvml.nvmlDeviceGetComputeRunningProcesses, pynvml.nvmlDeviceGetGraphicsRunningProcesses):
-        found |= {int(p.pid): p.usedGpuMemory for p in _told(lambda ask=ask: ask(handle)) or ()}  # type: ignore[misc]
-    if not found:
-        return ()
-    utilisation: dict[int, float] = {}
-    for sample in _told(lambda: pynvml.nvmlDeviceGetProcessUtilization(handle, 0)) or ():
-        utilisation[int(sample.pid)] = sample.smUtil / 100
-    return tuple(
-        GpuProcess(
-            pid=pid,
-            user=_user(pid),
-            memory_bytes=None if memory is None else int(memory),
-            utilisation=utilisation.get(pid),
-        )
-        for pid, memory in sorted(found.items())
+def _fitting(name: str, width: int) -> str:
+    return name if len(name) <= width else name[: width - 2] + ".."
+
+
+def _wrapped(text: str, width: int, indent: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=indent,
+        subsequent_indent=indent + "  ",
+        break_long_words=False,
+        break_on_hyphens=False,
     )
-
-
-def _user(pid: int) -> str | None:
-    try:
-        return str(psutil.Process(pid).username())
-    except psutil.Error:
-        return None
-
-
-def _told(ask: Callable[[], T]) -> T | None:
-    """The answer, or None where this device has none to give; a device that is lost is an error."""
-    try:
-        return ask()
-    except pynvml.NVMLError as error:
-        if error.value in _LOST:
-            raise
-        return None
-
-
-def _words(error: pynvml.NVMLError) -> str:
-    return _LOST.get(error.value) or f"it can't be read: {error}"
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
 
 
 if __name__ == "__main__":
-    from cluster.gpu_table import main
-
     sys.exit(main())

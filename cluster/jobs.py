@@ -28,7 +28,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.names import STUDY_KEY, job_metadata
+from cluster.connection.names import STUDY_KEY, job_metadata
 from train_fn.contract.redaction import redacted_output
 from train_fn.contract.spec import Fault, InputError
 
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
         except Exception as error:
-            from cluster.job_client import one_line
+            from cluster.connection.job_server import one_line
 
             print(one_line(error), file=sys.stderr)
             return EXIT_ERROR
@@ -109,7 +109,7 @@ def working_dir_is_copy() -> bool:
 
 def submit(options: argparse.Namespace) -> int:
     """Submit, and wait unless told not to."""
-    from cluster.job_client import connect, look_at
+    from cluster.connection.job_server import connect, look_at
 
     folder = Path(options.working_dir)
     if not folder.is_dir():
@@ -130,7 +130,7 @@ def submit(options: argparse.Namespace) -> int:
 
 def status(options: argparse.Namespace) -> int:
     """Say how a job is doing."""
-    from cluster.job_client import connect
+    from cluster.connection.job_server import connect
 
     job = _find(connect(options.address), options.name)
     print(f"job      {job.submission_id}")
@@ -145,7 +145,7 @@ def status(options: argparse.Namespace) -> int:
 
 def logs(options: argparse.Namespace) -> int:
     """Show what a job has printed, or follow it to its end."""
-    from cluster.job_client import connect
+    from cluster.connection.job_server import connect
 
     client = connect(options.address)
     job = _find(client, options.name)
@@ -157,7 +157,7 @@ def logs(options: argparse.Namespace) -> int:
 
 def stop(options: argparse.Namespace) -> int:
     """Stop a job and wait for its end."""
-    from cluster.job_client import connect, wait_until_ended
+    from cluster.connection.job_server import connect, wait_until_ended
 
     client = connect(options.address)
     job = _find(client, options.name)
@@ -175,7 +175,7 @@ def stop(options: argparse.Namespace) -> int:
 
 def list_(options: argparse.Namespace) -> int:
     """List jobs, the latest first."""
-    from cluster.job_client import connect
+    from cluster.connection.job_server import connect
 
     jobs = [
         job for job in _jobs(connect(options.address)) if options.all or STUDY_KEY in (job.metadata or {})
@@ -252,7 +252,7 @@ def _study_of(arguments: list[str], folder: Path, device: str) -> tuple[str | No
 
 
 def _submit(client: Any, study: str, entrypoint: str, folder: Path) -> str:
-    from cluster.job_client import one_line
+    from cluster.connection.job_server import one_line
 
     deadline = time.monotonic() + AGENT_SECONDS
     while True:
@@ -289,7 +289,7 @@ def _find(client: Any, name: str) -> Any:
 
 
 def _follow(client: Any, job_id: str) -> int:
-    from cluster.job_client import follow
+    from cluster.connection.job_server import follow
 
     def write(text: str) -> None:
         sys.stdout.write(text)

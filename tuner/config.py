@@ -19,7 +19,7 @@ from train_fn.custom import EXPECTED, FUNCTION_NAME
 from tuner.units import parse_duration, parse_size, shown
 
 if TYPE_CHECKING:
-    from cluster.admission import Sharing
+    from cluster.node.quiet_gpus import Sharing
 
 DEMO_DEFAULTS: dict[str, Any] = {
     "trial.steps": 40,
@@ -295,7 +295,7 @@ class Cluster(_Section):
 
     def sharing(self) -> Sharing:
         """How lanes share their nodes with others."""
-        from cluster.admission import Sharing
+        from cluster.node.quiet_gpus import Sharing
 
         return Sharing(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Sharing)})
 

@@ -40,7 +40,7 @@ def overrun_seconds(time_budget: float) -> float:
 
 @dataclass
 class StudySource:
-    """Gives Ray Tune the study's trials (a `cluster.sweep.TrialSource`).
+    """Gives Ray Tune the study's trials (a `cluster.lanes.sweep.TrialSource`).
 
     Attributes:
         study: The record.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from train_fn.data.content_stamps import data_stamp, model_stamp
 
 if TYPE_CHECKING:
-    from cluster.runtime import Node
+    from cluster.connection.ray_session import Node
     from tuner.config import Config
 
 Identity = dict[str, str | None]

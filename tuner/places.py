@@ -6,8 +6,8 @@ import dataclasses
 import os
 from pathlib import Path
 
+from cluster.connection.ray_session import Node
 from cluster.jobs import working_dir_is_copy
-from cluster.runtime import Node
 from train_fn.contract.spec import Fault
 from train_fn.data.sources import is_local
 from tuner.config import Config

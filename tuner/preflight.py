@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from importlib.util import find_spec
 
-from cluster import torch_check
-from cluster.admission import short
-from cluster.runtime import Node, lanes_that_fit
+from cluster.connection import torch_check
+from cluster.connection.ray_session import Node, lanes_that_fit
+from cluster.node.quiet_gpus import short
 from train_fn.contract.spec import Fault, JobSpec
 from train_fn.data.demo.demo import is_all
 from tuner import places

@@ -80,8 +80,8 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
         InputError: Something is wrong with the input; nothing was started.
         StudyHeldError: Another run works on the study.
     """
-    from cluster.free_memory import free_bytes
-    from cluster.runtime import look
+    from cluster.connection.ray_session import look
+    from cluster.node.free_memory import free_bytes
     from tuner import places, preflight
     from tuner.console import print_dry_run
     from tuner.identity import identity
@@ -195,6 +195,6 @@ def _what_is_kept() -> str:
 
 if __name__ == "__main__":
     exit_code = main()
-    from cluster.runtime import leave
+    from cluster.connection.ray_session import leave
 
     leave(exit_code)

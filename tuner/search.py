@@ -42,7 +42,7 @@ class Search:
         output: Any,
         rescue_dir: Path,
     ) -> None:
-        from cluster.runtime import lanes_that_fit
+        from cluster.connection.ray_session import lanes_that_fit
         from tuner.console import Progress
         from tuner.driver import StudySource
         from tuner.report.write import LiveReport
@@ -145,9 +145,9 @@ class Search:
 
     def _sweep(self) -> None:
         """Start Ray where it does not run yet, and run trials until there is nothing left to do."""
-        from cluster.names import name_submitted_job
-        from cluster.room import head_watched
-        from cluster.runtime import connected, dashboard_url, imported_meanwhile
+        from cluster.connection.names import name_submitted_job
+        from cluster.connection.ray_session import connected, dashboard_url, imported_meanwhile
+        from cluster.lanes.room import head_watched
         from tuner.watch import Watch
 
         source, name = self._source, str(self._config.study.name)
@@ -158,9 +158,11 @@ class Search:
         with contextlib.ExitStack() as stack:
             if self._address is None:
                 self._progress.phase("starting Ray")
-            with imported_meanwhile("cluster.loggers", "cluster.sweep", "cluster.lane"):
+            with imported_meanwhile(
+                "cluster.monitoring.trackers", "cluster.lanes.sweep", "cluster.lanes.lane"
+            ):
                 stack.enter_context(connected(self._address, name))
-            from cluster.loggers import make_loggers
+            from cluster.monitoring.trackers import make_loggers
 
             stack.enter_context(head_watched(self._leave))
             name_submitted_job(name)
@@ -188,9 +190,9 @@ class Search:
         os._exit(1)
 
     def _run_lanes(self, name: str, loggers: list[Any]) -> None:
-        from cluster.lane import LaneSpec
-        from cluster.room import Room
-        from cluster.sweep import run_sweep
+        from cluster.lanes.lane import LaneSpec
+        from cluster.lanes.room import Room
+        from cluster.lanes.sweep import run_sweep
         from train_fn.contract.environment import worker_environment
         from train_fn.data.sources import with_paths
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from cluster.metrics import Figures, Metric, Reporter, lane_label
+from cluster.monitoring.metrics import Figures, Metric, Reporter, lane_label
 from train_fn.contract.spec import Status, TrialParams
 
 MAX_SETTINGS = 64
@@ -86,8 +86,8 @@ class Watch:
 def figures(result: Mapping[str, Any]) -> Figures:
     """The figures of a `result.json`.
 
-    A study of any size has a bounded number of them: lanes share labels beyond `cluster.metrics.MAX_LANES`,
-    and settings beyond the `MAX_SETTINGS` fastest are left out.
+    A study of any size has a bounded number of them: lanes share labels beyond the `MAX_LANES` of
+    `cluster.monitoring.metrics`, and settings beyond the `MAX_SETTINGS` fastest are left out.
     """
     shown: dict[str, dict[tuple[str, ...], float]] = defaultdict(lambda: defaultdict(float))
     trials = result.get("trials", [])

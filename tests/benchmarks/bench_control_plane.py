@@ -29,9 +29,9 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 import psutil
 from ray import tune
 
-from cluster.lane import LaneSpec
-from cluster.runtime import connected
-from cluster.sweep import run_sweep
+from cluster.connection.ray_session import connected
+from cluster.lanes.lane import LaneSpec
+from cluster.lanes.sweep import run_sweep
 from train_fn.contract.spec import JobSpec, MemoryPoint, Reason, Status, TrialParams, TrialResult, TrialSpec
 from tuner.console import Progress
 from tuner.driver import StudySource

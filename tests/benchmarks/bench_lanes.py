@@ -19,9 +19,9 @@ import time
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
-from cluster.lane import LaneSpec
-from cluster.runtime import connected
-from cluster.sweep import run_sweep
+from cluster.connection.ray_session import connected
+from cluster.lanes.lane import LaneSpec
+from cluster.lanes.sweep import run_sweep
 from train_fn.contract.environment import worker_environment
 from train_fn.contract.spec import DataSpec, JobSpec, TrialParams, TrialResult, TrialSpec
 

@@ -90,7 +90,7 @@ class Outcome:
 
 def points_of(config: Config) -> list[TrialParams]:
     """The space, as the tuner makes it."""
-    from cluster.runtime import this_node
+    from cluster.connection.ray_session import this_node
 
     return candidates(
         config.global_batch_size,
@@ -137,7 +137,7 @@ def contest(name: str, args: argparse.Namespace) -> Outcome:
 
 def stock(args: argparse.Namespace) -> None:
     """A stock contestant's process: tune, recommend, write a file like the tuner's."""
-    from cluster.runtime import connected
+    from cluster.connection.ray_session import connected
 
     config, _ = load_config(args.tuner)
     config = config.for_device(config.cluster.device)
@@ -267,7 +267,7 @@ def measured_again(points: list[TrialParams], job: JobSpec, rounds: int) -> dict
     """
     from bench_lanes import warm
 
-    from cluster.runtime import connected
+    from cluster.connection.ray_session import connected
 
     order = [p for number in range(rounds + 1) for p in (points, points[::-1])[number % 2]]
     with connected(None):

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.admission import GIB, Sharing, admit, disturber, objection, waiting_for
-from cluster.gpus import Gpu, GpuProcess, GpuState
+from cluster.node.nvml import Gpu, GpuProcess, GpuState
+from cluster.node.quiet_gpus import GIB, Sharing, admit, disturber, objection, waiting_for
 
 SHARING = Sharing()
 

@@ -7,8 +7,7 @@ import itertools
 import pytest
 from test_admission import process, quiet
 
-from cluster.admission import Sharing
-from cluster.disturbance import (
+from cluster.node.disturbance import (
     CpuReading,
     Findings,
     Reading,
@@ -17,7 +16,8 @@ from cluster.disturbance import (
     judged,
     timed_span,
 )
-from cluster.gpus import GpuState
+from cluster.node.nvml import GpuState
+from cluster.node.quiet_gpus import Sharing
 
 
 def cpu(*spans: tuple[float, float, float, float]) -> list[CpuReading]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.folders import StartFolder, absent_here, folder_here
+from cluster.connection.folders import StartFolder, absent_here, folder_here
 
 
 @pytest.mark.parametrize(

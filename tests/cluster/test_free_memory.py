@@ -6,9 +6,9 @@ import psutil
 import pytest
 from fake_driver import FakeDriver
 
-from cluster.free_memory import free_bytes
+from cluster.node.free_memory import free_bytes
 
-ASK = "from cluster.free_memory import free_bytes; print(free_bytes('cuda', 2))"
+ASK = "from cluster.node.free_memory import free_bytes; print(free_bytes('cuda', 2))"
 
 
 def test_workers_share_what_is_free_on_a_cpu():

@@ -12,7 +12,7 @@ import pytest
 from fake_driver import MIG, FakeDriver
 from fake_driver import T4 as T4_UUID
 
-from cluster.gpus import Gpu, visible
+from cluster.node.nvml import Gpu, visible
 
 H100, RTX4090, T4 = (
     Gpu("GPU-aaaa1111-0000-0000-0000-000000000000", "NVIDIA H100 80GB HBM3", 85_520_809_984, (9, 0)),
@@ -21,7 +21,7 @@ H100, RTX4090, T4 = (
 )
 PRESENT = [H100, RTX4090, T4]
 ASK = (
-    "import dataclasses, json; from cluster.gpus import gpus;"
+    "import dataclasses, json; from cluster.node.nvml import gpus;"
     "print(json.dumps([dataclasses.asdict(gpu) for gpu in gpus()]))"
 )
 
@@ -72,7 +72,7 @@ def test_gpus_are_read_from_the_driver(driver: FakeDriver) -> None:
 
 
 def test_the_drivers_version(driver: FakeDriver) -> None:
-    ask = "import json; from cluster.gpus import driver; print(json.dumps(driver()))"
+    ask = "import json; from cluster.node.nvml import driver; print(json.dumps(driver()))"
     assert asked(driver, ask)[0] == ["580.65.06", None]
 
 
@@ -134,7 +134,7 @@ def test_mig_instances_are_devices_of_their_own(driver: FakeDriver) -> None:
 
 STATES = """
 import dataclasses, json, sys
-from cluster import gpus
+from cluster.node import nvml as gpus
 def read(uuids=None):
     print(json.dumps([dataclasses.asdict(state) for state in gpus.states(uuids)]), flush=True)
 """

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from cluster import job_client, jobs
+from cluster import jobs
+from cluster.connection import job_server as job_client
 from train_fn.contract.spec import InputError
 
 

@@ -12,7 +12,7 @@ import pytest
 from ray import cloudpickle
 from tensorboard_files import curves_of, events_of, hparams_of, last_scalars
 
-from cluster.loggers import make_loggers, scalars
+from cluster.monitoring.trackers import make_loggers, scalars
 from train_fn.contract.spec import Knobs, Status, TrialParams, TrialResult, TrialSpec
 
 COMPLETE = TrialResult(

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from cluster import mailbox as module
-from cluster.mailbox import CLOSED, IDLE, MailboxState
-from cluster.starts import Ending
+from cluster.lanes import mailbox as module
+from cluster.lanes.mailbox import CLOSED, IDLE, MailboxState
+from cluster.lanes.starts import Ending
 
 TRIAL, NEXT_TRIAL = {"number": 0}, {"number": 1}
 RESULT = {"status": "complete", "samples_per_second": 2.0}

@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster import rank_process
-from cluster.rank_process import RankEndedError, RankProcess
-from cluster.starts import Ending
+from cluster.lanes import rank_process
+from cluster.lanes.rank_process import RankEndedError, RankProcess
+from cluster.lanes.starts import Ending
 from train_fn.contract.environment import worker_environment
 from train_fn.contract.spec import JobSpec
 

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from cluster.room import _is_gone, accelerator_type_of, lanes_on, lanes_with_room
+from cluster.lanes.room import _is_gone, accelerator_type_of, lanes_on, lanes_with_room
 
 A100 = {"CPU": 8.0, "GPU": 4.0, "accelerator_type:A100": 1.0, "node:10.0.0.1": 1.0}
 L4 = {"CPU": 2.0, "GPU": 4.0, "accelerator_type:L4": 1.0}

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.gpus import Gpu
-from cluster.runtime import Node, connected, lanes_that_fit, this_node
+from cluster.connection.ray_session import Node, connected, lanes_that_fit, this_node
+from cluster.node.nvml import Gpu
 from train_fn.contract.spec import InputError
 
 GPU = Gpu("GPU-1", "NVIDIA GeForce RTX 4090", 24 << 30, (8, 9))
@@ -46,8 +46,8 @@ def test_lanes_that_fit(nodes: list[Node], device: str, num_workers: int, lanes:
 
 def test_this_node_has_the_cores_that_we_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 6})
-    monkeypatch.setattr("cluster.runtime.gpus", lambda: [GPU])
-    monkeypatch.setattr("cluster.runtime.driver", lambda: ("580.65.06", None))
+    monkeypatch.setattr("cluster.connection.ray_session.gpus", lambda: [GPU])
+    monkeypatch.setattr("cluster.connection.ray_session.driver", lambda: ("580.65.06", None))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert this_node() == Node(3, [GPU], driver="580.65.06")
 
@@ -71,7 +71,7 @@ def test_a_ray_that_starts_here_knows_gpus_by_number_unless_told_otherwise(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if shown is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
-    monkeypatch.setattr("cluster.runtime.gpus", lambda: [found])
+    monkeypatch.setattr("cluster.connection.ray_session.gpus", lambda: [found])
     assert this_node().names_gpus is named
 
 
@@ -86,7 +86,7 @@ def test_a_ray_that_starts_here_knows_gpus_by_number_unless_told_otherwise(
 def test_an_address_that_is_none_is_a_fault_of_one_line(
     address: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cluster.auth.has_token", lambda: False)
+    monkeypatch.setattr("cluster.connection.token.has_token", lambda: False)
     with pytest.raises(InputError) as caught, connected(address):
         pass
     assert str(caught.value).startswith("cluster.address: ")

@@ -15,9 +15,9 @@ import psutil
 import pytest
 from fake_driver import H100, RTX4090, T4, FakeDriver
 
-from cluster.admission import Sharing
-from cluster.disturbance import Findings, cores_taken
-from cluster.sampling import OwnProcesses, Watch, family
+from cluster.node.disturbance import Findings, cores_taken
+from cluster.node.quiet_gpus import Sharing
+from cluster.node.readings import OwnProcesses, Watch, family
 
 BURN = "import time; end = time.monotonic() + 30\nwhile time.monotonic() < end: pass"
 CPUS = len(os.sched_getaffinity(0))
@@ -119,9 +119,9 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> FakeDriver:
 PRELUDE = """
 import json, os, sys, threading, time
 from pathlib import Path
-from cluster import gpus
-from cluster.admission import Sharing
-from cluster.sampling import OwnProcesses, Watch, wait_until_quiet
+from cluster.node import nvml as gpus
+from cluster.node.quiet_gpus import Sharing
+from cluster.node.readings import OwnProcesses, Watch, wait_until_quiet
 me, GIB, state = os.getpid(), 1 << 30, Path(os.environ["FAKE_NVML_STATE"])
 def say(*lines):
     new = state.with_suffix(".new")

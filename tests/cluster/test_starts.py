@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.starts import Ending, Starts, root_cause
+from cluster.lanes.starts import Ending, Starts, root_cause
 
 KILLED = Ending(rank=1, phase="loading the weights", exit_code=-signal.SIGKILL)
 EXITED = Ending(rank=1, phase="importing own:train", exit_code=3, last_words=("one", "two"))

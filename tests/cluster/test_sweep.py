@@ -13,9 +13,9 @@ from ray import cloudpickle
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.tune.search import Searcher
 
-from cluster import sweep
-from cluster.lane import LaneLostError
-from cluster.sweep import LaneScheduler, SourceSearcher
+from cluster.lanes import sweep
+from cluster.lanes.lane import LaneLostError
+from cluster.lanes.sweep import LaneScheduler, SourceSearcher
 from train_fn.contract.spec import Status, TrialParams, TrialResult, TrialSpec
 
 COMPLETE = TrialResult(

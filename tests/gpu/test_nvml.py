@@ -1,4 +1,4 @@
-"""What `cluster.gpus` reads of a real driver and real GPUs; the stand-in's tests are in tests/cluster.
+"""What `cluster.node.nvml` reads of a real driver and real GPUs; the stand-in's tests are in tests/cluster.
 
 pytest -m gpu tests/gpu
 """
@@ -15,9 +15,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from cluster import gpus
-from cluster.admission import Sharing, disturber, objection
-from cluster.sampling import OwnProcesses, Watch, wait_until_quiet
+from cluster.node import nvml as gpus
+from cluster.node.quiet_gpus import Sharing, disturber, objection
+from cluster.node.readings import OwnProcesses, Watch, wait_until_quiet
 
 GIB = 1 << 30
 HOLD = """
@@ -121,7 +121,7 @@ def test_a_stranger_during_a_trial_disturbs_it(stranger: subprocess.Popen[str]) 
 
 
 def test_the_command_lists_what_is_there() -> None:
-    command = [sys.executable, "-m", "cluster.gpus", "--json"]
+    command = [sys.executable, "-m", "cluster.node.nvml", "--json"]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
     (node,) = json.loads(done.stdout)

@@ -21,11 +21,11 @@ import psutil
 import ray
 from ray import tune
 
-from cluster.admission import Sharing
-from cluster.lane import Lane, LaneSpec, WorkerGroup
-from cluster.runtime import connected
-from cluster.sweep import run_sweep
-from cluster.workers import _device, _own_gpu
+from cluster.connection.ray_session import connected
+from cluster.lanes.lane import Lane, LaneSpec, WorkerGroup
+from cluster.lanes.sweep import run_sweep
+from cluster.lanes.workers import _device, _own_gpu
+from cluster.node.quiet_gpus import Sharing
 from train_fn.contract.environment import worker_environment
 from train_fn.contract.spec import JobSpec, TrialParams, TrialResult, TrialSpec
 

@@ -18,8 +18,8 @@ from typing import Any
 import ray
 from ray import tune
 
-from cluster.lane import LaneSpec
-from cluster.sweep import run_sweep
+from cluster.lanes.lane import LaneSpec
+from cluster.lanes.sweep import run_sweep
 from train_fn.contract.spec import JobSpec, Status, TrialParams, TrialResult, TrialSpec
 
 BEAT_SECONDS = 0.5

@@ -61,7 +61,7 @@ def busy_strangers() -> Iterator[None]:
 def free_cpus(cluster: Cluster) -> float:
     """Of the running Ray; asked from a process of its own."""
     ask = (
-        "import ray; from cluster.runtime import connected\n"
+        "import ray; from cluster.connection.ray_session import connected\n"
         f"with connected({cluster.address!r}): print(ray.available_resources().get('CPU', 0.0))"
     )
     command = [sys.executable, "-c", ask]
@@ -173,7 +173,7 @@ def play(gpu_node: tuple[Cluster, FakeDriver], scenario: str) -> dict[str, objec
 def test_the_table_of_a_whole_cluster(gpu_node):
     running, driver = gpu_node
     driver.say("gpu 1 util=70", "gpu 2 lost=15")
-    command = [sys.executable, "-m", "cluster.gpus", "--json", f"--address={running.address}"]
+    command = [sys.executable, "-m", "cluster.node.nvml", "--json", f"--address={running.address}"]
     done = subprocess.run(
         command, cwd=ROOT, env=running.environment, capture_output=True, text=True, timeout=60
     )

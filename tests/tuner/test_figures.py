@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.metrics import LANE_METRICS, LANE_STATES, MAX_LANES, LaneClock, lane_label
+from cluster.monitoring.metrics import LANE_METRICS, LANE_STATES, MAX_LANES, LaneClock, lane_label
 from tuner.watch import MAX_SETTINGS, METRICS, figures
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.runtime import Node
+from cluster.connection.ray_session import Node
 from train_fn.contract.spec import Fault
 from tuner import places
 from tuner.cli import load

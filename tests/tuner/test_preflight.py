@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.gpus import Gpu
-from cluster.runtime import Node
+from cluster.connection.ray_session import Node
+from cluster.node.nvml import Gpu
 from tuner import preflight
 from tuner.cli import load
 from tuner.config import Config
@@ -33,7 +33,7 @@ def config(tmp_path: Path, *argv: str) -> Config:
 def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A function: the faults of a configuration on these nodes, as lines; model and data are fine."""
     monkeypatch.setattr("train_fn.check.check", lambda job: [])
-    monkeypatch.setattr("cluster.torch_check.torch_problem", lambda address, kind: None)
+    monkeypatch.setattr("cluster.connection.torch_check.torch_problem", lambda address, kind: None)
 
     def check(nodes: list[Node], device: str, *argv: str) -> list[str]:
         return [str(fault) for fault in preflight.check(config(tmp_path, *argv), nodes, device)]
@@ -127,7 +127,7 @@ def test_a_torch_that_can_not_use_the_gpus_is_one_line_for_auto_and_cuda(faults,
         asked.append((address, kind))
         return "there is 2 x T4, but torch can't use it: torch 2.13.0+cpu is built without CUDA"
 
-    monkeypatch.setattr("cluster.torch_check.torch_problem", problem)
+    monkeypatch.setattr("cluster.connection.torch_check.torch_problem", problem)
     (line,) = faults([Node(8, [T4, T4], "T4")], "cuda", "--cluster.accelerator-type=T4")
     assert line.startswith("cluster.device: there is 2 x T4, but torch can't use it: torch 2.13.0+cpu is")
     assert line.endswith("or choose --cluster.device cpu")

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from cluster.gpus import Gpu
+from cluster.node.nvml import Gpu
 from train_fn.contract.spec import TrialResult
 from tuner.explain import Prediction
 from tuner.outlook import ModelSettings

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from cluster.gpus import Gpu
-from cluster.runtime import Node
+from cluster.connection.ray_session import Node
+from cluster.node.nvml import Gpu
 from train_fn.data.demo.demo import demo
 from tuner import interrupt, run
 from tuner.cli import load
@@ -179,7 +179,7 @@ def test_faults_of_machine_model_and_data_come_at_once(refused, folder: Path) ->
 
 
 def test_cuda_without_a_gpu(refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.runtime.gpus", lambda: [])
+    monkeypatch.setattr("cluster.connection.ray_session.gpus", lambda: [])
     (line,) = refused("--cluster.device", "cuda")
     assert line == "cluster.device: cuda asked for, but no node has GPUs; cpu always works"
 
@@ -191,7 +191,7 @@ def test_a_running_ray_says_which_devices_there_are(refused, monkeypatch: pytest
         asked.append(address)
         return [Node(64, [Gpu("GPU-1", "Tesla T4", 16 << 30, (7, 5))] * 2)]
 
-    monkeypatch.setattr("cluster.runtime.look", look)
+    monkeypatch.setattr("cluster.connection.ray_session.look", look)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     (line,) = refused("--cluster.device", "auto", "--search.precision", "bf16")
     assert line == "search.precision: bf16 is not supported on cuda here; use some of: fp32, fp16"

@@ -17,8 +17,8 @@ from typing import Any
 import optuna
 import pytest
 
-from cluster.gpus import Gpu
-from cluster.runtime import Node
+from cluster.connection.ray_session import Node
+from cluster.node.nvml import Gpu
 from train_fn.contract.spec import InputError, Reason, Status, TrialResult
 from train_fn.data import content_stamps as stamps
 from train_fn.data.content_stamps import data_stamp, model_stamp
@@ -394,8 +394,10 @@ def tonight(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.Captu
 
     def night(*flags: str, driver: str = "550.54.15", sweep: Any = None) -> tuple[int, str, dict[str, Any]]:
         gpu = Gpu("GPU-1", "NVIDIA GeForce RTX 4090", 24 << 30, (8, 9))
-        monkeypatch.setattr("cluster.runtime.gpus", lambda: [gpu, dataclasses.replace(gpu, uuid="GPU-2")])
-        monkeypatch.setattr("cluster.runtime.driver", lambda: (driver, None))
+        monkeypatch.setattr(
+            "cluster.connection.ray_session.gpus", lambda: [gpu, dataclasses.replace(gpu, uuid="GPU-2")]
+        )
+        monkeypatch.setattr("cluster.connection.ray_session.driver", lambda: (driver, None))
         with monkeypatch.context() as patched:
             if sweep is not None:
                 patched.setattr("tuner.search.Search._sweep", lambda search: sweep(search._source))

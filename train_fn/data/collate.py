@@ -27,7 +27,7 @@ class Batch:
             several sequences in one.
         labels: [batch, length], `IGNORE` where unsupervised.
         extra: What the model takes beside these, by argument: pixels, sizes of grids, ...
-        lengths: Of the samples of a packed micro-batch (`train_fn.model.packing`); None where rows are samples.
+        lengths: Of a packed micro-batch's samples (`train_fn.model.packing`); None where rows are samples.
     """
 
     input_ids: torch.Tensor

@@ -3,7 +3,7 @@
 The measuring happens in `train_fn.server`, a process without Ray in it. The worker here reserves the
 resources, starts the process where Ray put it and passes trials in and results out. When the process ends too
 early, the worker tells the mailbox how and fails, so that Ray Train starts the group anew, unless there is no
-use in that. The worker of rank 0 also keeps an eye on the node (`cluster.guard`).
+use in that. The worker of rank 0 also keeps an eye on the node (`cluster.lanes.guard`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import ray
 import ray.train
 from ray.train.collective import barrier, broadcast_from_rank_zero
 
-from cluster import gpus
-from cluster.admission import Sharing
-from cluster.folders import StartFolder, folder_here
-from cluster.gpus import Gpu
-from cluster.guard import Guard
-from cluster.mailbox import CLOSED, IDLE
-from cluster.rank_process import RankEndedError, RankProcess
+from cluster.connection.folders import StartFolder, folder_here
+from cluster.lanes.guard import Guard
+from cluster.lanes.mailbox import CLOSED, IDLE
+from cluster.lanes.rank_process import RankEndedError, RankProcess
+from cluster.node import nvml as gpus
+from cluster.node.nvml import Gpu
+from cluster.node.quiet_gpus import Sharing
 from train_fn.contract.spec import GROUP_ENDS, JobSpec
 
 POLL_SECONDS = 5.0

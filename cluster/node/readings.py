@@ -1,7 +1,7 @@
 """Looking at a lane's node: waiting until its GPUs are quiet, and readings while a trial is timed.
 
 Runs in the Ray worker that looks after rank 0: a lane's ranks share one node, so one of them sees it all.
-What the readings mean is decided in `cluster.admission` and `cluster.disturbance`.
+What the readings mean is decided in `cluster.node.quiet_gpus` and `cluster.node.disturbance`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import psutil
 
-from cluster import gpus
-from cluster.admission import Admission, Sharing, admit, waiting_for
-from cluster.claims import Claim
-from cluster.disturbance import CpuReading, Findings, Reading, Throttling, judged, timed_span
-from cluster.gpus import GpuState
+from cluster.lanes.claims import Claim
+from cluster.node import nvml as gpus
+from cluster.node.disturbance import CpuReading, Findings, Reading, Throttling, judged, timed_span
+from cluster.node.nvml import GpuState
+from cluster.node.quiet_gpus import Admission, Sharing, admit, waiting_for
 
 log = logging.getLogger(__name__)
 

@@ -21,14 +21,14 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.admission import Sharing
-from cluster.folders import StartFolder
-from cluster.mailbox import Mailbox
-from cluster.metrics import LaneWatch
-from cluster.names import lane_name, train_run_name
-from cluster.room import gone
-from cluster.starts import Ending
-from cluster.workers import serve
+from cluster.connection.folders import StartFolder
+from cluster.connection.names import lane_name, train_run_name
+from cluster.lanes.mailbox import Mailbox
+from cluster.lanes.room import gone
+from cluster.lanes.starts import Ending
+from cluster.lanes.workers import serve
+from cluster.monitoring.metrics import LaneWatch
+from cluster.node.quiet_gpus import Sharing
 from train_fn.contract.spec import JobSpec, Reason, Status, TrialResult, TrialSpec
 
 TIMEOUT_GRACE_SECONDS = 15.0
@@ -56,7 +56,7 @@ class LaneSpec:
         sharing: How it shares its nodes with others.
         start_timeout_seconds: A rank that is not ready so long after its process was started never will be.
         driver: `pid` and `node_id` of the process that runs the sweep; `run_sweep` fills it in.
-        names_gpus: See `cluster.runtime.Node`.
+        names_gpus: See `cluster.connection.ray_session.Node`.
         folder: Where that process was started; filled in likewise.
         study: The study's name, as the Ray dashboard and the metrics show it.
         number: Which lane it is, from 0; each lane fills in its own.

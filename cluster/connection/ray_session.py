@@ -16,10 +16,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
-from cluster import auth
-from cluster.gpus import Gpu, driver, gpus
-from cluster.names import job_metadata
-from cluster.room import accelerator_type_of, is_head_silent
+from cluster.connection import token as auth
+from cluster.connection.names import job_metadata
+from cluster.lanes.room import accelerator_type_of, is_head_silent
+from cluster.node.nvml import Gpu, driver, gpus
 from train_fn.contract.spec import Fault, InputError
 
 OBJECT_STORE_BYTES = 256 << 20
@@ -79,7 +79,7 @@ def look(address: str | None, sources: Mapping[str, str]) -> list[Node]:
 
     Args:
         address: Of the Ray; None: there is none, and this machine is the only node.
-        sources: What every node must have, see `cluster.folders.absent_here`.
+        sources: What every node must have, see `cluster.connection.folders.absent_here`.
 
     Raises:
         InputError: There is no Ray at `address`, or it does not take our token.
@@ -255,7 +255,7 @@ def _nodes(sources: Mapping[str, str]) -> list[Node]:
     import ray
     from ray.exceptions import NodeDiedError, TaskUnschedulableError, WorkerCrashedError
 
-    from cluster.folders import StartFolder, start_folder
+    from cluster.connection.folders import StartFolder, start_folder
 
     folder = start_folder() if sources else StartFolder()
     alive = [node for node in ray.nodes() if node["Alive"]]
@@ -286,7 +286,7 @@ def _ask(node: Mapping[str, Any], sources: Mapping[str, str], folder: Any) -> An
 
 def _look_around(sources: Mapping[str, str], folder: Any) -> Node:
     """Look at this node, and for what of the sources is not here."""
-    from cluster.folders import absent_here
+    from cluster.connection.folders import absent_here
 
     return replace(this_node(), absent=absent_here(sources, folder))
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from cluster.gpus import gpus
-from cluster.room import accelerator_type_of
-from cluster.runtime import UNLISTED, connected
+from cluster.connection.ray_session import UNLISTED, connected
+from cluster.lanes.room import accelerator_type_of
+from cluster.node.nvml import gpus
 from train_fn.memory.cuda_check import TORCH_SECONDS, cuda_problem
 
 _START_SECONDS = 60.0

@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from cluster.admission import Sharing, disturber, short
-from cluster.gpus import POWER_CAP, GpuState
+from cluster.node.nvml import POWER_CAP, GpuState
+from cluster.node.quiet_gpus import Sharing, disturber, short
 
 THROTTLED_SHARE = 0.1
 """A clock that is held down in no more readings than this is the machine's ordinary life."""

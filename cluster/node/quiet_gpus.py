@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from cluster.gpus import GpuProcess, GpuState
+from cluster.node.nvml import GpuProcess, GpuState
 
 MIB = 1 << 20
 GIB = 1 << 30

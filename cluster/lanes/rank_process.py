@@ -17,7 +17,7 @@ from typing import IO, Any, Self
 
 import psutil
 
-from cluster.starts import Ending
+from cluster.lanes.starts import Ending
 from train_fn.contract.spec import JobSpec
 from train_fn.model.weights import weights_bytes
 from train_fn.server import Channel

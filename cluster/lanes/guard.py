@@ -10,12 +10,12 @@ from typing import Any
 
 import ray
 
-from cluster import gpus
-from cluster.admission import Sharing
-from cluster.claims import Claim
-from cluster.disturbance import Reading
-from cluster.gpus import GpuState
-from cluster.sampling import PERIOD_SECONDS, QUIET_READINGS, OwnProcesses, Watch, wait_until_quiet
+from cluster.lanes.claims import Claim
+from cluster.node import nvml as gpus
+from cluster.node.disturbance import Reading
+from cluster.node.nvml import GpuState
+from cluster.node.quiet_gpus import Sharing
+from cluster.node.readings import PERIOD_SECONDS, QUIET_READINGS, OwnProcesses, Watch, wait_until_quiet
 from train_fn.contract.spec import JobSpec
 
 JOIN_SECONDS = 10.0

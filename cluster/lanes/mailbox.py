@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-from cluster.starts import Ending, Starts
+from cluster.lanes.starts import Ending, Starts
 from train_fn.contract.spec import Reason, Status, TrialResult
 
 CLOSED = "closed"

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from cluster import auth
-from cluster.runtime import is_silent
+from cluster.connection import token as auth
+from cluster.connection.ray_session import is_silent
 from train_fn.contract.spec import Fault, InputError
 
 UNREACHABLE_SECONDS = 60.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psutil
 
-from cluster import gpus
+from cluster.node import nvml as gpus
 
 _SHARE_OF_CPU_MEMORY = 0.9
 """As a worker without a budget takes it."""

@@ -21,9 +21,9 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.tune.utils.object_cache import _ObjectCache
 
-from cluster.folders import start_folder
-from cluster.lane import Lane, LaneSpec
-from cluster.loggers import Tracker
+from cluster.connection.folders import start_folder
+from cluster.lanes.lane import Lane, LaneSpec
+from cluster.monitoring.trackers import Tracker
 from train_fn.contract.spec import Reason, Status, TrialResult, TrialSpec
 
 ROOM_SECONDS = 600.0

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.admission import human_bytes
+from cluster.node.quiet_gpus import human_bytes
 from train_fn.contract.phases import WITH_OTHERS
 
 MAX_STARTS_IN_VAIN = 2

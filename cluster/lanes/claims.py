@@ -5,7 +5,7 @@ opened the GPU. Then each would wait for the other's processes to go away.
 
 A claim is a socket with a name made from the GPU's UUID, in Linux's abstract namespace: it needs no folder
 that every user may write to, and is gone with its process. Containers with networks of their own do not see
-each other's; there a lane that waits ends its processes (`cluster.guard`).
+each other's; there a lane that waits ends its processes (`cluster.lanes.guard`).
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Reaching a Ray and its nodes: tokens, names, folders, jobs."""

@@ -1,0 +1,1 @@
+"""Ray Tune over lanes of warm workers, Ray Train inside them."""
