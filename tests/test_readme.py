@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tuner.cli import load
-from tuner.config import Config
+from tuner.config.schema import Config
+from tuner.driver.command_line import load
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "tuner/README.md", "train_fn/README.md", "deploy/README.md"]

@@ -62,8 +62,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _rendered(args: argparse.Namespace) -> str:
-    from tuner.exports.registry import FORMATS as RENDERERS
-    from tuner.exports.setting import read_setting
+    from tuner.trainers.write.registry import FORMATS as RENDERERS
+    from tuner.trainers.write.setting import read_setting
 
     return RENDERERS[args.format](read_setting(args.run, args.trial))
 

@@ -16,15 +16,15 @@ from collections.abc import Iterator
 
 from train_fn.contract.redaction import redact, redact_url, redacted_output
 from train_fn.contract.spec import Fault, InputError
-from tuner.cli import load
-from tuner.config import Config
-from tuner.output import local_folder
-from tuner.resolve import resolve
+from tuner.config.resolve import resolve
+from tuner.config.schema import Config
+from tuner.driver.command_line import load
+from tuner.results.output import local_folder
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line; returns the exit code."""
-    from tuner.console import print_faults
+    from tuner.console.progress import print_faults
 
     parser = argparse.ArgumentParser(prog="python -m tuner.plan", description=str(__doc__).partition("\n")[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], required=True, help="what the cluster has")

@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 from train_fn.contract.redaction import know_url, redact_url, redacted_output
 from train_fn.contract.spec import InputError
-from tuner import interrupt
-from tuner.cli import Options, load
-from tuner.closing import outlived, say, this_command
-from tuner.config import Config
+from tuner.config.schema import Config
+from tuner.console.last_words import outlived, say, this_command
+from tuner.driver import interrupts as interrupt
+from tuner.driver.command_line import Options, load
 
 if TYPE_CHECKING:
-    from tuner.imports.present import Present
-    from tuner.output import Output
+    from tuner.results.output import Output
+    from tuner.trainers.read.present import Present
 
 log = logging.getLogger("tuner")
 
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str] | None, logs: contextlib.ExitStack) -> int:
-    from tuner.console import print_faults
+    from tuner.console.progress import print_faults
 
     interrupt.install()
     try:
@@ -57,7 +57,7 @@ def _main(argv: list[str] | None, logs: contextlib.ExitStack) -> int:
         say("Interrupted before anything was measured.")
         return EXIT_INTERRUPTED
     except Exception as error:
-        from tuner.lock import StudyHeldError
+        from tuner.study.lease import StudyHeldError
 
         if isinstance(error, StudyHeldError):
             say(str(error))
@@ -82,17 +82,17 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
     """
     from cluster.connection.ray_session import look
     from cluster.node.free_memory import free_bytes
-    from tuner import places, preflight
-    from tuner.console import print_dry_run
-    from tuner.identity import identity
-    from tuner.lock import held, refuse_if_held
-    from tuner.output import CONFIG_FILE, LOG_FILE, Output, local_folder, logged_to
-    from tuner.resolve import fingerprint, model_settings, resolve, step_limit, to_yaml
-    from tuner.results import versions
-    from tuner.search import Search
-    from tuner.space import candidates
-    from tuner.storage import drop_kept, kept
-    from tuner.study import open_study
+    from tuner.config.resolve import fingerprint, model_settings, resolve, step_limit, to_yaml
+    from tuner.console.progress import print_dry_run
+    from tuner.driver import places, preflight
+    from tuner.driver.tuning_run import Search
+    from tuner.results.files import versions
+    from tuner.results.output import CONFIG_FILE, LOG_FILE, Output, local_folder, logged_to
+    from tuner.space.points import candidates
+    from tuner.study.identity import identity
+    from tuner.study.lease import held, refuse_if_held
+    from tuner.study.storage import drop_kept, kept
+    from tuner.study.study import open_study
 
     address = config.cluster.address or os.environ.get("RAY_ADDRESS") or None
     with contextlib.ExitStack() as stack:
@@ -158,7 +158,7 @@ def _outcome(
     present: Present | None,
 ) -> int:
     """Say how the run ended, and what to do next; returns the exit code."""
-    from tuner.advice import next_step
+    from tuner.console.next_step import next_step
 
     code = EXIT_OK
     again = f"The same command goes on from here:\n  {this_command()}"

@@ -17,9 +17,9 @@ from replay import Searcher, study
 from surface import Surface
 
 from train_fn.contract.spec import Status, TrialParams, TrialResult, TrialSpec
-from tuner.endings import STATES
-from tuner.space import is_out_of_memory
-from tuner.stored import DIRECTIONS
+from tuner.space.points import is_out_of_memory
+from tuner.study.compatibility import DIRECTIONS
+from tuner.study.endings import STATES
 
 NSGA_POPULATION = 8
 """With its default of 50, all trials of a search this short are random."""

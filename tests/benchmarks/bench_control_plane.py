@@ -33,12 +33,12 @@ from cluster.connection.ray_session import connected
 from cluster.lanes.lane import LaneSpec
 from cluster.lanes.sweep import run_sweep
 from train_fn.contract.spec import JobSpec, MemoryPoint, Reason, Status, TrialParams, TrialResult, TrialSpec
-from tuner.console import Progress
-from tuner.driver import StudySource
-from tuner.outlook import ModelSettings
-from tuner.results import write_results
-from tuner.space import candidates
-from tuner.study import open_study
+from tuner.console.progress import Progress
+from tuner.driver.trial_source import StudySource
+from tuner.results.files import write_results
+from tuner.search.expected_gain import ModelSettings
+from tuner.space.points import candidates
+from tuner.study.study import open_study
 
 GLOBAL_BATCH_SIZE, NUM_WORKERS = 5040, 2
 KNOBS = {"queue": list(range(11))}

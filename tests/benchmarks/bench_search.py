@@ -35,9 +35,9 @@ from rich.table import Table
 from surface import Surface
 from synthetic import KINDS, synthetic
 
-from tuner.beliefs import Beliefs
-from tuner.recommend import recommend
-from tuner.space import Measured
+from tuner.recommendation.recommend import recommend
+from tuner.search.predictions import Beliefs
+from tuner.space.points import Measured
 
 LOSS_TOLERANCE = 0.01
 NEAR = 0.02

@@ -40,13 +40,13 @@ from rich.table import Table
 from surface import Surface
 
 from train_fn.contract.spec import JobSpec, Reason, Status, TrialParams, TrialResult, TrialSpec
-from tuner.cli import load as load_config
-from tuner.config import Config
-from tuner.output import RESULT_FILE
-from tuner.preflight import device_precisions
-from tuner.recommend import recommend
-from tuner.results import load_result
-from tuner.space import Measured, candidates, is_out_of_memory, knobs_of
+from tuner.config.schema import Config
+from tuner.driver.command_line import load as load_config
+from tuner.driver.preflight import device_precisions
+from tuner.recommendation.recommend import recommend
+from tuner.results.files import load_result
+from tuner.results.output import RESULT_FILE
+from tuner.space.points import Measured, candidates, is_out_of_memory, knobs_of
 
 DEFAULT = (
     "--cluster.device cpu --global-batch-size 48 --num-workers 2 --cluster.memory-budget 120MiB"

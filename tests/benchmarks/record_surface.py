@@ -24,10 +24,10 @@ import surface
 from surface import FOLDER, Surface
 
 from train_fn.contract.spec import Status, TrialParams, TrialResult
-from tuner.cli import load as load_config
-from tuner.output import RESULT_FILE
-from tuner.results import load_result
-from tuner.space import candidates
+from tuner.driver.command_line import load as load_config
+from tuner.results.files import load_result
+from tuner.results.output import RESULT_FILE
+from tuner.space.points import candidates
 
 ROOT = Path(__file__).parents[2]
 REPEATS = 3

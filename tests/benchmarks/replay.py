@@ -32,11 +32,11 @@ from train_fn.contract.spec import (
 )
 from train_fn.contract.timing import rate_with_interval
 from train_fn.trial.early_stop import EarlyEnd
-from tuner.outlook import ModelSettings
-from tuner.sampler import make_sampler
-from tuner.space import Measured, Setting, is_out_of_memory, setting_of
-from tuner.stored import DIRECTIONS
-from tuner.study import TuningStudy
+from tuner.search.expected_gain import ModelSettings
+from tuner.search.sampler import make_sampler
+from tuner.space.points import Measured, Setting, is_out_of_memory, setting_of
+from tuner.study.compatibility import DIRECTIONS
+from tuner.study.study import TuningStudy
 
 
 class Searcher(Protocol):
@@ -134,7 +134,7 @@ def study(surface: Surface, sampler: str, seed: int, max_trials: int, **options:
 
 
 class _InMemory(optuna.storages.InMemoryStorage):
-    """What a study asks of `tuner.storage.StudyStorage`."""
+    """What a study asks of `tuner.study.storage.StudyStorage`."""
 
     def begin_trial(self, study_id: int, trial: FrozenTrial) -> tuple[int, int]:
         trial_id = self.create_new_trial(study_id, trial)

@@ -16,7 +16,7 @@ from typing import Any
 
 from train_fn.contract.spec import Status, TrialParams, TrialResult
 from train_fn.contract.timing import rate_with_interval
-from tuner.space import setting_of
+from tuner.space.points import setting_of
 
 FOLDER = Path(__file__).with_name("surfaces")
 

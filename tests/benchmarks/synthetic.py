@@ -14,7 +14,7 @@ from surface import Surface
 
 from train_fn.contract.spec import MemoryPoint, Reason, Status, TrialParams, TrialResult
 from train_fn.contract.timing import rate_with_interval
-from tuner.space import candidates
+from tuner.space.points import candidates
 
 MIB = 1 << 20
 WARMUP_STEPS = 2

@@ -10,8 +10,8 @@ from record_surface import FORCED, PLANNED, machine, merged, parse
 from surface import load, save
 from synthetic import synthetic
 
-from tuner.cli import load as load_config
-from tuner.space import is_out_of_memory
+from tuner.driver.command_line import load as load_config
+from tuner.space.points import is_out_of_memory
 
 SURFACE = synthetic("cpu", repeats=2)
 TUNER = PLANNED["cpu-demo"].partition(" -- ")[2].split()

@@ -24,7 +24,7 @@ from surface import FOLDER, load, save
 from synthetic import KINDS, MIB, TOKENS, WARMUP_STEPS, need_bytes, step_seconds, synthetic
 
 from train_fn.contract.spec import KnownSteps, Reason, Status, TrialSpec
-from tuner.space import is_out_of_memory
+from tuner.space.points import is_out_of_memory
 
 SURFACE = synthetic("cpu")
 QUIET = synthetic("cpu", noise=0.0, repeats=1)
@@ -230,7 +230,7 @@ def test_what_noise_alone_keeps_apart_is_not_worth_measuring(monkeypatch):
         return sum(r.trials for r in runs), statistics.fmean(r.regret for r in runs)
 
     trials, regret = searched()
-    monkeypatch.setattr("tuner.outlook._TRIALS_AHEAD", math.inf)
+    monkeypatch.setattr("tuner.search.expected_gain._TRIALS_AHEAD", math.inf)
     trials_until_certain, regret_when_certain = searched()
     assert trials <= 0.9 * trials_until_certain
     assert regret <= regret_when_certain + 0.01

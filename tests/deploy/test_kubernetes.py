@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tuner.cli import load
-from tuner.config import Config
-from tuner.driver import overrun_seconds
-from tuner.study import parse_storage
+from tuner.config.schema import Config
+from tuner.driver.command_line import load
+from tuner.driver.trial_source import overrun_seconds
+from tuner.study.study import parse_storage
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "kubernetes"

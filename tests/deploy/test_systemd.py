@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tuner.cli import load
-from tuner.driver import overrun_seconds
-from tuner.units import parse_duration
+from tuner.config.values import parse_duration
+from tuner.driver.command_line import load
+from tuner.driver.trial_source import overrun_seconds
 
 ROOT = Path(__file__).parents[2]
 UNITS = sorted((ROOT / "deploy" / "systemd").iterdir())

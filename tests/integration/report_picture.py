@@ -14,9 +14,9 @@ from pathlib import Path
 from browser import CHROMIUM, DRIVER, browser
 from PIL import Image
 
-from tuner.output import REPORT_FILE, Output
 from tuner.report.facts import read_run
 from tuner.report.write import write_report
+from tuner.results.output import REPORT_FILE, Output
 
 PICTURE = Path(__file__).parents[2] / "deploy" / "report.png"
 WIDTH = 1160

@@ -16,10 +16,10 @@ from postgresql import PostgreSQL, binaries
 from sleepy import SLEEPY, few_trials
 
 from train_fn.contract.spec import Status, TrialResult
-from tuner.driver import StudySource
-from tuner.space import candidates
-from tuner.storage import StorageLostError, kept, parse_storage
-from tuner.study import open_study
+from tuner.driver.trial_source import StudySource
+from tuner.space.points import candidates
+from tuner.study.storage import StorageLostError, kept, parse_storage
+from tuner.study.study import open_study
 
 POINTS = candidates(64, 1, ("fp32", "bf16"), (False, True))
 FINGERPRINT = {"global_batch_size": 64}

@@ -12,10 +12,10 @@ from browser import CHROMIUM, DRIVER, browser
 sys.path.insert(0, str(Path(__file__).parents[1] / "tuner"))
 from report_samples import CONFIG, HOSTILE, hostile, sample
 
-from tuner.output import Output
 from tuner.report.facts import make_run
 from tuner.report.runs import labelled
 from tuner.report.write import write_report
+from tuner.results.output import Output
 
 pytestmark = [
     pytest.mark.slow,

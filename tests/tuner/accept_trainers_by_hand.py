@@ -226,7 +226,7 @@ def write_keys(trainer: str, python: Path) -> None:
     sys.path.insert(0, str(ROOT))
     from export_cases import every_setting
 
-    from tuner.exports import axolotl, llamafactory, ms_swift
+    from tuner.trainers.write import axolotl, llamafactory, ms_swift
 
     modules = {"ms-swift": ms_swift, "llamafactory": llamafactory, "axolotl": axolotl}
     used = {key for setting in every_setting() for key in modules[trainer].settings(setting)}

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from train_fn.contract.spec import MemoryPoint, Reason, Status, TrialParams, TrialResult
-from tuner.space import Measured, candidates
+from tuner.space.points import Measured, candidates
 
 POINTS = candidates(16, 2, ("fp32", "bf16"), (False, True), knobs={"attn_implementation": ["sdpa", "eager"]})
 ODD = [0.0, -1.0, 5e-324, 1e-300, 1e300, math.inf, -math.inf, math.nan]

@@ -8,7 +8,7 @@ from typing import Any
 
 from train_fn.contract.knobs import CHOICES
 from train_fn.contract.spec import PRECISIONS, DataSpec, JobSpec, Knobs, LoraSpec, OptimizerSpec, TrialParams
-from tuner.exports.setting import Setting
+from tuner.trainers.write.setting import Setting
 
 LAYOUTS: tuple[dict[str, Any], ...] = (
     {"prompt": "question", "response": "answer"},

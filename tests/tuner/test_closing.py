@@ -9,13 +9,13 @@ import sys
 import pytest
 
 from train_fn.contract.spec import Reason
-from tuner.advice import next_step
-from tuner.closing import this_command
+from tuner.console.last_words import this_command
+from tuner.console.next_step import next_step
 
 PRINTS = """
 import sys
-from tuner.console import print_table
-from tuner.closing import outlived, say
+from tuner.console.progress import print_table
+from tuner.console.last_words import outlived, say
 with outlived():
     print_table([], [], None, "nothing " * 30000)  # more than a pipe holds
 say("to standard output", sys.stdout)
@@ -63,9 +63,9 @@ def test_the_command_that_goes_on_can_be_pasted_and_has_no_password(argv, shown)
 
 
 def test_the_command_is_the_one_of_this_process() -> None:
-    code = "from tuner.closing import this_command; print(this_command())"
+    code = "from tuner.console.last_words import this_command; print(this_command())"
     done = subprocess.run([sys.executable, "-X", "utf8", "-c", code], capture_output=True, text=True)
-    assert done.stdout.startswith(f"{sys.executable} -X utf8 -c 'from tuner.closing import")
+    assert done.stdout.startswith(f"{sys.executable} -X utf8 -c 'from tuner.console.last_words import")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_what_to_try_where_nothing_is_feasible(trials, words) -> None:
 
 SIGNALS = """
 import signal, sys, time
-from tuner import interrupt
+from tuner.driver import interrupts as interrupt
 {before}
 interrupt.install()
 try:

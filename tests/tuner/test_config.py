@@ -8,10 +8,17 @@ from pathlib import Path
 import pytest
 
 from train_fn.contract.spec import InputError, JobSpec
-from tuner.cli import load
-from tuner.config import DEMO_DEFAULTS, DEMO_DEFAULTS_CPU, Config
-from tuner.resolve import fingerprint, resolve, to_yaml
-from tuner.units import exact_duration, exact_size, human_bytes, human_seconds, parse_duration, parse_size
+from tuner.config.resolve import fingerprint, resolve, to_yaml
+from tuner.config.schema import DEMO_DEFAULTS, DEMO_DEFAULTS_CPU, Config
+from tuner.config.values import (
+    exact_duration,
+    exact_size,
+    human_bytes,
+    human_seconds,
+    parse_duration,
+    parse_size,
+)
+from tuner.driver.command_line import load
 
 CONTRACT = """
 train_fn: null
@@ -475,7 +482,8 @@ def test_help_lists_every_key_by_section(capsys):
 
 def test_nothing_heavy_is_imported_before_the_arguments_are_parsed():
     code = (
-        "import sys, tuner.cli, tuner.config, tuner.console, tuner.resolve; tuner.cli.load([]);"
+        "import sys, tuner.config.schema, tuner.config.resolve, tuner.console.progress\n"
+        "from tuner.driver.command_line import load; load([])\n"
         "print(sorted({m.split('.')[0] for m in sys.modules} & "
         "{'torch', 'ray', 'optuna', 'rich', 'sqlalchemy', 'numpy', 'pandas', 'transformers', 'plotly'}))"
     )

@@ -9,7 +9,14 @@ import sys
 import pytest
 
 from train_fn.contract.spec import Fault, InputError, Knobs, Status, TrialParams, TrialResult
-from tuner.console import Progress, outcome, print_dry_run, print_faults, print_table, training_arguments
+from tuner.console.progress import (
+    Progress,
+    outcome,
+    print_dry_run,
+    print_faults,
+    print_table,
+    training_arguments,
+)
 
 ESCAPE = "\x1b"
 
@@ -252,7 +259,7 @@ def test_progress_in_a_pipe_is_one_plain_flushed_line_per_event():
 
 
 def test_progress_is_flushed_line_by_line_by_a_real_pipe():
-    code = "import os; from tuner.console import Progress; p = Progress(4, 4); p.note('hello'); os._exit(0)"
+    code = "import os; from tuner.console.progress import Progress; Progress(4, 4).note('hello'); os._exit(0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "hello\n"
 

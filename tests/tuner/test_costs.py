@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tuner.costs import AffineCosts, Effect, Observation, Point, Priors
+from tuner.search.cost_model import AffineCosts, Effect, Observation, Point, Priors
 
 PRIORS = Priors(
     constant={"half": Effect(math.log(0.6), 0.3)},

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tuner.cli import load
+from tuner.driver.command_line import load
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "tune.example.yaml"
 

@@ -7,14 +7,14 @@ import io
 import pytest
 
 from train_fn.contract.spec import MEASURED, Reason, Status, TrialResult
-from tuner.console import print_table
-from tuner.disturbed import MAX_REPEATS, count_repeats, counting, to_repeat
-from tuner.model_search import next_step
-from tuner.outlook import ModelSettings, beliefs_of
-from tuner.recommend import pareto_front, recommend
-from tuner.results import write_results
-from tuner.space import Measured, SearchState, candidates
-from tuner.study import open_study
+from tuner.console.progress import print_table
+from tuner.recommendation.recommend import pareto_front, recommend
+from tuner.results.files import write_results
+from tuner.search.expected_gain import ModelSettings, beliefs_of
+from tuner.search.strategy import next_step
+from tuner.space.points import Measured, SearchState, candidates
+from tuner.space.repeats import MAX_REPEATS, count_repeats, counting, to_repeat
+from tuner.study.study import open_study
 
 POINTS = candidates(16, 2, ("fp32",), (False,))
 A, B, C, D = POINTS

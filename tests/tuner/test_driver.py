@@ -11,12 +11,12 @@ import optuna
 import pytest
 
 from train_fn.contract.spec import Reason, Status, TrialResult, TrialSpec
-from tuner import interrupt
-from tuner.console import Progress
-from tuner.driver import MAX_LOST_TRIALS, StudySource
-from tuner.space import candidates
-from tuner.step_limit import StepLimit
-from tuner.study import TuningStudy, open_study
+from tuner.console.progress import Progress
+from tuner.driver import interrupts as interrupt
+from tuner.driver.trial_source import MAX_LOST_TRIALS, StudySource
+from tuner.search.step_limit import StepLimit
+from tuner.space.points import candidates
+from tuner.study.study import TuningStudy, open_study
 
 POINTS = candidates(16, 2, ("fp32",), (False,))
 COMPLETE = TrialResult(status=Status.COMPLETE, samples_per_second=6.5, validation_loss=2.3)
@@ -87,7 +87,7 @@ def test_results_are_recorded_after_each_trial_when_the_study_has_them(tmp_path:
 def test_files_that_take_long_are_written_less_often_but_in_the_end(tmp_path: Path, monkeypatch) -> None:
     run = Run(opened(tmp_path))
     now = [100.0]
-    monkeypatch.setattr("tuner.driver.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("tuner.driver.trial_source.time.monotonic", lambda: now[0])
     run.source.record = lambda: (run.record(), now.__setitem__(0, now[0] + 1.0))
     run.one(COMPLETE)  # a second of writing, once
     run.one(COMPLETE)  # and again: the next time 49 s later
@@ -127,7 +127,7 @@ def test_files_that_cannot_be_made_end_no_search(tmp_path: Path, error: Exceptio
 def test_one_file_that_takes_long_now_and_then_delays_nothing(tmp_path: Path, monkeypatch) -> None:
     run = Run(opened(tmp_path))
     now, seconds = [100.0], iter([1.0, 0.0, 1.0, 0.0])
-    monkeypatch.setattr("tuner.driver.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("tuner.driver.trial_source.time.monotonic", lambda: now[0])
     run.source.record = lambda: (run.record(), now.__setitem__(0, now[0] + next(seconds)))
     for _ in POINTS:
         run.one(COMPLETE)

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from train_fn.contract.spec import Knobs, MemoryPoint, TrialParams, TrialResult
-from tuner.explain import Prediction, Verdict, explain
-from tuner.recommend import recommend
-from tuner.result_file import jsonable
-from tuner.space import Measured, candidates
-from tuner.summary import summary
+from tuner.console.why_not_another import summary
+from tuner.recommendation.explain import Prediction, Verdict, explain
+from tuner.recommendation.recommend import recommend
+from tuner.results.result_file import jsonable
+from tuner.space.points import Measured, candidates
 
 MIB = 2**20
 BUDGET = 200 * MIB

@@ -21,14 +21,14 @@ from export_cases import every_setting, setting
 from train_fn.contract.spec import DataSpec, JobSpec, TrialResult
 from train_fn.data.demo.demo import demo
 from tuner import export
-from tuner.config import Config
-from tuner.exports import accelerate, axolotl, hf, llamafactory, ms_swift
-from tuner.exports.registry import FORMATS
-from tuner.exports.setting import Setting, read_setting
-from tuner.resolve import resolve, to_yaml
-from tuner.results import write_results
-from tuner.space import candidates
-from tuner.study import open_study
+from tuner.config.resolve import resolve, to_yaml
+from tuner.config.schema import Config
+from tuner.results.files import write_results
+from tuner.space.points import candidates
+from tuner.study.study import open_study
+from tuner.trainers.write import accelerate, axolotl, hf, llamafactory, ms_swift
+from tuner.trainers.write.registry import FORMATS
+from tuner.trainers.write.setting import Setting, read_setting
 
 ROOT = Path(__file__).parents[2]
 KEYS = json.loads((Path(__file__).parent / "trainer_keys.json").read_text())

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from cluster.monitoring.metrics import LANE_METRICS, LANE_STATES, MAX_LANES, LaneClock, lane_label
-from tuner.watch import MAX_SETTINGS, METRICS, figures
+from tuner.driver.study_figures import MAX_SETTINGS, METRICS, figures
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 CASES = Path(__file__).with_name("alert_cases.yml")

@@ -27,12 +27,12 @@ from train_fn.contract.spec import (
 )
 from train_fn.data.demo.demo import demo
 from tuner import run
-from tuner.cli import load
-from tuner.config import Config
-from tuner.exports import as_json, ms_swift
-from tuner.exports.setting import Setting
-from tuner.imports import hf, swift
-from tuner.imports.present import Present
+from tuner.config.schema import Config
+from tuner.driver.command_line import load
+from tuner.trainers.read import hf, swift
+from tuner.trainers.read.present import Present
+from tuner.trainers.write import as_json, ms_swift
+from tuner.trainers.write.setting import Setting
 
 BASIC = "NPROC_PER_NODE=2 swift sft --model org/m --dataset d.jsonl --torch_dtype bfloat16 --max_length 100"
 
@@ -521,7 +521,7 @@ def test_the_end_of_a_run_says_what_to_change(
     ]
 
     result = {"trials": trials, "recommended": 1}
-    monkeypatch.setattr("tuner.search.Search.run", lambda *_: result)
+    monkeypatch.setattr("tuner.driver.tuning_run.Search.run", lambda *_: result)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     argv = ["--from-swift", command, "--cluster.device", "cpu", "--output-dir", f"{tmp_path}/out"]
     assert run.main(argv) == 0

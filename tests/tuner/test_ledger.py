@@ -8,9 +8,9 @@ import optuna
 import pytest
 
 from train_fn.contract.spec import MemoryPoint, Reason, Status, TrialResult
-from tuner.sampler import search_state
-from tuner.space import candidates
-from tuner.study import open_study
+from tuner.search.sampler import search_state
+from tuner.space.points import candidates
+from tuner.study.study import open_study
 
 POINTS = candidates(32, 2, ("fp32", "bf16"), (False, True), None, {"queue": [1, 2]})
 ENDINGS = [

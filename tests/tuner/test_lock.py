@@ -16,15 +16,15 @@ import pytest
 import sqlalchemy as sql
 
 from train_fn.contract.spec import InputError
-from tuner import lock
-from tuner.lock import Holder, Host, StudyHeldError, held, refuse_if_held
+from tuner.study import lease as lock
+from tuner.study.lease import Holder, Host, StudyHeldError, held, refuse_if_held
 
 sys.path.append(str(Path(__file__).parents[1] / "integration"))
 from postgresql import PostgreSQL, binaries
 
 HOLDER = """
 import sys
-from tuner import lock
+from tuner.study import lease as lock
 url, study, host = sys.argv[1:]
 lock.HEARTBEAT_SECONDS = 0.2
 if host:  # another machine: process ids say nothing there

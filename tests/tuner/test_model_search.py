@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from train_fn.contract.spec import MEASURED, Knobs, MemoryPoint, TrialResult
-from tuner.beliefs import Beliefs
-from tuner.ledger import Ledger
-from tuner.model_search import next_step, spec_of
-from tuner.outlook import ModelSettings, after_trials
-from tuner.proofs import Proofs
-from tuner.recommend import recommend
-from tuner.space import Measured, candidates, is_out_of_memory, setting_of
-from tuner.study import open_study
+from tuner.recommendation.recommend import recommend
+from tuner.search.expected_gain import ModelSettings, after_trials
+from tuner.search.ledger import Ledger
+from tuner.search.predictions import Beliefs
+from tuner.search.strategy import next_step, spec_of
+from tuner.space.points import Measured, candidates, is_out_of_memory, setting_of
+from tuner.space.proofs import Proofs
+from tuner.study.study import open_study
 
 POINTS = candidates(48, 2, ("fp32", "bf16"), (False, True))
 SETTINGS = ModelSettings(device="cuda")

@@ -13,9 +13,9 @@ import pytest
 
 import tuner
 from train_fn.contract.spec import Status, TrialParams, TrialResult
-from tuner.results import write_results
-from tuner.space import candidates
-from tuner.study import open_study
+from tuner.results.files import write_results
+from tuner.space.points import candidates
+from tuner.study.study import open_study
 
 COMPLETE = TrialResult(
     status=Status.COMPLETE,

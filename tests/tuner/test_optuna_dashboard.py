@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from train_fn.contract.spec import Status, TrialResult
-from tuner.space import candidates
-from tuner.study import TuningStudy, open_study
+from tuner.space.points import candidates
+from tuner.study.study import TuningStudy, open_study
 
 pytest.importorskip("optuna_dashboard")
 

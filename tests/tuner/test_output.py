@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from ftp_server import PASSWORD, serving
 
-from tuner.output import Output, local_folder, logged_to
-from tuner.results import load_result
+from tuner.results.files import load_result
+from tuner.results.output import Output, local_folder, logged_to
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def logging_as_it_was() -> Iterator[None]:
 
 def test_a_log_is_sent_while_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     place = f"memory://{uuid.uuid4().hex}"
-    monkeypatch.setattr("tuner.output._UPLOAD_SECONDS", 0.0)
+    monkeypatch.setattr("tuner.results.output._UPLOAD_SECONDS", 0.0)
     with logged_to(Output(place), "tuner.log"):
         logging.getLogger("tuner").info("so far")
         assert Output(place).read("tuner.log").endswith("INFO tuner: so far\n")

@@ -9,8 +9,8 @@ import pytest
 
 from cluster.connection.ray_session import Node
 from train_fn.contract.spec import Fault
-from tuner import places
-from tuner.cli import load
+from tuner.driver import places
+from tuner.driver.command_line import load
 
 TWO_MISSING = {"model": "my-model", "data.train": "data/train.jsonl"}
 WHAT_TO_DO = "name one that every node has at the same place, or submit a job from the folder that holds it"

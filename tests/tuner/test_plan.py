@@ -7,8 +7,8 @@ import json
 import pytest
 
 from tuner import plan
-from tuner.cli import load
-from tuner.resolve import resolve
+from tuner.config.resolve import resolve
+from tuner.driver.command_line import load
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -10,10 +10,10 @@ import pytest
 
 from cluster.connection.ray_session import Node
 from cluster.node.nvml import Gpu
-from tuner import preflight
-from tuner.cli import load
-from tuner.config import Config
-from tuner.preflight import choose_device, device_precisions, remarks
+from tuner.config.schema import Config
+from tuner.driver import preflight
+from tuner.driver.command_line import load
+from tuner.driver.preflight import choose_device, device_precisions, remarks
 
 ALL = ("fp32", "tf32", "bf16", "fp16")
 H100, RTX4090, T4 = (

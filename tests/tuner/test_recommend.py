@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from train_fn.contract.spec import TrialParams, TrialResult
-from tuner.recommend import feasible_trials, pareto_front, recommend
-from tuner.space import Measured
+from tuner.recommendation.recommend import feasible_trials, pareto_front, recommend
+from tuner.space.points import Measured
 
 MIB = 2**20
 TOLERANCE = 0.01

@@ -7,11 +7,11 @@ import pytest
 
 from cluster.node.nvml import Gpu
 from train_fn.contract.spec import TrialResult
-from tuner.explain import Prediction
-from tuner.outlook import ModelSettings
-from tuner.results import load_result, write_results
-from tuner.space import candidates
-from tuner.study import open_study
+from tuner.recommendation.explain import Prediction
+from tuner.results.files import load_result, write_results
+from tuner.search.expected_gain import ModelSettings
+from tuner.space.points import candidates
+from tuner.study.study import open_study
 
 CONTRACT_KEYS = {
     "study", "global_batch_size", "num_workers", "device", "trials", "pareto_front", "recommended",

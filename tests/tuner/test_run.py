@@ -21,10 +21,11 @@ import pytest
 from cluster.connection.ray_session import Node
 from cluster.node.nvml import Gpu
 from train_fn.data.demo.demo import demo
-from tuner import interrupt, run
-from tuner.cli import load
-from tuner.output import Output
-from tuner.resolve import resolve, to_yaml
+from tuner import run
+from tuner.config.resolve import resolve, to_yaml
+from tuner.driver import interrupts as interrupt
+from tuner.driver.command_line import load
+from tuner.results.output import Output
 
 HEAVY = {"torch", "ray", "optuna", "transformers", "datasets", "sqlalchemy", "rich", "pynvml"}
 ROWS = [{"prompt": f"{i} + 1 =", "response": f" {i + 1}"} for i in range(60)]
@@ -200,7 +201,7 @@ def test_a_running_ray_says_which_devices_there_are(refused, monkeypatch: pytest
 
 
 def test_a_study_that_was_measured_under_other_settings(refused, folder: Path, monkeypatch) -> None:
-    monkeypatch.setattr("tuner.search.Search.run", lambda *_: {})
+    monkeypatch.setattr("tuner.driver.tuning_run.Search.run", lambda *_: {})
     monkeypatch.setattr(run, "_outcome", lambda *_: 0)
     argv = ["--output-dir", f"{folder}/out", "--study.name", "mine", "--cluster.device", "cpu"]
     assert run.main(argv) == 0
@@ -214,7 +215,7 @@ def test_a_study_that_was_measured_under_other_settings(refused, folder: Path, m
 def test_a_dry_run_prints_config_and_candidates_and_starts_nothing(
     folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tuner.study.open_study", lambda *_: pytest.fail("a study was opened"))
+    monkeypatch.setattr("tuner.study.study.open_study", lambda *_: pytest.fail("a study was opened"))
     (folder / "tune.yaml").write_text("global_batch_size: 4\nsearch: {precision: bf16, max_trials: 7}")
     argv = ["--config", f"{folder}/tune.yaml", "--search.max-trials", "5", "--output-dir", f"{folder}/out"]
     before = sorted(folder.rglob("*"))
@@ -237,7 +238,7 @@ def test_a_dry_run_checks_everything(refused) -> None:
 
 
 def test_the_run_folder_holds_the_resolved_configuration(folder: Path, monkeypatch) -> None:
-    monkeypatch.setattr("tuner.search.Search.run", lambda *_: {})
+    monkeypatch.setattr("tuner.driver.tuning_run.Search.run", lambda *_: {})
     monkeypatch.setattr(run, "_outcome", lambda *_: 0)
     argv = ["--output-dir", f"{folder}/deep/out", "--study.storage", f"sqlite:///{folder}/other.db"]
     assert run.main([*argv, "--cluster.device", "cpu"]) == 0
@@ -274,7 +275,7 @@ def logging_as_it_was() -> Iterator[None]:
 def test_exit_codes(folder: Path, capfd, monkeypatch, broken, interrupted, recommended, code, words) -> None:
     config = resolve(load(["--output-dir", f"{folder}/out"])[0], "cpu")
     event = threading.Event()
-    monkeypatch.setattr("tuner.interrupt.INTERRUPTED", event)
+    monkeypatch.setattr("tuner.driver.interrupts.INTERRUPTED", event)
     if interrupted:
         event.set()
     why = "nothing is feasible: all out of memory"

@@ -2,11 +2,11 @@ import optuna
 import pytest
 
 from train_fn.contract.spec import PRECISIONS, TrialResult
-from tuner.outlook import ModelSettings
-from tuner.proofs import Proofs
-from tuner.sampler import CandidateSampler, choose_by_grid, make_sampler
-from tuner.space import candidates
-from tuner.study import open_study
+from tuner.search.expected_gain import ModelSettings
+from tuner.search.sampler import CandidateSampler, choose_by_grid, make_sampler
+from tuner.space.points import candidates
+from tuner.space.proofs import Proofs
+from tuner.study.study import open_study
 
 SAMPLERS = ("model", "tpe", "random", "grid")
 POINTS = candidates(48, 2, ("fp32", "bf16"), (False, True))

@@ -23,13 +23,14 @@ from train_fn.contract.spec import InputError, Reason, Status, TrialResult
 from train_fn.data import content_stamps as stamps
 from train_fn.data.content_stamps import data_stamp, model_stamp
 from train_fn.data.demo.demo import demo
-from tuner import interrupt, run
-from tuner.cli import load
-from tuner.console import Progress
-from tuner.driver import StudySource, overrun_seconds
-from tuner.identity import completed, differences, identity, in_words
-from tuner.space import candidates
-from tuner.study import TuningStudy, open_study
+from tuner import run
+from tuner.console.progress import Progress
+from tuner.driver import interrupts as interrupt
+from tuner.driver.command_line import load
+from tuner.driver.trial_source import StudySource, overrun_seconds
+from tuner.space.points import candidates
+from tuner.study.identity import completed, differences, identity, in_words
+from tuner.study.study import TuningStudy, open_study
 
 POINTS = candidates(16, 2, ("fp32",), (False,))
 FINGERPRINT = {"global_batch_size": 16, "lora.r": 8}
@@ -400,7 +401,7 @@ def tonight(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.Captu
         monkeypatch.setattr("cluster.connection.ray_session.driver", lambda: (driver, None))
         with monkeypatch.context() as patched:
             if sweep is not None:
-                patched.setattr("tuner.search.Search._sweep", lambda search: sweep(search._source))
+                patched.setattr("tuner.driver.tuning_run.Search._sweep", lambda search: sweep(search._source))
             code = run.main(["--output-dir", str(tmp_path / "out"), "--study.name=mine", *FLAGS, *flags])
         out, err = capfd.readouterr()
         file = tmp_path / "out" / "result.json"
@@ -471,7 +472,7 @@ def test_nights(tonight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_second_run_ends_at_once_and_says_who_holds_the_study(tonight, tmp_path: Path, monkeypatch) -> None:
-    from tuner.lock import held
+    from tuner.study.lease import held
 
     (tmp_path / "out").mkdir()
     with held(f"sqlite:///{tmp_path}/out/study.db", "mine"):

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.space import (
+from tuner.space.points import (
     candidates,
     factorisations,
     knobs_of,

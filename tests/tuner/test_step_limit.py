@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from train_fn.contract.spec import MEASURED, TrialResult
-from tuner.beliefs import Beliefs
-from tuner.outlook import ModelSettings
-from tuner.recommend import recommend
-from tuner.space import Measured, candidates
-from tuner.step_limit import StepLimit, advice, is_too_slow, steps_of_trials, steps_that_fit
-from tuner.study import open_study
+from tuner.recommendation.recommend import recommend
+from tuner.search.expected_gain import ModelSettings
+from tuner.search.predictions import Beliefs
+from tuner.search.step_limit import StepLimit, advice, is_too_slow, steps_of_trials, steps_that_fit
+from tuner.space.points import Measured, candidates
+from tuner.study.study import open_study
 
 LIMIT = StepLimit(steps=20, warmup_steps=2, timeout_seconds=600.0)
 POINTS = candidates(16, 2, ("fp32",), (False, True))

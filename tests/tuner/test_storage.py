@@ -14,12 +14,12 @@ import optuna
 import pytest
 
 from train_fn.contract.spec import Status, TrialResult
-from tuner import interrupt
-from tuner.console import Progress
-from tuner.driver import StudySource
-from tuner.space import candidates
-from tuner.storage import RESCUE_FILE, StorageLostError, drop_kept, keep, kept
-from tuner.study import open_study
+from tuner.console.progress import Progress
+from tuner.driver import interrupts as interrupt
+from tuner.driver.trial_source import StudySource
+from tuner.space.points import candidates
+from tuner.study.storage import RESCUE_FILE, StorageLostError, drop_kept, keep, kept
+from tuner.study.study import open_study
 
 POINTS = candidates(16, 2, ("fp32",), (False, True))
 COMPLETE = TrialResult(
@@ -29,8 +29,8 @@ COMPLETE = TrialResult(
 FILLS_UP = """
 import resource, sys, threading, time
 from train_fn.contract.spec import Status, TrialResult
-from tuner.space import candidates
-from tuner.study import open_study
+from tuner.space.points import candidates
+from tuner.study.study import open_study
 
 study = open_study("demo", sys.argv[1], candidates(16, 2, ("fp32",), (False, True)), "grid", 0, 100,
                    {"global_batch_size": 16})

@@ -12,10 +12,10 @@ import pytest
 from optuna.trial import TrialState
 
 from train_fn.contract.spec import InputError, Status, TrialResult, TrialSpec
-from tuner.outlook import ModelSettings
-from tuner.sampler import make_sampler
-from tuner.space import candidates
-from tuner.study import open_study
+from tuner.search.expected_gain import ModelSettings
+from tuner.search.sampler import make_sampler
+from tuner.space.points import candidates
+from tuner.study.study import open_study
 
 POINTS = candidates(16, 2, ("fp32", "bf16"), (False, True))
 FINGERPRINT = {"global_batch_size": 16, "num_workers": 2, "model": None, "optimizer.learning_rate": 1e-4}
@@ -171,7 +171,7 @@ KILLED_DRIVER = """
 import dataclasses, os, signal, sys
 from test_study import COMPLETE, OOM, opened
 from optuna.storages._rdb.models import TrialModel
-import tuner.storage
+import tuner.study.storage
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -15,15 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from train_fn.contract.spec import TrialResult
-from tuner.beliefs import Beliefs
-from tuner.console import outcome, print_table
-from tuner.explain import explain
-from tuner.interval import measured_speed
-from tuner.ledger import Ledger
-from tuner.model_search import next_step, spec_of
-from tuner.notebook import load_result
-from tuner.outlook import ModelSettings
-from tuner.recommend import (
+from tuner.console.progress import outcome, print_table
+from tuner.console.why_not_another import summary
+from tuner.driver.study_figures import figures
+from tuner.recommendation.explain import explain
+from tuner.recommendation.recommend import (
     feasible_trials,
     pareto_front,
     recommend,
@@ -33,13 +29,17 @@ from tuner.recommend import (
 from tuner.report.facts import make_run
 from tuner.report.page import render
 from tuner.report.runs import labelled
-from tuner.result_file import jsonable, measured_from
-from tuner.results import write_results
-from tuner.space import Measured, SearchState, setting_of
-from tuner.step_limit import StepLimit, advice, is_too_slow, steps_of_trials
-from tuner.study import TuningStudy, open_study
-from tuner.summary import summary
-from tuner.watch import figures
+from tuner.results.files import write_results
+from tuner.results.notebook import load_result
+from tuner.results.result_file import jsonable, measured_from
+from tuner.search.expected_gain import ModelSettings
+from tuner.search.ledger import Ledger
+from tuner.search.predictions import Beliefs
+from tuner.search.step_limit import StepLimit, advice, is_too_slow, steps_of_trials
+from tuner.search.strategy import next_step, spec_of
+from tuner.space.interval import measured_speed
+from tuner.space.points import Measured, SearchState, setting_of
+from tuner.study.study import TuningStudy, open_study
 
 TOLERANCE = 0.01
 anything = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from train_fn.contract.spec import InputError
-from tuner.cli import load
-from tuner.config import Config
-from tuner.resolve import fingerprint
-from tuner.trackers import PACKAGES, check_loggers
+from tuner.config.resolve import fingerprint
+from tuner.config.schema import Config
+from tuner.driver.command_line import load
+from tuner.driver.tracker_check import PACKAGES, check_loggers
 
 
 def config(*argv: str) -> Config:

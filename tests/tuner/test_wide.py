@@ -6,10 +6,10 @@ import itertools
 from dataclasses import replace
 
 from train_fn.contract.spec import MemoryPoint, Reason, Status, TrialResult, TrialSpec
-from tuner.outlook import ModelSettings, Outlook
-from tuner.space import Measured, SearchState, candidates
-from tuner.study import open_study
-from tuner.wide import WIDE, WideSearch
+from tuner.search.expected_gain import ModelSettings, Outlook
+from tuner.search.wide import WIDE, WideSearch
+from tuner.space.points import Measured, SearchState, candidates
+from tuner.study.study import open_study
 
 POINTS = candidates(5040, 2, ("fp32", "bf16"), (False, True), None, {"queue": [0, 1, 2]})
 SETTINGS = ModelSettings(stop_within=0.02)

@@ -47,10 +47,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _write(paths: list[str], file: Path | None) -> str:
-    from tuner.output import REPORT_FILE, Output, split_place
     from tuner.report.facts import read_run
     from tuner.report.runs import labelled
     from tuner.report.write import write_report
+    from tuner.results.output import REPORT_FILE, Output, split_place
 
     runs, faults = [], []
     for path in paths:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from train_fn.contract.spec import TrialParams
-from tuner.interval import Prediction, ends, measured_speed
+from tuner.config.values import human_bytes
 from tuner.report.facts import Run
 from tuner.report.parts import (
     Figure,
@@ -26,8 +26,8 @@ from tuner.report.parts import (
     unfit_text,
     whiskers,
 )
-from tuner.space import Setting, setting_of
-from tuner.units import human_bytes
+from tuner.space.interval import Prediction, ends, measured_speed
+from tuner.space.points import Setting, setting_of
 
 MOST_WITH_WHISKERS = 4
 """Settings; with more of them, predictions have their intervals only when pointed at."""

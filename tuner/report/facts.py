@@ -15,14 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from train_fn.contract.spec import Fault, InputError, MemoryPoint, Status, TrialParams
-from tuner.disturbed import counting
-from tuner.held import probed_bytes
-from tuner.interval import Prediction, measured_speed, speed_ratio
-from tuner.output import CONFIG_FILE, RESULT_FILE, Output, split_place
-from tuner.proofs import Proofs, current_budget
-from tuner.recommend import Feasible, feasible_trials, violates, within_tolerance
-from tuner.result_file import measured_from
-from tuner.space import Measured, Setting, is_out_of_memory, knobs_of, probed_point, same_setting, setting_of
+from tuner.recommendation.recommend import Feasible, feasible_trials, violates, within_tolerance
+from tuner.results.output import CONFIG_FILE, RESULT_FILE, Output, split_place
+from tuner.results.result_file import measured_from
+from tuner.space.held import probed_bytes
+from tuner.space.interval import Prediction, measured_speed, speed_ratio
+from tuner.space.points import (
+    Measured,
+    Setting,
+    is_out_of_memory,
+    knobs_of,
+    probed_point,
+    same_setting,
+    setting_of,
+)
+from tuner.space.proofs import Proofs, current_budget
+from tuner.space.repeats import counting
 
 DEFAULT_TOLERANCE = 0.01
 """`search.loss_tolerance` of a run without `config.yaml`."""

@@ -15,8 +15,8 @@ from importlib import resources
 from typing import Any
 
 from train_fn.contract.spec import TrialParams
-from tuner.console import training_arguments
-from tuner.interval import NOT_KNOWN, Prediction, ends
+from tuner.config.values import human_bytes, human_seconds
+from tuner.console.progress import training_arguments
 from tuner.report.batches import memory, speed
 from tuner.report.facts import Comparison, Run, value_at
 from tuner.report.numbers import minute_text, rate_text, times_text
@@ -27,8 +27,8 @@ from tuner.report.rows import table_columns, table_row
 from tuner.report.runs import differences, gpu_names, is_same_work
 from tuner.report.swatch import phase_swatch, run_swatch, setting_swatch
 from tuner.report.timeline import Timeline, timeline
-from tuner.result_file import jsonable
-from tuner.units import human_bytes, human_seconds
+from tuner.results.result_file import jsonable
+from tuner.space.interval import NOT_KNOWN, Prediction, ends
 
 SHOWN_BATCHES, SHOWN_SETTINGS = 3, 5
 """That are explained; `result.json` has the rest."""

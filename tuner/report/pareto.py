@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from train_fn.contract.spec import Status, TrialParams
-from tuner.recommend import Feasible
+from tuner.recommendation.recommend import Feasible
 from tuner.report.facts import Run
 from tuner.report.parts import (
     Figure,
@@ -25,7 +25,7 @@ from tuner.report.parts import (
     unfit_text,
     whiskers,
 )
-from tuner.space import Measured, Setting, is_out_of_memory, setting_of
+from tuner.space.points import Measured, Setting, is_out_of_memory, setting_of
 
 NAME_WIDTH = 0.15
 """Of a point, as a part of the plot's width on a phone."""

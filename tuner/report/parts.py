@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from train_fn.contract.spec import Status, TrialParams
-from tuner.interval import Prediction, ends, measured_speed
+from tuner.config.values import human_bytes
 from tuner.report.facts import Run
-from tuner.space import Measured, Setting, setting_of
-from tuner.units import human_bytes
+from tuner.space.interval import Prediction, ends, measured_speed
+from tuner.space.points import Measured, Setting, setting_of
 
 Figure = dict[str, Any]
 Trace = dict[str, Any]

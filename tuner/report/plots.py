@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from train_fn.contract.spec import TrialParams
+from tuner.config.values import human_seconds
 from tuner.report.facts import Run
 from tuner.report.parts import (
     PALETTE,
@@ -22,7 +23,6 @@ from tuner.report.parts import (
 )
 from tuner.report.runs import common_points
 from tuner.report.timeline import PHASES, Timeline
-from tuner.units import human_seconds
 
 PHASE_COLOURS = {
     "hand-over": "@muted",

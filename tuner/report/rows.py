@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from train_fn.contract.spec import Status
-from tuner.interval import Prediction, measured_speed
+from tuner.config.values import human_bytes, human_seconds
 from tuner.report.facts import Run
 from tuner.report.numbers import rate_text
 from tuner.report.parts import split_of
-from tuner.space import Measured
-from tuner.units import human_bytes, human_seconds
+from tuner.space.interval import Prediction, measured_speed
+from tuner.space.points import Measured
 
 
 def table_columns(run: Run) -> list[dict[str, str]]:

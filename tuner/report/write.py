@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from train_fn.contract.redaction import redact
-from tuner.output import CONFIG_FILE, REPORT_FILE, Output, reason_of
 from tuner.report.facts import Run, make_run
+from tuner.results.output import CONFIG_FILE, REPORT_FILE, Output, reason_of
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""What the person reads while a run goes on, and at its end."""

@@ -1,0 +1,1 @@
+"""The process that you start: flags, checks, the search, and how it is interrupted."""

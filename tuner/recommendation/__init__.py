@@ -1,0 +1,1 @@
+"""What the measurements mean: one recommendation, and what every alternative lost by."""

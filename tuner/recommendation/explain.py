@@ -1,0 +1,418 @@
+"""Why the recommended configuration and no other one: what every alternative lost by. Pure.
+
+What was measured speaks first; where nothing was, what the study's beliefs predict does, with its interval,
+and where there are no beliefs the point is said to be unmeasured. All sizes are bytes per worker, all speeds
+global samples per second, all fractions relative to the recommended trial.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Protocol
+
+from train_fn.contract.spec import Reason, Status, TrialParams
+from tuner.config.values import human_bytes
+from tuner.recommendation.recommend import TIE_WIDTH, Feasible, feasible_trials, within_tolerance
+from tuner.space.held import probed_bytes
+from tuner.space.interval import NOT_KNOWN, measured_speed, slower_by, with_half_width
+from tuner.space.interval import Prediction as Prediction  # others know it from here
+from tuner.space.points import (
+    Measured,
+    is_out_of_memory,
+    numerics_of,
+    probed_point,
+    same_setting,
+    setting_of,
+)
+from tuner.space.proofs import Proofs, current_budget
+from tuner.space.repeats import counting
+
+
+class Predictions(Protocol):
+    """What a study believes about points that it has not measured; None where it believes nothing."""
+
+    def memory(self, point: TrialParams) -> Prediction | None:
+        """The larger rank's peak in bytes."""
+
+    def samples_per_second(self, point: TrialParams) -> Prediction | None:
+        """Global samples per second."""
+
+
+class Verdict(StrEnum):
+    """Why a point is not the recommended one, in a word."""
+
+    SLOWER = "slower"
+    TIE = "tie"
+    """No slower beyond noise, but with more memory."""
+    LOSS = "loss"
+    """Validation loss beyond the tolerance."""
+    THRASHING = "thrashing"
+    OUT_OF_MEMORY = "out of memory"
+    NO_HEADROOM = "no headroom"
+    """Predicted to leave less than `search.memory_headroom` of the budget."""
+    FAILED = "failed"
+    OPEN = "open"
+    """Not measured, and nothing known speaks against it."""
+
+
+_PLACES = {Verdict.LOSS: 1, Verdict.OUT_OF_MEMORY: 2, Verdict.FAILED: 3}
+"""What can run at all and learns as well is closer than what can't; within it, speed decides."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """A point that was not recommended.
+
+    Attributes:
+        number: Its trial, None where it was not measured.
+        measured: Whether `verdict` rests on a measurement of this point, not on a prediction.
+        why: A few words for people.
+        slower_by: Fraction of the recommended speed that it lacks, negative where it is faster.
+        over_budget_bytes: How much more than the budget it needs.
+        loss_above_lowest: Fraction of the lowest validation loss measured.
+        peak_memory_bytes: As measured, or as probed by another trial of its setting.
+    """
+
+    params: TrialParams
+    number: int | None = None
+    verdict: Verdict
+    measured: bool
+    why: str
+    slower_by: Prediction | None = None
+    over_budget_bytes: float | None = None
+    loss_above_lowest: float | None = None
+    samples_per_second: float | None = None
+    predicted_samples_per_second: Prediction | None = None
+    peak_memory_bytes: float | None = None
+    predicted_memory_bytes: Prediction | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """The recommended trial against everything else.
+
+    Attributes:
+        headroom_bytes: What the recommended trial leaves of its budget (on CUDA, of what is reserved counts);
+            None without a budget.
+        headroom_fraction: The same as a fraction of the budget.
+        next_larger: The next larger batch of the same setting; None where there is none.
+        batches: The other batches of the same setting.
+        settings: The best point of every other setting, closest first.
+    """
+
+    number: int
+    params: TrialParams
+    why: str
+    peak_memory_bytes: int | None
+    predicted_memory_bytes: Prediction | None
+    memory_budget_bytes: int | None
+    headroom_bytes: int | None
+    headroom_fraction: float | None
+    next_larger: Alternative | None
+    batches: list[Alternative]
+    settings: list[Alternative]
+
+
+def explain(
+    trials: Sequence[Measured],
+    candidates: Sequence[TrialParams],
+    number: int,
+    loss_tolerance: float,
+    predictions: Predictions | None = None,
+    headroom: float = 0.0,
+) -> Explanation:
+    """Say what every candidate lost by.
+
+    Args:
+        trials: All that were measured.
+        candidates: The points of the search; those that only an earlier run considered count, too.
+        number: Of the recommended trial.
+        loss_tolerance: `search.loss_tolerance`.
+        predictions: What the study believes, if anything.
+        headroom: `search.memory_headroom`.
+    """
+    judge = _Judge(trials, number, loss_tolerance, predictions, headroom)
+    best = judge.best
+    points = list(dict.fromkeys([*candidates, *(t.params for t in trials)]))
+    others = [judge.alternative(p) for p in points if p != best.params]
+    siblings = [a for a in others if same_setting(a.params, best.params)]
+    siblings.sort(key=lambda a: a.params.per_device_train_batch_size)
+    size = best.params.per_device_train_batch_size
+    larger = [a for a in siblings if a.params.per_device_train_batch_size > size]
+    settings: dict[object, list[Alternative]] = {}
+    for other in others:
+        if not same_setting(other.params, best.params):
+            settings.setdefault(setting_of(other.params), []).append(other)
+    peak, held, budget = best.peak_bytes or None, best.held_bytes or None, best.budget_bytes
+    left = None if held is None or budget is None else budget - held
+    predicted = judge.memory(best.params)
+    return Explanation(
+        number=number,
+        params=best.params,
+        why=_why_memory(held, predicted, budget),
+        peak_memory_bytes=peak,
+        predicted_memory_bytes=predicted,
+        memory_budget_bytes=budget,
+        headroom_bytes=left,
+        headroom_fraction=None if left is None or not budget else left / budget,
+        next_larger=judge.with_memory(larger[0]) if larger else None,
+        batches=siblings,
+        settings=sorted((min(group, key=_closeness) for group in settings.values()), key=_closeness),
+    )
+
+
+class _Judge:
+    """Compares points with the recommended one."""
+
+    def __init__(
+        self,
+        trials: Sequence[Measured],
+        number: int,
+        tolerance: float,
+        predictions: Predictions | None,
+        headroom: float,
+    ) -> None:
+        self._trials = trials
+        self._proofs = Proofs((t.params, t.result) for t in trials)
+        self._budget_bytes = current_budget([t.result for t in trials])
+        self._measured = {t.params: t for t in counting(trials)}
+        feasible = feasible_trials(trials)
+        self._feasible = {t.params: t for t in feasible}
+        self.best = next(t for t in feasible if t.number == number)
+        self._feasible[self.best.params] = self.best  # a point may be measured several times
+        self._good = within_tolerance(list(self._feasible.values()), tolerance)
+        self._good_numbers = {t.number for t in self._good}
+        bad = [t for t in self._feasible.values() if t.number not in self._good_numbers]
+        # Backwards: of several, the first counts.
+        self._worse = {numerics_of(t.params): t for t in reversed(bad)}
+        self._too_large = dict(reversed(list(self._probes_that_do_not_fit())))
+        self._lowest = min(t.loss for t in self._feasible.values())
+        self._predictions = predictions
+        self._headroom = headroom
+
+    def memory(self, point: TrialParams) -> Prediction | None:
+        return self._predictions.memory(point) if self._predictions else None
+
+    def _speed(self, point: TrialParams) -> Prediction | None:
+        return self._predictions.samples_per_second(point) if self._predictions else None
+
+    def alternative(self, point: TrialParams) -> Alternative:
+        """What is known about a point, and its verdict."""
+        if (feasible := self._feasible.get(point)) is not None:
+            found = self._of_feasible(feasible)
+        elif (trial := self._measured.get(point)) is not None and not self._is_open_again(trial):
+            found = self._of_failure(trial)
+        else:
+            found = self._of_unmeasured(point)
+        return replace(
+            found,
+            predicted_samples_per_second=self._speed(point),
+            predicted_memory_bytes=self.memory(point),
+        )
+
+    def _is_open_again(self, trial: Measured) -> bool:
+        """Whether it ran out of memory in a smaller budget than there is now."""
+        return is_out_of_memory(trial.result) and not self._proofs.against(trial.params, self._budget_bytes)
+
+    def with_memory(self, other: Alternative) -> Alternative:
+        """The same with what it needs in `why`, which is what one asks of the next larger batch."""
+        need, predicted = other.peak_memory_bytes, other.predicted_memory_bytes
+        if need is not None:
+            words = f"needs {human_bytes(need)}"
+        elif predicted is not None:
+            words = f"predicted to need {with_half_width(predicted, human_bytes)}"
+        else:
+            return other
+        return replace(other, why=f"{other.why}, {words}")
+
+    def _of_feasible(self, trial: Feasible) -> Alternative:
+        lacks = slower_by(self.best.times_as_fast_as(trial))
+        loss = trial.loss / self._lowest - 1 if self._lowest > 0 else None
+        verdict, why = self._compared(trial, lacks, loss)
+        return Alternative(
+            params=trial.params,
+            number=trial.number,
+            verdict=verdict,
+            measured=True,
+            why=why,
+            slower_by=lacks,
+            loss_above_lowest=loss,
+            samples_per_second=trial.speed,
+            peak_memory_bytes=trial.peak_bytes or None,
+        )
+
+    def _compared(self, trial: Feasible, lacks: Prediction, loss: float | None) -> tuple[Verdict, str]:
+        if trial.number not in self._good_numbers:
+            worse = "" if loss is None else f" by {_percent(loss)}"
+            return Verdict.LOSS, f"validation loss worse{worse}"
+        if self.best.is_faster(trial):
+            return Verdict.SLOWER, f"slower by {_percent(lacks.value)} (measured)"
+        if trial.alloc_retries and not self.best.alloc_retries:
+            return Verdict.THRASHING, "thrashes: memory is all but spent"
+        if faster := next((t for t in self._good if t.is_faster(trial)), None):
+            by = slower_by(faster.times_as_fast_as(trial)).value
+            return Verdict.SLOWER, f"slower than {faster.params} by {_percent(by)} (measured)"
+        if lacks.value > TIE_WIDTH:
+            return Verdict.TIE, f"slower by {_percent(lacks.value)}, within the noise"
+        if trial.held_bytes > self.best.held_bytes:
+            more = human_bytes(trial.held_bytes - self.best.held_bytes)
+            return Verdict.TIE, f"tie, needs {more} more memory"
+        return Verdict.TIE, "tie"
+
+    def _of_failure(self, trial: Measured) -> Alternative:
+        result, over = trial.result, self._over_budget(trial)
+        speed = measured_speed(result)
+        lacks = None if speed is None else _exactly(1 - speed.value / self.best.speed)
+        peak: float | None = max(result.peak_memory_bytes, default=None)
+        verdict, why = Verdict.FAILED, result.ending
+        if is_out_of_memory(result) or over is not None:
+            budget = result.memory_budget_bytes
+            peak = budget + over if budget and over else None
+            verdict, why = Verdict.OUT_OF_MEMORY, _out_of_memory_by(over)
+        elif result.status == Status.PRUNED and result.reason == Reason.SLOWER and lacks is not None:
+            verdict, why = Verdict.SLOWER, f"slower by {_percent(lacks.value)} (measured, ended early)"
+        elif result.status == Status.INFEASIBLE and result.reason == Reason.DIVERGED:
+            why = "diverged"
+        return Alternative(
+            params=trial.params,
+            number=trial.number,
+            verdict=verdict,
+            measured=True,
+            why=why,
+            slower_by=lacks,
+            over_budget_bytes=over,
+            samples_per_second=None if speed is None else speed.value,
+            peak_memory_bytes=peak,
+        )
+
+    @staticmethod
+    def _over_budget(trial: Measured) -> float | None:
+        violation, budget = trial.result.constraints.get("memory"), trial.result.memory_budget_bytes
+        if violation is None or budget is None or not 0 < violation < math.inf:
+            return None
+        return budget * violation
+
+    def _of_unmeasured(self, point: TrialParams) -> Alternative:
+        need, found = self.memory(point), self._probed(point)
+        speed, budget = self._speed(point), self.best.budget_bytes
+        lacks = None if speed is None else _slower_than(speed, self.best.speed)
+        if found is None and need is not None and budget and need.low > budget:
+            over = Prediction(need.value - budget, need.low - budget, need.high - budget)
+            why = f"predicted out of memory by {with_half_width(over, human_bytes)}"
+            found = _unmeasured(point, Verdict.OUT_OF_MEMORY, why, over_budget_bytes=over.value)
+        if found is None and (worse := self._worse_loss(point)) is not None:
+            number, loss = worse
+            why = f"validation loss worse by {_percent(loss)}, as in trial {number}"
+            found = _unmeasured(point, Verdict.LOSS, why, loss_above_lowest=loss)
+        if found is None and speed is not None and lacks is not None and lacks.low > 0:
+            found = _unmeasured(point, Verdict.SLOWER, f"predicted {_how_much_slower(lacks, speed)}")
+        if found is None and need is not None and budget and need.value > budget * (1 - self._headroom):
+            free = 1 - need.value / budget
+            why = f"predicted to leave {_percent(free)} of the budget" if free > 0 else "predicted not to fit"
+            found = _unmeasured(point, Verdict.NO_HEADROOM, why)
+        if found is None and speed is not None and lacks is not None:
+            why = f"not measured, predicted {_how_much_slower(lacks, speed)}"
+            found = _unmeasured(point, Verdict.OPEN, why)
+        return replace(found or _unmeasured(point, Verdict.OPEN, "not measured"), slower_by=lacks)
+
+    def _probed(self, point: TrialParams) -> Alternative | None:
+        """Where another trial has shown that the point does not fit."""
+        proof = self._proofs.against(point, self._budget_bytes)
+        if proof is None:
+            return None
+        if (shown := self._too_large.get(point)) is not None:
+            number, peak, over = shown
+            return _unmeasured(
+                point,
+                Verdict.OUT_OF_MEMORY,
+                f"{_out_of_memory_by(over)} (probed in trial {number})",
+                over_budget_bytes=over,
+                peak_memory_bytes=peak,
+            )
+        return _unmeasured(point, Verdict.OUT_OF_MEMORY, proof)
+
+    def _worse_loss(self, point: TrialParams) -> tuple[int, float] | None:
+        """A trial that made the same steps as this point would, and its loss, where that is too high."""
+        bad = self._worse.get(numerics_of(point))
+        return (bad.number, bad.loss / self._lowest - 1) if bad is not None and self._lowest > 0 else None
+
+    def _probes_that_do_not_fit(self) -> Iterator[tuple[TrialParams, tuple[int, int | None, int | None]]]:
+        """By point: the trial's number, the peak where it is known, and by how much that is too large."""
+        for trial in self._trials:
+            budget = trial.result.memory_budget_bytes
+            for probe in trial.result.memory_points:
+                need = probed_bytes(probe) or probe.needed_bytes
+                over = None if need is None or budget is None else need - budget
+                if probe.peak_bytes is None or (over is not None and over > 0):
+                    yield probed_point(trial.params, probe), (trial.number, need, over)
+
+
+def _unmeasured(
+    point: TrialParams,
+    verdict: Verdict,
+    why: str,
+    *,
+    over_budget_bytes: float | None = None,
+    loss_above_lowest: float | None = None,
+    peak_memory_bytes: float | None = None,
+) -> Alternative:
+    return Alternative(
+        params=point,
+        verdict=verdict,
+        measured=False,
+        why=why,
+        over_budget_bytes=over_budget_bytes,
+        loss_above_lowest=loss_above_lowest,
+        peak_memory_bytes=peak_memory_bytes,
+    )
+
+
+def _closeness(other: Alternative) -> tuple[float, ...]:
+    """Sorts what came closest to being recommended first."""
+    by = math.inf if other.slower_by is None else other.slower_by.value
+    place = _PLACES.get(other.verdict, 0)
+    return (place, by, not other.measured, other.params.per_device_train_batch_size)
+
+
+def _why_memory(peak: int | None, predicted: Prediction | None, budget: int | None) -> str:
+    parts = [] if peak is None else [f"measured {human_bytes(peak)}"]
+    if predicted is not None:
+        parts.insert(0, f"predicted {with_half_width(predicted, human_bytes)}")
+    if not parts:
+        return "not known"
+    words = ", ".join(parts)
+    if not budget or peak is None:
+        return words
+    return f"{words} of {human_bytes(budget)}: {_percent(1 - peak / budget)} left"
+
+
+def _slower_than(speed: Prediction, best: float) -> Prediction:
+    return Prediction(1 - speed.value / best, 1 - speed.high / best, 1 - speed.low / best)
+
+
+def _exactly(value: float) -> Prediction:
+    return Prediction(value, value, value)
+
+
+def _out_of_memory_by(over: float | None) -> str:
+    return "out of memory" + ("" if over is None else f" by {human_bytes(over)}")
+
+
+def _how_much_slower(lacks: Prediction, speed: Prediction) -> str:
+    """In words with an interval: how much slower a point of this speed is, or how much faster."""
+    if lacks.value < 0:
+        lacks = Prediction(-lacks.value, -lacks.high, -lacks.low)
+        word = "faster"
+    else:
+        word = "slower"
+    is_known = speed.is_known or lacks.is_known
+    interval = f"{_percent(lacks.low)} to {_percent(lacks.high)}" if is_known else NOT_KNOWN
+    return f"{word} by {_percent(lacks.value)} ({interval})"
+
+
+def _percent(fraction: float) -> str:
+    digits = 1 if abs(fraction) < 0.0995 and round(fraction, 2) != round(fraction, 3) else 0
+    return f"{fraction:.{digits}%}"

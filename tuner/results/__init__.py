@@ -1,0 +1,1 @@
+"""The files that a study leaves, and how they are read again."""

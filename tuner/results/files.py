@@ -1,0 +1,217 @@
+"""The files that a study leaves for people and programs: `result.json` and `trials.csv`.
+
+Both are written from the study's record alone and replaced as a whole, so a reader never sees half a file.
+The shape of `result.json` is a contract: keys are added, never renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import functools
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from train_fn.contract.spec import TrialParams, TrialResult
+from tuner.recommendation.explain import Predictions, explain
+from tuner.recommendation.recommend import pareto_front, recommend
+from tuner.results.output import REPORT_FILE, RESULT_FILE, TRIALS_FILE, Output, local_folder, split_place
+from tuner.results.result_file import jsonable
+from tuner.space.points import Measured
+from tuner.study.study import TuningStudy
+
+PACKAGES = ("ray", "torch", "transformers", "peft", "accelerate", "datasets", "optuna")
+"""Whose versions are noted: a measurement is only as repeatable as they are."""
+OPTIONAL_PACKAGES = ("bitsandbytes", "lora-batch-tuner")
+
+
+def write_results(
+    output: Output | Path | str,
+    study: TuningStudy,
+    *,
+    global_batch_size: int,
+    num_workers: int,
+    device: str,
+    loss_tolerance: float,
+    wall_seconds: float,
+    headroom: float = 0.0,
+    predictions: Predictions | None = None,
+    gpus: Sequence[Any] = (),
+) -> dict[str, Any]:
+    """Write both files and return what `result.json` holds.
+
+    Args:
+        output: Where; a folder is made where it does not exist. What can't be written is left to
+            `Output.failure`: nothing is lost, it stands in the study.
+        study: The record.
+        global_batch_size: Samples per optimizer step over all workers.
+        num_workers: Data-parallel ranks.
+        device: `cpu` or `cuda`.
+        loss_tolerance: `search.loss_tolerance`.
+        wall_seconds: How long the search took.
+        headroom: `search.memory_headroom`.
+        predictions: What the search believes about points that it has not measured.
+        gpus: Those that lanes can run on, as records.
+    """
+    trials, times = study.measured(), study.times()
+    recommendation = recommend(trials, loss_tolerance)
+    number = recommendation.number
+    explanation = (
+        None
+        if number is None
+        else explain(trials, study.candidates, number, loss_tolerance, predictions, headroom)
+    )
+    result = jsonable(
+        {
+            "study": study.name,
+            "global_batch_size": global_batch_size,
+            "num_workers": num_workers,
+            "device": device,
+            "trials": [_trial(t, times) for t in trials],
+            "skipped": [{"params": p, "why": why} for p, why in study.skipped()],
+            "pareto_front": pareto_front(trials, loss_tolerance),
+            "recommended": number,
+            "why": recommendation.why,
+            "explanation": explanation,
+            "candidates": [_candidate(p, predictions) for p in study.candidates],
+            "stopped": study.stopped,
+            "finished": study.is_finished,
+            "compared_with": study.compared_with,
+            "wall_seconds": wall_seconds,
+            "written_at": _utc(datetime.now()),
+            "gpus": gpus,
+            "versions": versions(),
+        }
+    )
+    output = output if isinstance(output, Output) else Output(output)
+    text = _in_lines(result) + "\n"
+    output.keep({TRIALS_FILE: _csv(result), RESULT_FILE: text})
+    return result
+
+
+def set_aside(output_dir: Path | str, study_name: str) -> None:
+    """Keep the files of an earlier generation of the study as `result.NAME.json`, and so on."""
+    folder = local_folder(str(output_dir))
+    if folder is None:
+        return  # elsewhere they are replaced; the study keeps what they say
+    try:
+        earlier = str(load_result(folder)["study"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if earlier == study_name:
+        return
+    for name in (TRIALS_FILE, REPORT_FILE, RESULT_FILE):
+        file = folder / name
+        if file.is_file():
+            file.replace(file.with_name(f"{file.stem}.{earlier}{file.suffix}"))
+
+
+def load_result(path: Path | str) -> dict[str, Any]:
+    """Read a `result.json`, given as the file or as the place that holds it, a folder or a URL.
+
+    `tuner.load_result` has it typed.
+    """
+    folder, name = split_place(path)
+    result: dict[str, Any] = json.loads(Output(folder).read(name))
+    return result
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Of the libraries that decide what is measured, by package. Read once: a result is written often."""
+    found = {package: metadata.version(package) for package in PACKAGES}
+    for package in OPTIONAL_PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def _trial(trial: Measured, times: dict[int, tuple[datetime | None, datetime | None]]) -> dict[str, Any]:
+    started, ended = times.get(trial.number, (None, None))
+    return {
+        "number": trial.number,
+        "params": trial.params,
+        **vars(trial.result),
+        "status": trial.result.status.value,
+        "started_at": _utc(started),
+        "ended_at": _utc(ended),
+    }
+
+
+def _utc(local: datetime | None) -> str | None:
+    """ISO 8601; the study's own times are local ones without a zone."""
+    return None if local is None else local.astimezone(UTC).isoformat(timespec="milliseconds")
+
+
+def _candidate(point: TrialParams, predictions: Predictions | None) -> dict[str, Any]:
+    """A point of the search with what is believed of it, whether it was measured or not."""
+    return {
+        "params": point,
+        "predicted_samples_per_second": predictions.samples_per_second(point) if predictions else None,
+        "predicted_memory_bytes": predictions.memory(point) if predictions else None,
+    }
+
+
+def _in_lines(value: Any, depth: int = 0) -> str:
+    """JSON with a line for every key of the result and of its explanation, and for every trial or candidate.
+
+    To be read and searched by line, and quick to write.
+    """
+    deeper, here = "\n" + "  " * (depth + 1), "\n" + "  " * depth
+    if isinstance(value, dict) and value and depth < 2:
+        lines = [f"{json.dumps(key)}: {_in_lines(item, depth + 1)}" for key, item in value.items()]
+        return "{" + deeper + ("," + deeper).join(lines) + here + "}"
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value) and depth < 3:
+        lines = [json.dumps(item, allow_nan=False) for item in value]
+        return "[" + deeper + ("," + deeper).join(lines) + here + "]"
+    return json.dumps(value, allow_nan=False)
+
+
+def trial_row(trial: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    """One trial of a result as a flat line: lists are reduced to what a table is sorted by.
+
+    Keys that an older version did not write are empty.
+    """
+    trial = {**asdict(TrialResult(status=trial["status"])), **trial}
+    low, high = trial["samples_per_second_ci95"] or (None, None)
+    return {
+        "number": trial["number"],
+        **{name: value for name, value in trial["params"].items() if name != "knobs"},
+        **{f"knobs.{name}": value for name, value in trial["params"].get("knobs", {}).items()},
+        "status": trial["status"],
+        "reason": trial["reason"],
+        "samples_per_second": trial["samples_per_second"],
+        "samples_per_second_low": low,
+        "samples_per_second_high": high,
+        "validation_loss": trial["validation_loss"],
+        "validation_loss_source": trial["validation_loss_source"],
+        "last_train_loss": (trial["train_loss"] or [None])[-1],
+        "peak_memory_bytes": max(trial["peak_memory_bytes"], default=None),
+        "peak_reserved_bytes": max(trial.get("peak_reserved_bytes") or [], default=None),
+        "memory_budget_bytes": trial["memory_budget_bytes"],
+        "alloc_retries": trial["alloc_retries"],
+        "memory_violation": trial["constraints"].get("memory"),
+        **{
+            f"{phase}_seconds": trial["seconds"].get(phase)
+            for phase in ("total", "setup", "probe", "warmup", "train", "reduce", "validate", "release")
+        },
+        "disturbed": "; ".join(trial["disturbed"]) or None,
+        "lane": trial["lane"],
+        "pareto": trial["number"] in result["pareto_front"],
+        "recommended": trial["number"] == result["recommended"],
+    }
+
+
+def _csv(result: dict[str, Any]) -> str:
+    rows = [trial_row(trial, result) for trial in result["trials"]]
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["number"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

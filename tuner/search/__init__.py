@@ -1,0 +1,1 @@
+"""What to measure next, from what the measurements so far say."""

@@ -1,0 +1,1 @@
+"""The points of a search, their measurements, and what these prove about memory."""

@@ -1,0 +1,1 @@
+"""The durable record: one Optuna study, its storage, its lease."""
