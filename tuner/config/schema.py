@@ -1,7 +1,7 @@
 """The configuration: every key, its type, its default and what it means.
 
 The text under a field is what `--help` prints for it. Nothing heavy is imported here, so that `--help`
-answers at once. `tuner.driver.command_line` reads flags and files, `tuner.config.rules` has the rules that tie
+answers at once. `tuner.driver.command_line` reads flags and files, `tuner.config.rules` has those that tie
 several keys together, and `tuner.config.resolve` says what follows from a configuration.
 """
 

@@ -1,10 +1,10 @@
 """What measuring each open point may still bring, and whether anything is worth measuring. Pure.
 
 The next point is the one with the largest expected gain in hypervolume of the Pareto front (samples/sec
-against validation loss), over joint draws of what `tuner.search.predictions` holds possible; a draw in which
-the point does not fit gains nothing. Points in flight count, in every draw, as what they turn out to be there,
-so lanes do not chase the same gain. The search ends when hardly any draw holds an open point of which a few trials
-would show that it is better by more than `stop_within`.
+against validation loss), over joint draws of what `tuner.search.predictions` holds possible; a draw in
+which the point does not fit gains nothing. Points in flight count, in every draw, as what they turn out to be
+there, so lanes do not chase the same gain. The search ends when hardly any draw holds an open point of which
+a few trials would show that it is better by more than `stop_within`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a study was measured with, beside its settings: contents of model and data, GPU, driver, versions.
 
 Settings are the user's choice, and a run that changes them is refused (`tuner.study.study`). What is listed
-here changes under the user: a driver is updated, a cluster gets other GPUs, a data file grows. Measurements from
-before can't be compared with those after, so the same command then begins a new study.
+here changes under the user: a driver is updated, a cluster gets other GPUs, a data file grows. Measurements
+from before can't be compared with those after, so the same command then begins a new study.
 """
 
 from __future__ import annotations
