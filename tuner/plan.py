@@ -24,7 +24,7 @@ from tuner.results.output import local_folder
 
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line; returns the exit code."""
-    from tuner.console.progress import print_faults
+    from tuner.console.without_start import print_faults
 
     parser = argparse.ArgumentParser(prog="python -m tuner.plan", description=str(__doc__).partition("\n")[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], required=True, help="what the cluster has")

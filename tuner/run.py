@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str] | None, logs: contextlib.ExitStack) -> int:
-    from tuner.console.progress import print_faults
+    from tuner.console.without_start import print_faults
 
     interrupt.install()
     try:
@@ -83,7 +83,7 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
     from cluster.connection.ray_session import look
     from cluster.node.free_memory import free_bytes
     from tuner.config.resolve import fingerprint, model_settings, resolve, step_limit, to_yaml
-    from tuner.console.progress import print_dry_run
+    from tuner.console.without_start import print_dry_run
     from tuner.driver import places, preflight
     from tuner.driver.tuning_run import Search
     from tuner.results.files import versions

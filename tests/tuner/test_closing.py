@@ -14,7 +14,7 @@ from tuner.console.next_step import next_step
 
 PRINTS = """
 import sys
-from tuner.console.progress import print_table
+from tuner.console.final_table import print_table
 from tuner.console.last_words import outlived, say
 with outlived():
     print_table([], [], None, "nothing " * 30000)  # more than a pipe holds

@@ -9,14 +9,10 @@ import sys
 import pytest
 
 from train_fn.contract.spec import Fault, InputError, Knobs, Status, TrialParams, TrialResult
-from tuner.console.progress import (
-    Progress,
-    outcome,
-    print_dry_run,
-    print_faults,
-    print_table,
-    training_arguments,
-)
+from tuner.console.final_table import print_table
+from tuner.console.progress import Progress
+from tuner.console.without_start import print_dry_run, print_faults
+from tuner.space.in_words import outcome, training_arguments
 
 ESCAPE = "\x1b"
 

@@ -7,7 +7,7 @@ import io
 import pytest
 
 from train_fn.contract.spec import MEASURED, Reason, Status, TrialResult
-from tuner.console.progress import print_table
+from tuner.console.final_table import print_table
 from tuner.recommendation.recommend import pareto_front, recommend
 from tuner.results.files import write_results
 from tuner.search.expected_gain import ModelSettings, beliefs_of

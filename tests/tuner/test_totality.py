@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from train_fn.contract.spec import TrialResult
-from tuner.console.progress import outcome, print_table
+from tuner.console.final_table import print_table
 from tuner.console.why_not_another import summary
 from tuner.driver.study_figures import figures
 from tuner.recommendation.explain import explain
@@ -37,6 +37,7 @@ from tuner.search.ledger import Ledger
 from tuner.search.predictions import Beliefs
 from tuner.search.step_limit import StepLimit, advice, is_too_slow, steps_of_trials
 from tuner.search.strategy import next_step, spec_of
+from tuner.space.in_words import outcome
 from tuner.space.interval import measured_speed
 from tuner.space.points import Measured, SearchState, setting_of
 from tuner.study.study import TuningStudy, open_study

@@ -68,7 +68,7 @@ class Search:
         Args:
             lease: On the study; another run may take it over when this one hangs.
         """
-        from tuner.console.progress import print_table
+        from tuner.console.final_table import print_table
         from tuner.results.files import set_aside
 
         self._study.be_patient(self._config.study.storage_timeout, self._progress.note)

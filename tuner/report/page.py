@@ -16,7 +16,6 @@ from typing import Any
 
 from train_fn.contract.spec import TrialParams
 from tuner.config.values import human_bytes, human_seconds
-from tuner.console.progress import training_arguments
 from tuner.report.batches import memory, speed
 from tuner.report.facts import Comparison, Run, value_at
 from tuner.report.numbers import minute_text, rate_text, times_text
@@ -28,6 +27,7 @@ from tuner.report.runs import differences, gpu_names, is_same_work
 from tuner.report.swatch import phase_swatch, run_swatch, setting_swatch
 from tuner.report.timeline import Timeline, timeline
 from tuner.results.result_file import jsonable
+from tuner.space.in_words import training_arguments
 from tuner.space.interval import NOT_KNOWN, Prediction, ends
 
 SHOWN_BATCHES, SHOWN_SETTINGS = 3, 5

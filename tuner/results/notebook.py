@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from train_fn.contract.spec import TrialParams, TrialResult
 from tuner.config.values import human_seconds
-from tuner.console.progress import outcome
 from tuner.results.result_file import restored
+from tuner.space.in_words import outcome
 
 if TYPE_CHECKING:
     import pandas as pd

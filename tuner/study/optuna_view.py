@@ -12,7 +12,7 @@ import optuna
 
 from train_fn.contract.spec import TrialResult
 from tuner.config.values import human_bytes
-from tuner.console.progress import outcome
+from tuner.space.in_words import outcome
 
 _LISTED_CONSTRAINTS = "constraints"
 """Where tools older than Optuna 5 (its dashboard 0.21 among them) look for constraints, in a list without
