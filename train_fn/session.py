@@ -14,8 +14,8 @@ from train_fn.data.demo.demo import model_source
 from train_fn.data.quiet_libraries import quiet_libraries
 from train_fn.data.sources import loadable
 from train_fn.memory.base import Memory
-from train_fn.memory.budget import agreed_memory
 from train_fn.model.base import NUMERICS, BaseModel
+from train_fn.parallel.budget import agreed_memory
 from train_fn.parallel.ranks import Ranks
 from train_fn.trainers.custom_trial import run_custom_trial
 from train_fn.trainers.custom_worker import CustomWorker, PostLast, open_custom_worker

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from cluster.connection import token as auth
+from cluster.connection.head import is_head_silent
 from cluster.connection.names import job_metadata
-from cluster.lanes.room import accelerator_type_of, is_head_silent
+from cluster.connection.nodes import accelerator_type_of
 from cluster.node.nvml import Gpu, driver, gpus
 from train_fn.contract.spec import Fault, InputError
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from cluster.connection.nodes import accelerator_type_of
 from cluster.connection.ray_session import UNLISTED, connected
-from cluster.lanes.room import accelerator_type_of
 from cluster.node.nvml import gpus
 from train_fn.memory.cuda_check import TORCH_SECONDS, cuda_problem
 

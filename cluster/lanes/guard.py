@@ -10,8 +10,8 @@ from typing import Any
 
 import ray
 
-from cluster.lanes.claims import Claim
 from cluster.node import nvml as gpus
+from cluster.node.claims import Claim
 from cluster.node.disturbance import Reading
 from cluster.node.nvml import GpuState
 from cluster.node.quiet_gpus import Sharing

@@ -23,8 +23,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.connection.folders import StartFolder
 from cluster.connection.names import lane_name, train_run_name
+from cluster.connection.nodes import gone
 from cluster.lanes.mailbox import Mailbox
-from cluster.lanes.room import gone
 from cluster.lanes.starts import Ending
 from cluster.lanes.workers import serve
 from cluster.monitoring.metrics import LaneWatch

@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import socket
-import threading
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-HEAD_SECONDS = 10.0
-"""How long a head may take to start again (one that keeps its state elsewhere can)."""
-
-_HEAD_CHECK_SECONDS = 1.0
-_CONNECT_SECONDS = 0.5
-_TYPE_PREFIX = "accelerator_type:"
-
-
-def accelerator_type_of(resources: Mapping[str, float]) -> str | None:
-    """The type of a node's accelerators, as Ray or whoever started the node has named it."""
-    return next(
-        (name.removeprefix(_TYPE_PREFIX) for name in resources if name.startswith(_TYPE_PREFIX)), None
-    )
+from cluster.connection.head import is_head_silent
+from cluster.connection.nodes import accelerator_type_of, is_gone
 
 
 def lanes_on(
@@ -91,80 +75,8 @@ class Room:
 
         if not is_head_silent():
             device, num_workers, _ = self._needs
-            fit = lanes_on([n["Resources"] for n in ray.nodes() if not _is_gone(n)], *self._needs)
+            fit = lanes_on([n["Resources"] for n in ray.nodes() if not is_gone(n)], *self._needs)
             free = ray.available_resources()
             room = lanes_with_room(fit, own, starting, free, device, num_workers)
             self._last = room if self._most is None else min(room, self._most)
         return self._last
-
-
-@contextlib.contextmanager
-def head_watched(on_lost: Callable[[str], object]) -> Iterator[None]:
-    """Call `on_lost`, with the reason, once the connected cluster's head has been silent for too long.
-
-    From a thread of its own: the main one may sit in a call of Ray's that waits for the head, and nothing
-    interrupts that; after a minute Ray itself ends the process, without a word of ours.
-    """
-    head, ended = _head(), threading.Event()
-
-    def watch() -> None:
-        silent_since: float | None = None
-        while not ended.wait(_HEAD_CHECK_SECONDS):
-            now = time.monotonic()
-            silent_since = (silent_since or now) if _refuses(*_split(head)) else None
-            if silent_since is not None and now - silent_since > HEAD_SECONDS:
-                on_lost(f"the head of the Ray cluster is gone ({head})")
-                return
-
-    thread = threading.Thread(target=watch, name="head-watch", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
-def is_head_silent() -> bool:
-    """Whether nobody listens where the connected cluster's head was; asking Ray would take a minute."""
-    import ray
-
-    if not ray.is_initialized():
-        return False
-    return _refuses(*_split(_head()))
-
-
-def _head() -> str:
-    import ray
-
-    return str(ray.get_runtime_context().gcs_address)
-
-
-def gone(node_ids: Collection[str]) -> set[str]:
-    """Those of the connected cluster's nodes that have left it."""
-    import ray
-
-    return {n["NodeID"] for n in ray.nodes() if n["NodeID"] in node_ids and _is_gone(n)}
-
-
-def _split(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    return host, int(port)
-
-
-def _is_gone(node: Mapping[str, Any]) -> bool:
-    """Ray finds out after some 15 seconds; a node that refuses connections is gone at once."""
-    if not node["Alive"]:
-        return True
-    return _refuses(node["NodeManagerAddress"], node["NodeManagerPort"])
-
-
-def _refuses(host: str, port: int) -> bool:
-    """Whether the host is there and nobody listens; one that is slow or cut off may come back."""
-    try:
-        with socket.create_connection((host, port), timeout=_CONNECT_SECONDS):
-            return False
-    except ConnectionRefusedError:
-        return True
-    except OSError:
-        return False

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import psutil
 
-from cluster.lanes.claims import Claim
 from cluster.node import nvml as gpus
+from cluster.node.claims import Claim
 from cluster.node.disturbance import CpuReading, Findings, Reading, Throttling, judged, timed_span
 from cluster.node.nvml import GpuState
 from cluster.node.quiet_gpus import Admission, Sharing, admit, waiting_for

@@ -10,11 +10,11 @@ from uuid import uuid4
 
 import pytest
 
-from cluster.lanes.claims import TAKEN, Claim
+from cluster.node.claims import TAKEN, Claim
 
 TAKE = """
 import sys
-from cluster.lanes.claims import Claim
+from cluster.node.claims import Claim
 claim = Claim(sys.argv[1:])
 print(claim.take(), flush=True)
 sys.stdin.read()

@@ -19,7 +19,7 @@ from scenarios import main, ran
 
 from train_fn.contract.spec import JobSpec
 from train_fn.memory.base import Memory, Peak
-from train_fn.memory.budget import open_memory
+from train_fn.parallel.budget import open_memory
 from train_fn.parallel.ranks import join
 from train_fn.session import open_worker
 from train_fn.trial.trial import Worker

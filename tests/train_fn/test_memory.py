@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from parts import CPU, MIB
 
 from train_fn.memory import cpu
-from train_fn.memory.budget import agreed_memory, resolve_budget
 from train_fn.memory.cpu import CpuMemory, MachineFullError, OverBudgetError
 from train_fn.memory.out_of_memory import is_out_of_memory
+from train_fn.parallel.budget import agreed_memory, resolve_budget
 from train_fn.parallel.ranks import Ranks
 
 

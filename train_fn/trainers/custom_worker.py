@@ -19,7 +19,7 @@ from train_fn.contract import phases
 from train_fn.contract.spec import JobSpec, TrialResult
 from train_fn.custom import TrainFunction, load_function
 from train_fn.memory.base import Memory
-from train_fn.memory.budget import agreed_memory
+from train_fn.parallel.budget import agreed_memory
 from train_fn.parallel.ranks import COLLECTIVE_GRACE_SECONDS, Ranks
 
 PostLast = Callable[[TrialResult], None]

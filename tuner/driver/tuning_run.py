@@ -145,9 +145,9 @@ class Search:
 
     def _sweep(self) -> None:
         """Start Ray where it does not run yet, and run trials until there is nothing left to do."""
+        from cluster.connection.head import head_watched
         from cluster.connection.names import name_submitted_job
         from cluster.connection.ray_session import connected, dashboard_url, imported_meanwhile
-        from cluster.lanes.room import head_watched
         from tuner.driver.study_figures import Watch
 
         source, name = self._source, str(self._config.study.name)
