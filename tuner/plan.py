@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Iterator
 
 from train_fn.contract.redaction import redact, redact_url, redacted_output
 from train_fn.contract.spec import Fault, InputError
 from tuner.config.resolve import resolve
-from tuner.config.schema import Config
 from tuner.driver.command_line import load
-from tuner.results.output import local_folder
+from tuner.driver.submission import lost_with_the_job
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -65,17 +63,6 @@ def _secrets(arguments: list[str]) -> Iterator[Fault]:
                 "cluster's nodes have it (PGPASSWORD or PGPASSFILE for PostgreSQL, HF_TOKEN for the hub) or "
                 "write the key into the file of --config",
             )
-
-
-def lost_with_the_job(config: Config) -> Iterator[Fault]:
-    """What a resolved configuration keeps in a job's working directory: a copy that the job takes with it."""
-    lost = "lies in the job's working directory, which does not outlive the job; give"
-    place, storage = str(config.output_dir), str(config.study.storage)
-    folder = local_folder(place)
-    if folder is not None and not folder.is_absolute():
-        yield Fault("output_dir", f"{place} {lost} an absolute folder or a URL such as s3://bucket/runs")
-    elif re.match(r"sqlite(\+\w+)?:///[^/]", storage):
-        yield Fault("study.storage", f"{storage} {lost} sqlite:////ABSOLUTE/FILE or postgresql://...")
 
 
 if __name__ == "__main__":

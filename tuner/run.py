@@ -23,8 +23,8 @@ from train_fn.contract.redaction import know_url, redact_url, redacted_output
 from train_fn.contract.spec import InputError
 from tuner.config.schema import Config
 from tuner.console.last_words import outlived, say, this_command
-from tuner.driver import interrupts as interrupt
 from tuner.driver.command_line import Options, load
+from tuner.study import interrupts as interrupt
 
 if TYPE_CHECKING:
     from tuner.results.output import Output
@@ -82,12 +82,14 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
     """
     from cluster.connection.ray_session import look
     from cluster.node.free_memory import free_bytes
-    from tuner.config.resolve import fingerprint, model_settings, resolve, step_limit, to_yaml
+    from tuner.config.places import local_folder
+    from tuner.config.resolve import fingerprint, resolve, to_yaml
     from tuner.console.without_start import print_dry_run
     from tuner.driver import places, preflight
     from tuner.driver.tuning_run import Search
     from tuner.results.files import versions
-    from tuner.results.output import CONFIG_FILE, LOG_FILE, Output, local_folder, logged_to
+    from tuner.results.output import CONFIG_FILE, LOG_FILE, Output, logged_to
+    from tuner.search.settings import model_settings, step_limit
     from tuner.space.points import candidates
     from tuner.study.identity import identity
     from tuner.study.lease import held, refuse_if_held

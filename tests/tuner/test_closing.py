@@ -88,7 +88,7 @@ def test_what_to_try_where_nothing_is_feasible(trials, words) -> None:
 
 SIGNALS = """
 import signal, sys, time
-from tuner.driver import interrupts as interrupt
+from tuner.study import interrupts as interrupt
 {before}
 interrupt.install()
 try:

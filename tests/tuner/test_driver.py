@@ -12,10 +12,10 @@ import pytest
 
 from train_fn.contract.spec import Reason, Status, TrialResult, TrialSpec
 from tuner.console.progress import Progress
-from tuner.driver import interrupts as interrupt
 from tuner.driver.trial_source import MAX_LOST_TRIALS, StudySource
 from tuner.search.step_limit import StepLimit
 from tuner.space.points import candidates
+from tuner.study import interrupts as interrupt
 from tuner.study.study import TuningStudy, open_study
 
 POINTS = candidates(16, 2, ("fp32",), (False,))

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from ftp_server import PASSWORD, serving
 
+from tuner.config.places import local_folder
 from tuner.results.files import load_result
-from tuner.results.output import Output, local_folder, logged_to
+from tuner.results.output import Output, logged_to
 
 
 @pytest.fixture(scope="module")

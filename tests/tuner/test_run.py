@@ -23,9 +23,9 @@ from cluster.node.nvml import Gpu
 from train_fn.data.demo.demo import demo
 from tuner import run
 from tuner.config.resolve import resolve, to_yaml
-from tuner.driver import interrupts as interrupt
 from tuner.driver.command_line import load
 from tuner.results.output import Output
+from tuner.study import interrupts as interrupt
 
 HEAVY = {"torch", "ray", "optuna", "transformers", "datasets", "sqlalchemy", "rich", "pynvml"}
 ROWS = [{"prompt": f"{i} + 1 =", "response": f" {i + 1}"} for i in range(60)]
@@ -275,7 +275,7 @@ def logging_as_it_was() -> Iterator[None]:
 def test_exit_codes(folder: Path, capfd, monkeypatch, broken, interrupted, recommended, code, words) -> None:
     config = resolve(load(["--output-dir", f"{folder}/out"])[0], "cpu")
     event = threading.Event()
-    monkeypatch.setattr("tuner.driver.interrupts.INTERRUPTED", event)
+    monkeypatch.setattr("tuner.study.interrupts.INTERRUPTED", event)
     if interrupted:
         event.set()
     why = "nothing is feasible: all out of memory"

@@ -25,10 +25,10 @@ from train_fn.data.content_stamps import data_stamp, model_stamp
 from train_fn.data.demo.demo import demo
 from tuner import run
 from tuner.console.progress import Progress
-from tuner.driver import interrupts as interrupt
 from tuner.driver.command_line import load
 from tuner.driver.trial_source import StudySource, overrun_seconds
 from tuner.space.points import candidates
+from tuner.study import interrupts as interrupt
 from tuner.study.identity import completed, differences, identity, in_words
 from tuner.study.study import TuningStudy, open_study
 

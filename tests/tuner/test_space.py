@@ -1,13 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.space.points import (
-    candidates,
-    factorisations,
-    knobs_of,
-    precisions_of,
-    searched_by_default,
-)
+from tuner.config.splits import factorisations
+from tuner.space.points import candidates, knobs_of, precisions_of, searched_by_default
 
 
 @given(st.integers(1, 600), st.integers(1, 8))

@@ -15,9 +15,9 @@ import pytest
 
 from train_fn.contract.spec import Status, TrialResult
 from tuner.console.progress import Progress
-from tuner.driver import interrupts as interrupt
 from tuner.driver.trial_source import StudySource
 from tuner.space.points import candidates
+from tuner.study import interrupts as interrupt
 from tuner.study.storage import RESCUE_FILE, StorageLostError, drop_kept, keep, kept
 from tuner.study.study import open_study
 

@@ -17,13 +17,12 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from train_fn.contract.redaction import redact, redact_url
+from tuner.config.places import local_folder
 from tuner.config.schema import Config
 from tuner.config.values import exact_duration, exact_size
-from tuner.results.output import local_folder
 
 if TYPE_CHECKING:
-    from tuner.search.expected_gain import ModelSettings
-    from tuner.search.step_limit import StepLimit
+    pass
 
 Fingerprint = dict[str, str | int | float | None]
 
@@ -61,30 +60,6 @@ def fingerprint(config: Config, device: str) -> Fingerprint:
     if config.train_fn is not None:
         values["train_fn"] = f"{config.train_fn} {_source_digest(config.train_fn)}".strip()
     return values
-
-
-def model_settings(config: Config, device: str) -> ModelSettings:
-    """Of the `model` sampler."""
-    from tuner.search.expected_gain import ModelSettings  # it needs numpy, which --help should not wait for
-
-    search = config.search
-    return ModelSettings(
-        device=device,
-        loss_tolerance=search.loss_tolerance,
-        memory_headroom=search.memory_headroom,
-        stop_within=search.stop_within,
-        reuse_loss=search.reuse_loss,
-        prune=search.prune,
-        seed=search.seed,
-    )
-
-
-def step_limit(config: Config) -> StepLimit:
-    """Return how many steps a trial has, and the time for them."""
-    from tuner.search.step_limit import StepLimit
-
-    trial = config.trial
-    return StepLimit(trial.steps, trial.warmup_steps, trial.timeout)
 
 
 def study_name(config: Config, device: str) -> str:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Iterator
 from train_fn.contract.knobs import problem_with
 from train_fn.contract.redaction import MASK, redact_url
 from train_fn.contract.spec import Fault
+from tuner.config.places import local_folder
 from tuner.config.schema import Config
-from tuner.results.output import local_folder
-from tuner.space.points import factorisations
+from tuner.config.splits import factorisations
 
 _STORAGES = "sqlite:///FILE, postgresql://USER@HOST/DATABASE or postgresql+psycopg://..."
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from train_fn.contract.spec import Reason, Status, TrialParams, TrialResult, TrialSpec
 from tuner.console.progress import Progress
-from tuner.driver import interrupts as interrupt
 from tuner.results.output import reason_of
 from tuner.search.failures import MAX_SAME_FAILURES, FailuresInARow
 from tuner.search.step_limit import StepLimit, advice, step_seconds
+from tuner.study import interrupts as interrupt
 from tuner.study import storage
 from tuner.study.storage import StorageLostError
 from tuner.study.study import INTERRUPTED, TuningStudy

@@ -14,7 +14,7 @@ from typing import Any
 
 from tuner.config.schema import Config
 from tuner.console.last_words import outlived, say, this_command
-from tuner.driver import interrupts as interrupt
+from tuner.study import interrupts as interrupt
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +43,10 @@ class Search:
         rescue_dir: Path,
     ) -> None:
         from cluster.connection.ray_session import lanes_that_fit
-        from tuner.config.resolve import step_limit
         from tuner.console.progress import Progress
         from tuner.driver.trial_source import StudySource
         from tuner.report.write import LiveReport
+        from tuner.search.settings import step_limit
 
         self._config, self._device, self._nodes, self._address = config, device, nodes, address
         self._study, self._output = study, output
@@ -97,7 +97,7 @@ class Search:
     def _say_first(self) -> None:
         from cluster.jobs import working_dir_is_copy
         from tuner.driver.preflight import remarks
-        from tuner.plan import lost_with_the_job
+        from tuner.driver.submission import lost_with_the_job
 
         for fault in lost_with_the_job(self._config) if working_dir_is_copy() else ():
             self._progress.note(f"Will be lost: {fault}")

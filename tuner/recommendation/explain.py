@@ -19,14 +19,7 @@ from tuner.recommendation.recommend import TIE_WIDTH, Feasible, feasible_trials,
 from tuner.space.held import probed_bytes
 from tuner.space.interval import NOT_KNOWN, measured_speed, slower_by, with_half_width
 from tuner.space.interval import Prediction as Prediction  # others know it from here
-from tuner.space.points import (
-    Measured,
-    is_out_of_memory,
-    numerics_of,
-    probed_point,
-    same_setting,
-    setting_of,
-)
+from tuner.space.points import Measured, is_out_of_memory, numerics_of, probed_point, same_setting, setting_of
 from tuner.space.proofs import Proofs, current_budget
 from tuner.space.repeats import counting
 

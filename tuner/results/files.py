@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from train_fn.contract.spec import TrialParams, TrialResult
+from tuner.config.places import local_folder
 from tuner.recommendation.explain import Predictions, explain
 from tuner.recommendation.recommend import pareto_front, recommend
-from tuner.results.output import REPORT_FILE, RESULT_FILE, TRIALS_FILE, Output, local_folder, split_place
+from tuner.results.output import REPORT_FILE, RESULT_FILE, TRIALS_FILE, Output, split_place
 from tuner.results.result_file import jsonable
 from tuner.space.points import Measured
 from tuner.study.study import TuningStudy

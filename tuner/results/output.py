@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from train_fn.contract.redaction import know_url, redact, redact_url
+from tuner.config.places import is_url, local_folder
 
 RESULT_FILE = "result.json"
 TRIALS_FILE = "trials.csv"
@@ -34,19 +35,6 @@ _OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss",
 _PROBE = ".can-be-written"
 
 _T = TypeVar("_T")
-
-
-def is_url(place: str) -> bool:
-    """Whether it is a URL; anything else is a folder."""
-    return "://" in place
-
-
-def local_folder(place: str) -> Path | None:
-    """The folder that is meant, `file://` and `~` included; None where the place is elsewhere."""
-    scheme, separator, path = place.partition("://")
-    if not separator:
-        return Path(place).expanduser()
-    return Path(path) if scheme in ("file", "local") else None
 
 
 def split_place(place: Path | str) -> tuple[str, str]:

@@ -24,9 +24,10 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from train_fn.contract.spec import PRECISIONS, Knob, TrialParams, TrialResult
+from tuner.config.splits import factorisations
 from tuner.search.expected_gain import ModelSettings, Outlook
 from tuner.search.ledger import Ledger
-from tuner.space.points import SearchState, factorisations, knobs_of
+from tuner.space.points import SearchState, knobs_of
 
 TPE_EI_CANDIDATES = (24, 4, 1)
 """TPE proposes the best of so many draws from the density of good points: on a small grid the best of 24 (its

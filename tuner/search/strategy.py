@@ -13,13 +13,7 @@ from train_fn.contract.spec import Knob, KnownSteps, Status, TrialParams, TrialS
 from tuner.recommendation.recommend import recommend
 from tuner.search.expected_gain import ModelSettings, Outlook
 from tuner.space.interval import measured_speed
-from tuner.space.points import (
-    SearchState,
-    Setting,
-    same_numerics,
-    same_setting,
-    setting_of,
-)
+from tuner.space.points import SearchState, Setting, same_numerics, same_setting, setting_of
 from tuner.space.proofs import Proofs, budget_of
 from tuner.space.repeats import failed_last, may_try_again
 

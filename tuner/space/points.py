@@ -21,6 +21,7 @@ from train_fn.contract.spec import (
     TrialParams,
     TrialResult,
 )
+from tuner.config.splits import factorisations
 from tuner.space.repeats import count_repeats
 
 AMPERE = (8, 0)
@@ -76,17 +77,6 @@ class SearchState:
         """
         repeats = sum(count_repeats(self.measured, self.running).values())
         return len(self.measured) + len(self.running) - repeats
-
-
-def factorisations(global_batch_size: int, num_workers: int) -> list[tuple[int, int]]:
-    """Every (per-device batch, accumulation steps) with an exact product, smallest batch first.
-
-    The list is empty where `global_batch_size` is no multiple of `num_workers`.
-    """
-    if global_batch_size < 1 or num_workers < 1 or global_batch_size % num_workers:
-        return []
-    samples = global_batch_size // num_workers
-    return [(size, samples // size) for size in range(1, samples + 1) if samples % size == 0]
 
 
 def candidates(

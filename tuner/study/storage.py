@@ -29,7 +29,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from train_fn.contract.spec import Fault, InputError, TrialResult, TrialSpec
 from tuner.config.values import exact_duration
-from tuner.driver import interrupts as interrupt
+from tuner.study import interrupts as interrupt
 
 RESCUE_FILE = "unstored.jsonl"
 
