@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.node import nvml as gpus
+from cluster.node import nvml
 from cluster.node.nvml import GpuState
 from cluster.node.quiet_gpus import Sharing, human_bytes, named, objection
 from train_fn.contract.spec import InputError
@@ -47,15 +47,15 @@ class NodeReport:
 
 def read_node(name: str, sharing: Sharing) -> NodeReport:
     """Read this node's GPUs a few times; takes about a second."""
-    version, problem = gpus.driver()
+    version, problem = nvml.driver()
     if problem is not None:
         return NodeReport(node=name, problem=problem)
     looked = []
-    with gpus.kept_open():
+    with nvml.kept_open():
         for turn in range(READINGS):
             if turn:
                 time.sleep(PERIOD_SECONDS)
-            looked.append(gpus.states())
+            looked.append(nvml.states())
     if not looked[-1]:
         return NodeReport(node=name, driver=version, problem="the driver finds no GPU")
     if len({len(states) for states in looked}) > 1:  # instances came or went

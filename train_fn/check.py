@@ -14,8 +14,7 @@ from typing import Any
 
 from train_fn.contract.spec import DataSpec, Fault, InputError, JobSpec, LoraSpec
 from train_fn.custom import check_function
-from train_fn.data import rows, sources
-from train_fn.data import samples as data
+from train_fn.data import rows, samples, sources
 from train_fn.data.demo.demo import model_source
 from train_fn.data.images import UnreadableImageError, Vision, auto_class, open_vision, outside_language_model
 from train_fn.data.quiet_libraries import quiet_libraries
@@ -144,7 +143,7 @@ def _check_data(job: JobSpec, config: Any, tokenizer: Any, vision: Vision | None
     if tokenizer is None:
         count = len(rows.read(job.data)[0].numbers)
     else:
-        sets = data.load(job.data, tokenizer, data.max_positions(config), vision)
+        sets = samples.load(job.data, tokenizer, samples.max_positions(config), vision)
         count = len(sets.train)
     if count < job.global_batch_size:
         name = job.data.train or "the demo"
@@ -154,7 +153,7 @@ def _check_data(job: JobSpec, config: Any, tokenizer: Any, vision: Vision | None
         _check_images(job, sets)
 
 
-def _check_images(job: JobSpec, sets: data.SampleSets) -> None:
+def _check_images(job: JobSpec, sets: samples.SampleSets) -> None:
     """Decode the images that trials will: tokenising has read no more than their headers."""
     from train_fn.data.collate import demanding, load_images
     from train_fn.trial.batching import global_batches

@@ -9,9 +9,9 @@ import torch
 
 from train_fn.contract import phases
 from train_fn.contract.spec import JobSpec, TrialResult, TrialSpec
-from train_fn.data import samples as data
 from train_fn.data.demo.demo import model_source
 from train_fn.data.quiet_libraries import quiet_libraries
+from train_fn.data.samples import load
 from train_fn.data.sources import loadable
 from train_fn.memory.base import Memory
 from train_fn.model.base import NUMERICS, BaseModel
@@ -61,7 +61,7 @@ def _open_own(job: JobSpec, device: torch.device, say: Callable[[str], None]) ->
     say(phases.TOKENIZER)
     base = BaseModel(loadable(model_source(job)), device, with_images=job.data.image is not None)
     say(phases.DATA)
-    samples = data.load(job.data, base.tokenizer, base.positions, base.vision)
+    samples = load(job.data, base.tokenizer, base.positions, base.vision)
     import peft  # noqa: F401 - so that it is frozen, too
 
     gc.collect()

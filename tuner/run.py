@@ -24,7 +24,7 @@ from train_fn.contract.spec import InputError
 from tuner.config.schema import Config
 from tuner.console.last_words import outlived, say, this_command
 from tuner.driver.command_line import Options, load
-from tuner.study import interrupts as interrupt
+from tuner.study import interrupts
 
 if TYPE_CHECKING:
     from tuner.results.output import Output
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 def _main(argv: list[str] | None, logs: contextlib.ExitStack) -> int:
     from tuner.console.without_start import print_faults
 
-    interrupt.install()
+    interrupts.install()
     try:
         config, options = load(sys.argv[1:] if argv is None else argv)
         know_url(config.study.storage or "")
@@ -164,7 +164,7 @@ def _outcome(
 
     code = EXIT_OK
     again = f"The same command goes on from here:\n  {this_command()}"
-    if interrupt.INTERRUPTED.is_set():
+    if interrupts.INTERRUPTED.is_set():
         code = EXIT_INTERRUPTED
         log.info("interrupted")
         say(f"Interrupted. {len(result['trials'])} finished trials are kept in {output}. {again}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from cluster.connection import token as auth
+from cluster.connection import token
 from cluster.connection.ray_session import is_silent
 from train_fn.contract.spec import Fault, InputError
 
@@ -32,8 +32,8 @@ def connect(address: str | None) -> Any:
     Raises:
         InputError: No Ray answers there, or it does not take our token.
     """
-    auth.use_token()
-    if problem := auth.problem():
+    token.use_token()
+    if problem := token.problem():
         raise InputError(Fault("--address", problem))
     if address is not None:
         os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray lets the environment win over its argument
@@ -52,7 +52,7 @@ def connect(address: str | None) -> Any:
     except ray.exceptions.AuthenticationError as error:
         refused = "Authentication failed" in str(error)
         sent = "does not take our token" if refused else "wants a token, and none was sent"
-        raise InputError(Fault("--address", f"the Ray at {where} {sent}; {auth.ADVICE}")) from None
+        raise InputError(Fault("--address", f"the Ray at {where} {sent}; {token.ADVICE}")) from None
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         advice = "" if where else "; start one (`ray start --head`) or name its dashboard, http://HOST:8265"
         raise InputError(Fault("--address", one_line(error) + advice)) from None

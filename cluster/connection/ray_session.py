@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
-from cluster.connection import token as auth
+from cluster.connection import token
 from cluster.connection.head import is_head_silent
 from cluster.connection.names import job_metadata
 from cluster.connection.nodes import accelerator_type_of
@@ -123,7 +123,7 @@ def connected(address: str | None, study: str | None = None, namespace: str | No
                     **_instances(),
                     **options,
                 )
-            auth.protect_token()
+            token.protect_token()
         else:
             _join(address, options)
     try:
@@ -216,8 +216,8 @@ def _join(address: str, options: dict[str, Any]) -> None:
     if address.startswith(("http://", "https://")):
         problem = f"{address} is a dashboard's address, good for `ray job submit`"
         raise InputError(Fault("cluster.address", f"{problem}; here it is auto or HOST:PORT of the head"))
-    auth.use_token()
-    if no_token := auth.problem():
+    token.use_token()
+    if no_token := token.problem():
         raise InputError(Fault("cluster.address", no_token))
     if is_silent(address):
         raise InputError(

@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from cluster.node import nvml as gpus
+from cluster.node import nvml
 from cluster.node.claims import Claim
 from cluster.node.disturbance import Reading
 from cluster.node.nvml import GpuState
@@ -51,7 +51,7 @@ class Guard:
             in_vain = f"{refused}; gave up after {self._sharing.gpu_wait:g} s (cluster.gpu_wait)"
             ray.get(self._mailbox.report_broken.remote(in_vain))
             return False
-        self._before = gpus.states(self._uuids) if self._uuids else []
+        self._before = nvml.states(self._uuids) if self._uuids else []
         ray.get(self._mailbox.set_admitted.remote())
         return True
 

@@ -23,7 +23,7 @@ from cluster.connection.folders import StartFolder, folder_here
 from cluster.lanes.guard import Guard
 from cluster.lanes.mailbox import CLOSED, IDLE
 from cluster.lanes.rank_process import RankEndedError, RankProcess
-from cluster.node import nvml as gpus
+from cluster.node import nvml
 from cluster.node.nvml import Gpu
 from cluster.node.quiet_gpus import Sharing
 from train_fn.contract.spec import GROUP_ENDS, JobSpec
@@ -156,7 +156,7 @@ def _own_gpu(job: JobSpec) -> Gpu | None:
     """
     if job.device != "cuda":
         return None
-    found = gpus.visible(gpus.devices(), ",".join(map(str, ray.get_gpu_ids()[:1])))
+    found = nvml.visible(nvml.devices(), ",".join(map(str, ray.get_gpu_ids()[:1])))
     return found[0] if found else None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psutil
 
-from cluster.node import nvml as gpus
+from cluster.node import nvml
 
 _SHARE_OF_CPU_MEMORY = 0.9
 """As a worker without a budget takes it."""
@@ -17,6 +17,6 @@ def free_bytes(device: str, num_workers: int) -> int | None:
     """
     if device == "cpu":
         return int(psutil.virtual_memory().available * _SHARE_OF_CPU_MEMORY) // num_workers
-    uuids = [gpu.uuid for gpu in gpus.gpus()]
-    states = gpus.states(uuids) if uuids else []
+    uuids = [gpu.uuid for gpu in nvml.gpus()]
+    states = nvml.states(uuids) if uuids else []
     return min((s.memory_free_bytes for s in states if s.memory_free_bytes), default=None)

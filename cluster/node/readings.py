@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import psutil
 
-from cluster.node import nvml as gpus
+from cluster.node import nvml
 from cluster.node.claims import Claim
 from cluster.node.disturbance import CpuReading, Findings, Reading, Throttling, judged, timed_span
 from cluster.node.nvml import GpuState
@@ -142,7 +142,7 @@ class Watch:
         Args:
             before: The lane's GPUs before its processes started: what has come since then is theirs.
         """
-        now = {p.pid for state in gpus.states(self._uuids) for p in state.processes} if self._uuids else set()
+        now = {p.pid for state in nvml.states(self._uuids) for p in state.processes} if self._uuids else set()
         if not now & self.own_pids:
             strangers = {p.pid for state in before for p in state.processes}
             self.own_pids |= now - strangers
@@ -155,7 +155,7 @@ class Watch:
         self._add(found, self._own.refresh)
 
         def read() -> None:
-            with gpus.kept_open():
+            with nvml.kept_open():
                 while not stop.wait(PERIOD_SECONDS):
                     self._add(found)
 
@@ -197,7 +197,7 @@ class Watch:
             own=self._own.cpu_seconds(),
             ranks=sum(self._rank_seconds(rank) for rank in self._ranks),
         )
-        return Reading(cpu, tuple(gpus.states(self._uuids)) if self._uuids else ())
+        return Reading(cpu, tuple(nvml.states(self._uuids)) if self._uuids else ())
 
     def _rank_seconds(self, rank: psutil.Process) -> float:
         try:
@@ -255,7 +255,7 @@ def wait_until_quiet(
     """
     deadline = time.monotonic() + (sharing.gpu_wait if seconds is None else seconds)
     said: tuple[set[str], float] | None = None
-    with gpus.kept_open():
+    with nvml.kept_open():
         while True:
             looked = _look(readings)
             here = admit({u: looked.get(u, []) for u in uuids}, len(uuids), sharing, budget, own_pids)
@@ -284,6 +284,6 @@ def _look(count: int) -> dict[str, list[GpuState]]:
     for turn in range(count):
         if turn:
             time.sleep(PERIOD_SECONDS)
-        for state in gpus.states():
+        for state in nvml.states():
             found.setdefault(state.gpu.uuid, []).append(state)
     return found

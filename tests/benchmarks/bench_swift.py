@@ -215,10 +215,10 @@ def check_lengths(job: JobSpec, reported: str) -> None:
     """Both sides must have made the same of the rows: number, mean, shortest and longest sample."""
     from transformers import AutoTokenizer
 
-    from train_fn.data import samples as data
+    from train_fn.data import samples
     from train_fn.data.demo.demo import model_source
 
-    lengths = data.load(job.data, AutoTokenizer.from_pretrained(model_source(job)), None).train.lengths
+    lengths = samples.load(job.data, AutoTokenizer.from_pretrained(model_source(job)), None).train.lengths
     parts = [f"{lengths.mean():.6f}", f"min={lengths.min():.6f}", f"max={lengths.max():.6f}"]
     if not all(part in reported for part in [*parts, f"size={len(lengths)}"]):
         raise SystemExit(f"samples differ: ours {parts}, {len(lengths)} of them, ms-swift's {reported}")

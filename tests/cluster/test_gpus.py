@@ -134,9 +134,9 @@ def test_mig_instances_are_devices_of_their_own(driver: FakeDriver) -> None:
 
 STATES = """
 import dataclasses, json, sys
-from cluster.node import nvml as gpus
+from cluster.node import nvml
 def read(uuids=None):
-    print(json.dumps([dataclasses.asdict(state) for state in gpus.states(uuids)]), flush=True)
+    print(json.dumps([dataclasses.asdict(state) for state in nvml.states(uuids)]), flush=True)
 """
 GIB = 1 << 30
 
@@ -233,7 +233,7 @@ def test_every_reading_is_a_new_one(driver: FakeDriver, tmp_path: Path) -> None:
     busy.write_text("gpu 0 util=50\n")
     lost.write_text("gpu 0 lost=15\n")
     script = (
-        f"{STATES}\nimport shutil\nwith gpus.kept_open():\n"
+        f"{STATES}\nimport shutil\nwith nvml.kept_open():\n"
         f"    for name in [None, {str(busy)!r}, {str(lost)!r}]:\n"
         f"        if name: shutil.copy(name, {str(driver.state)!r})\n"
         f"        read([{H100.uuid!r}])\n"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cluster import jobs
-from cluster.connection import job_server as job_client
+from cluster.connection import job_server
 from train_fn.contract.spec import InputError
 
 
@@ -136,7 +136,7 @@ def test_a_list_has_a_line_for_each_job(monkeypatch, capsys) -> None:
         job("s-2", "SUCCEEDED", started=100_000, end_time=3_800_000),
         job("other", "SUCCEEDED", None, started=1, end_time=1),
     ]
-    monkeypatch.setattr(job_client, "connect", lambda address: Server(*rows))
+    monkeypatch.setattr(job_server, "connect", lambda address: Server(*rows))
     assert jobs.main(["list"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "JOB  STUDY  STATE                STARTED",
@@ -160,7 +160,7 @@ def test_a_list_has_a_line_for_each_job(monkeypatch, capsys) -> None:
     ],
 )
 def test_the_python_of_a_raylet(command: list[str], python: str | None) -> None:
-    assert job_client.python_of(command) == python
+    assert job_server.python_of(command) == python
 
 
 class Tail:
@@ -188,12 +188,12 @@ def test_following_survives_broken_connections_and_repeats_nothing(monkeypatch) 
         ["one\n", "two\n", lost], [lost], ["one\ntw", "o\nthree\n", lost], ["one\ntwo\nthree\nfour\n"]
     )
     seen: list[str] = []
-    assert job_client.follow(server, "s-1", seen.append).status == "SUCCEEDED"
+    assert job_server.follow(server, "s-1", seen.append).status == "SUCCEEDED"
     assert "".join(seen) == "one\ntwo\nthree\nfour\n"
 
 
 def test_following_gives_up_on_a_server_that_is_gone(monkeypatch) -> None:
-    monkeypatch.setattr(job_client, "UNREACHABLE_SECONDS", 0.0)
+    monkeypatch.setattr(job_server, "UNREACHABLE_SECONDS", 0.0)
     monkeypatch.setattr(time, "sleep", lambda _: None)
 
     def gone(_: str) -> Any:
@@ -202,7 +202,7 @@ def test_following_gives_up_on_a_server_that_is_gone(monkeypatch) -> None:
     server = Tail([], [], [], [])
     server.get_job_info = gone  # type: ignore[method-assign]
     with pytest.raises(ConnectionError, match="the connection to Ray is lost: refused"):
-        job_client.follow(server, "s-1", print)
+        job_server.follow(server, "s-1", print)
 
 
 # ---- before any Ray is asked ----

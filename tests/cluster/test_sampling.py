@@ -119,7 +119,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> FakeDriver:
 PRELUDE = """
 import json, os, sys, threading, time
 from pathlib import Path
-from cluster.node import nvml as gpus
+from cluster.node import nvml
 from cluster.node.quiet_gpus import Sharing
 from cluster.node.readings import OwnProcesses, Watch, wait_until_quiet
 me, GIB, state = os.getpid(), 1 << 30, Path(os.environ["FAKE_NVML_STATE"])
@@ -170,7 +170,7 @@ def test_in_a_container_our_processes_have_other_numbers(driver: FakeDriver) -> 
         driver,
         f"""
 say("process 1 7001 {{}} 0".format(GIB // 4))
-before = gpus.states(["{RTX4090}"])
+before = nvml.states(["{RTX4090}"])
 say("process 1 7001 {{}} 0".format(GIB // 4), "process 1 7002 {{}} 90".format(20 * GIB))
 watch = Watch(Sharing(), ["{RTX4090}"], [me], OwnProcesses(None, "", None))
 watch.adopt(before)

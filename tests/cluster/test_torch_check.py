@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fake_driver import FakeDriver
 
-from train_fn.memory import cuda_check as cuda
+from train_fn.memory import cuda_check
 
 pytestmark = pytest.mark.slow  # each imports torch
 
@@ -46,8 +46,8 @@ def test_the_cpu_needs_no_answer(driver: FakeDriver, tmp_path: Path) -> None:
 
 
 def test_a_torch_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "TORCH_SECONDS", 0.01)
-    assert cuda.cuda_problem(["GPU-1"]) == "torch gave no answer in 0.01 s"
+    monkeypatch.setattr(cuda_check, "TORCH_SECONDS", 0.01)
+    assert cuda_check.cuda_problem(["GPU-1"]) == "torch gave no answer in 0.01 s"
 
 
 def test_a_torch_that_ends_the_process_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,4 +55,4 @@ def test_a_torch_that_ends_the_process_is_told(tmp_path: Path, monkeypatch: pyte
         "import os, sys; print('libcuda: oh', file=sys.stderr, flush=True); os._exit(7)"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert cuda.cuda_problem(["GPU-1"]) == "asking torch ended with exit code 7: libcuda: oh"
+    assert cuda_check.cuda_problem(["GPU-1"]) == "asking torch ended with exit code 7: libcuda: oh"

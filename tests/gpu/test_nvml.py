@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from cluster.node import nvml as gpus
+from cluster.node import nvml
 from cluster.node.quiet_gpus import Sharing, disturber, objection
 from cluster.node.readings import OwnProcesses, Watch, wait_until_quiet
 
@@ -52,13 +52,13 @@ def stranger() -> Iterator[subprocess.Popen[str]]:
     process.wait()
 
 
-def first() -> gpus.GpuState:
-    return gpus.states([gpus.gpus()[0].uuid])[0]
+def first() -> nvml.GpuState:
+    return nvml.states([nvml.gpus()[0].uuid])[0]
 
 
 def test_uuids_are_cudas_own() -> None:
     """So `CUDA_VISIBLE_DEVICES` may hold them."""
-    listed = [gpu.uuid for gpu in gpus.gpus()]
+    listed = [gpu.uuid for gpu in nvml.gpus()]
     count = torch.cuda.device_count()
     of_cuda = {f"GPU-{torch.cuda.get_device_properties(n).uuid}" for n in range(count)}
     assert set(listed) == of_cuda or any(uuid.startswith("MIG-") for uuid in listed)
@@ -73,7 +73,7 @@ def test_uuids_are_cudas_own() -> None:
 
 
 def test_a_reading_is_plausible() -> None:
-    version, problem = gpus.driver()
+    version, problem = nvml.driver()
     assert version
     assert problem is None
     state = first()
@@ -84,11 +84,11 @@ def test_a_reading_is_plausible() -> None:
 
 def test_a_reading_takes_little_time() -> None:
     """At two readings a second it must not be a disturbance itself."""
-    with gpus.kept_open():
+    with nvml.kept_open():
         first()
         started = time.process_time()
         for _ in range(10):
-            gpus.states()
+            nvml.states()
     print(f"{(time.process_time() - started) / 10:.4f} s of CPU time per reading of all GPUs")
 
 
@@ -125,4 +125,4 @@ def test_the_command_lists_what_is_there() -> None:
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
     (node,) = json.loads(done.stdout)
-    assert {gpu.uuid for gpu in gpus.devices()} == {gpu["uuid"] for gpu in node["gpus"]}
+    assert {gpu.uuid for gpu in nvml.devices()} == {gpu["uuid"] for gpu in node["gpus"]}

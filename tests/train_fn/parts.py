@@ -13,10 +13,9 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from train_fn.contract.spec import JobSpec, TrialParams, TrialResult, TrialSpec
-from train_fn.data import samples as data
 from train_fn.data.collate import IGNORE, collate
 from train_fn.data.demo.demo import demo
-from train_fn.data.samples import Samples, SampleSets
+from train_fn.data.samples import Samples, SampleSets, _features
 from train_fn.memory.cpu import CpuMemory
 from train_fn.model.base import BaseModel, attached
 from train_fn.parallel.ranks import Ranks
@@ -94,14 +93,14 @@ def with_rows(worker: Worker, train: Sequence[Row], validation: Sequence[Row] | 
 
 
 def samples(rows: Sequence[Row]) -> Samples:
-    """Samples as `data.load` would make them of these tokens."""
+    """Samples as `samples.load` would make them of these tokens."""
     columns = {
         "input_ids": [list(ids) for ids, _ in rows],
         "mask": [list(mask) for _, mask in rows],
         "length": [len(ids) for ids, _ in rows],
         "supervised": [sum(mask[1:]) for _, mask in rows],
     }
-    return Samples(datasets.Dataset.from_dict(columns, features=data._features(with_images=False)), dropped=0)
+    return Samples(datasets.Dataset.from_dict(columns, features=_features(with_images=False)), dropped=0)
 
 
 def ran(worker: Worker, *point: Any, **spec: Any) -> TrialResult:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from train_fn.contract.timing import rate_with_interval, steps_for_target, timing_notes
-from train_fn.trial import machine_speed as drift_module
+from train_fn.trial import machine_speed
 from train_fn.trial.machine_speed import Drift
 
 
@@ -24,7 +24,7 @@ def clock(monkeypatch):
             return self.now
 
     made = Clock()
-    monkeypatch.setattr(drift_module, "time", made)
+    monkeypatch.setattr(machine_speed, "time", made)
     return made
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from train_fn.check import check
 from train_fn.contract.spec import DataSpec, InputError, JobSpec, LoraSpec, Status
-from train_fn.data import samples as data
+from train_fn.data import samples
 from train_fn.data.collate import IGNORE, collate, worst_case
 from train_fn.data.demo.demo import demo
 from train_fn.data.images import Vision, image_size, load_image
@@ -57,12 +57,12 @@ def base(request: pytest.FixtureRequest, models: dict[str, Path]) -> BaseModel:
 
 
 @pytest.fixture(scope="module")
-def sets(base: BaseModel, rows: DataSpec) -> data.SampleSets:
+def sets(base: BaseModel, rows: DataSpec) -> samples.SampleSets:
     return load(base, rows)
 
 
-def load(base: BaseModel, spec: DataSpec) -> data.SampleSets:
-    return data.load(spec, base.tokenizer, base.positions, base.vision)
+def load(base: BaseModel, spec: DataSpec) -> samples.SampleSets:
+    return samples.load(spec, base.tokenizer, base.positions, base.vision)
 
 
 def written(spec: DataSpec) -> list[dict[str, Any]]:
@@ -73,7 +73,7 @@ def written(spec: DataSpec) -> list[dict[str, Any]]:
 
 
 def test_tokens_are_those_of_the_processors_own_chat_template(
-    base: BaseModel, sets: data.SampleSets, rows: DataSpec
+    base: BaseModel, sets: samples.SampleSets, rows: DataSpec
 ) -> None:
     assert base.vision is not None
     pictures = Path(rows.train or "").parent
@@ -90,13 +90,13 @@ def text(words: str) -> dict[str, str]:
     return {"type": "text", "text": words}
 
 
-def supervised(samples: data.Samples, index: int) -> np.ndarray:
+def supervised(samples: samples.Samples, index: int) -> np.ndarray:
     labels = samples.labels(index)
     return labels[labels != IGNORE]
 
 
 def test_image_tokens_and_the_prompt_are_never_supervised(
-    base: BaseModel, sets: data.SampleSets, rows: DataSpec
+    base: BaseModel, sets: samples.SampleSets, rows: DataSpec
 ) -> None:
     assert base.vision is not None
     for i, row in enumerate(written(rows)):
@@ -104,7 +104,7 @@ def test_image_tokens_and_the_prompt_are_never_supervised(
         assert base.tokenizer.decode(supervised(sets.train, i)).strip().startswith(row["response"])
 
 
-def test_patches_are_those_of_the_pixels(base: BaseModel, sets: data.SampleSets) -> None:
+def test_patches_are_those_of_the_pixels(base: BaseModel, sets: samples.SampleSets) -> None:
     """A patch is 7x7 pixels of three colours, and Qwen's processor has every still picture twice."""
     assert sets.train.patches is not None
     assert sets.train.vision is not None
@@ -244,7 +244,7 @@ def test_a_picture_that_changed_is_looked_at_again(internvl: BaseModel, write: W
 
 @pytest.mark.parametrize("per_device", [1, 2, 4])
 def test_no_micro_batch_has_more_than_the_worst_case(
-    base: BaseModel, sets: data.SampleSets, per_device: int
+    base: BaseModel, sets: samples.SampleSets, per_device: int
 ) -> None:
     assert base.vision is not None
     samples = sets.train

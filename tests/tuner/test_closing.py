@@ -88,9 +88,9 @@ def test_what_to_try_where_nothing_is_feasible(trials, words) -> None:
 
 SIGNALS = """
 import signal, sys, time
-from tuner.study import interrupts as interrupt
+from tuner.study import interrupts
 {before}
-interrupt.install()
+interrupts.install()
 try:
     signal.raise_signal(signal.SIGHUP)
     print("went on")
@@ -102,10 +102,10 @@ except KeyboardInterrupt:
         signal.raise_signal(signal.SIGINT)
     except KeyboardInterrupt:
         print("twice by hand")
-    interrupt.finish()
+    interrupts.finish()
     signal.raise_signal(signal.SIGINT)
     print("ended")
-print(interrupt.INTERRUPTED.is_set())
+print(interrupts.INTERRUPTED.is_set())
 """
 
 

@@ -15,7 +15,7 @@ from tuner.console.progress import Progress
 from tuner.driver.trial_source import MAX_LOST_TRIALS, StudySource
 from tuner.search.step_limit import StepLimit
 from tuner.space.points import candidates
-from tuner.study import interrupts as interrupt
+from tuner.study import interrupts
 from tuner.study.study import TuningStudy, open_study
 
 POINTS = candidates(16, 2, ("fp32",), (False,))
@@ -234,8 +234,8 @@ def test_a_signal_is_not_forgotten_where_its_exception_was(
 ) -> None:
     run = Run(opened(tmp_path))
     spec = run.ask()
-    monkeypatch.setattr(interrupt, "INTERRUPTED", threading.Event())
-    interrupt.INTERRUPTED.set()
+    monkeypatch.setattr(interrupts, "INTERRUPTED", threading.Event())
+    interrupts.INTERRUPTED.set()
     with pytest.raises(KeyboardInterrupt):
         run.source.tell(spec, COMPLETE)
     assert run.recorded == [1]  # what was measured is kept first

@@ -25,7 +25,7 @@ from tuner import run
 from tuner.config.resolve import resolve, to_yaml
 from tuner.driver.command_line import load
 from tuner.results.output import Output
-from tuner.study import interrupts as interrupt
+from tuner.study import interrupts
 
 HEAVY = {"torch", "ray", "optuna", "transformers", "datasets", "sqlalchemy", "rich", "pynvml"}
 ROWS = [{"prompt": f"{i} + 1 =", "response": f" {i + 1}"} for i in range(60)]
@@ -52,7 +52,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch, dataset_cache: Path) -> Iterator[Non
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
-    interrupt.INTERRUPTED.clear()
+    interrupts.INTERRUPTED.clear()
 
 
 @pytest.fixture

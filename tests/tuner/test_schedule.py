@@ -20,7 +20,7 @@ import pytest
 from cluster.connection.ray_session import Node
 from cluster.node.nvml import Gpu
 from train_fn.contract.spec import InputError, Reason, Status, TrialResult
-from train_fn.data import content_stamps as stamps
+from train_fn.data import content_stamps
 from train_fn.data.content_stamps import data_stamp, model_stamp
 from train_fn.data.demo.demo import demo
 from tuner import run
@@ -28,7 +28,7 @@ from tuner.console.progress import Progress
 from tuner.driver.command_line import load
 from tuner.driver.trial_source import StudySource, overrun_seconds
 from tuner.space.points import candidates
-from tuner.study import interrupts as interrupt
+from tuner.study import interrupts
 from tuner.study.identity import completed, differences, identity, in_words
 from tuner.study.study import TuningStudy, open_study
 
@@ -67,8 +67,8 @@ def test_a_copy_has_the_same_stamp_whenever_it_was_made(model: Path) -> None:
 
 @pytest.mark.parametrize("whole", [64 << 20, 1000], ids=["read-whole", "sampled"])
 def test_other_weights_of_the_same_size_have_another_stamp(model: Path, monkeypatch, whole: int) -> None:
-    monkeypatch.setattr(stamps, "WHOLE_BYTES", whole)
-    monkeypatch.setattr(stamps, "SAMPLE_BYTES", 512)
+    monkeypatch.setattr(content_stamps, "WHOLE_BYTES", whole)
+    monkeypatch.setattr(content_stamps, "SAMPLE_BYTES", 512)
     before = model_stamp(str(model))
     assert model_stamp(str(model)) == before
     (model / "model.safetensors").write_bytes(os.urandom(200_000))
@@ -77,8 +77,8 @@ def test_other_weights_of_the_same_size_have_another_stamp(model: Path, monkeypa
 
 @pytest.mark.parametrize("position", [0, -1])
 def test_of_a_large_file_beginning_end_and_length_are_seen(model: Path, monkeypatch, position: int) -> None:
-    monkeypatch.setattr(stamps, "WHOLE_BYTES", 1000)
-    monkeypatch.setattr(stamps, "SAMPLE_BYTES", 512)
+    monkeypatch.setattr(content_stamps, "WHOLE_BYTES", 1000)
+    monkeypatch.setattr(content_stamps, "SAMPLE_BYTES", 512)
     file = model / "model.safetensors"
     content, before = bytearray(file.read_bytes()), data_stamp(str(file))
     content[position] ^= 1
@@ -301,16 +301,16 @@ def test_a_generation_is_no_study_of_its_own(tmp_path: Path) -> None:
 
 def test_the_time_limit_ends_what_the_main_thread_waits_for() -> None:
     started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), interrupt.time_limit(0.2):
+    with pytest.raises(KeyboardInterrupt), interrupts.time_limit(0.2):
         threading.Event().wait(30)
     assert 0.2 <= time.monotonic() - started < 5
-    assert not interrupt.INTERRUPTED.is_set()
+    assert not interrupts.INTERRUPTED.is_set()
 
 
 def test_an_end_of_the_time_that_is_swallowed_is_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interrupt, "AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(interrupts, "AGAIN_SECONDS", 0.1)
     swallowed = 0
-    with interrupt.time_limit(0.1):
+    with interrupts.time_limit(0.1):
         while swallowed < 3:
             try:
                 threading.Event().wait(30)
@@ -323,14 +323,14 @@ def test_a_block_that_ends_in_time_is_left_alone() -> None:
     before = signal.getsignal(signal.SIGALRM)
     for _ in range(200):  # also where its end and the signal meet
         try:
-            with interrupt.time_limit(0.001):
+            with interrupts.time_limit(0.001):
                 time.sleep(0.001)
         except KeyboardInterrupt:
             pass
         time.sleep(0)
     time.sleep(0.05)
     assert signal.getsignal(signal.SIGALRM) == before
-    with interrupt.time_limit(None):
+    with interrupts.time_limit(None):
         pass
     assert [t.name for t in threading.enumerate() if t.name == "time-limit"] == []
 
@@ -410,7 +410,7 @@ def tonight(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.Captu
     yield night
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    interrupt.INTERRUPTED.clear()
+    interrupts.INTERRUPTED.clear()
     for log, old, level, propagate in before:
         for handler in [h for h in log.handlers if h not in old]:
             log.removeHandler(handler)
@@ -461,7 +461,7 @@ def test_nights(tonight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def spent(source: StudySource) -> None:
         assert source.ask() is not None
         source.deadline = time.monotonic() - 1
-        raise KeyboardInterrupt  # as `interrupt.time_limit` does
+        raise KeyboardInterrupt  # as `interrupts.time_limit` does
 
     code, said, cut = tonight("--study.time-budget=2h", driver="570.1", sweep=spent)
     assert (code, cut["study"], cut["finished"], cut["trials"]) == (3, "mine.3", False, [])

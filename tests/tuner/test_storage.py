@@ -17,7 +17,7 @@ from train_fn.contract.spec import Status, TrialResult
 from tuner.console.progress import Progress
 from tuner.driver.trial_source import StudySource
 from tuner.space.points import candidates
-from tuner.study import interrupts as interrupt
+from tuner.study import interrupts
 from tuner.study.storage import RESCUE_FILE, StorageLostError, drop_kept, keep, kept
 from tuner.study.study import open_study
 
@@ -113,9 +113,9 @@ def test_trials_in_flight_at_the_end_are_settled_by_the_next_run_where_the_stora
 
 def test_an_interrupt_ends_the_wait(tmp_path, monkeypatch):
     study = opened(tmp_path)
-    study.be_patient(60, lambda _: interrupt.INTERRUPTED.set())
+    study.be_patient(60, lambda _: interrupts.INTERRUPTED.set())
     spec, other = study.ask(), locked(tmp_path)
-    monkeypatch.setattr(interrupt, "INTERRUPTED", threading.Event())
+    monkeypatch.setattr(interrupts, "INTERRUPTED", threading.Event())
     started = time.monotonic()
     with pytest.raises(StorageLostError):
         study.tell(spec, COMPLETE)

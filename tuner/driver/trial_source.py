@@ -16,8 +16,7 @@ from tuner.console.progress import Progress
 from tuner.results.output import reason_of
 from tuner.search.failures import MAX_SAME_FAILURES, FailuresInARow
 from tuner.search.step_limit import StepLimit, advice, step_seconds
-from tuner.study import interrupts as interrupt
-from tuner.study import storage
+from tuner.study import interrupts, storage
 from tuner.study.storage import StorageLostError
 from tuner.study.study import INTERRUPTED, TuningStudy
 
@@ -80,7 +79,7 @@ class StudySource:
         Raises:
             KeyboardInterrupt: The run was interrupted.
         """
-        interrupt.check()
+        interrupts.check()
         if self.broken or self.is_time_up():
             return None
         try:
@@ -116,7 +115,7 @@ class StudySource:
         self._is_behind = True
         if time.monotonic() >= self._next_record:
             self.flush()
-        interrupt.check()
+        interrupts.check()
 
     def settle(self) -> None:
         """Record that the trials in flight come to nothing, once nobody waits for them any more.

@@ -14,7 +14,7 @@ from typing import Any
 
 from tuner.config.schema import Config
 from tuner.console.last_words import outlived, say, this_command
-from tuner.study import interrupts as interrupt
+from tuner.study import interrupts
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +76,9 @@ class Search:
         set_aside(str(self._config.output_dir), self._study.name)
         self._say_first()
         limit = self._time_limit()
-        with contextlib.suppress(KeyboardInterrupt), self._progress, interrupt.time_limit(limit):
+        with contextlib.suppress(KeyboardInterrupt), self._progress, interrupts.time_limit(limit):
             self._sweep()
-        interrupt.finish()
+        interrupts.finish()
         self._source.settle()
         result = self._record()
         self._report.finish(result)

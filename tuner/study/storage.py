@@ -29,7 +29,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from train_fn.contract.spec import Fault, InputError, TrialResult, TrialSpec
 from tuner.config.values import exact_duration
-from tuner.study import interrupts as interrupt
+from tuner.study import interrupts
 
 RESCUE_FILE = "unstored.jsonl"
 
@@ -196,7 +196,7 @@ class PatientStorage(optuna.storages.RDBStorage):
                 waited = time.monotonic() - started
                 if not self._patience_seconds or not _may_pass(error):
                     raise
-                if waited > self._patience_seconds or interrupt.INTERRUPTED.is_set():
+                if waited > self._patience_seconds or interrupts.INTERRUPTED.is_set():
                     self._patience_seconds = _NO_PATIENCE_SECONDS  # nobody waits for it again
                     raise StorageLostError(f"study.storage gave no answer: {_reason(error)}") from error
                 if not tries:
