@@ -14,14 +14,14 @@ from report_samples import BUDGET, CONFIG, HOSTILE, hostile, params, sample, tri
 
 from train_fn.contract.spec import InputError, TrialParams
 from tuner.report.__main__ import main
-from tuner.report.batches import memory, speed
 from tuner.report.facts import make_run, read_run
+from tuner.report.figures.batches import memory, speed
+from tuner.report.figures.pareto import pareto
+from tuner.report.figures.parts import styles
+from tuner.report.figures.plots import across, lanes
+from tuner.report.figures.timeline import SHOWN_PAUSE_SECONDS, timeline
 from tuner.report.page import render
-from tuner.report.pareto import pareto
-from tuner.report.parts import styles
-from tuner.report.plots import across, lanes
 from tuner.report.runs import common_points, differences, gpu_names, is_same_work, labelled
-from tuner.report.timeline import SHOWN_PAUSE_SECONDS, timeline
 from tuner.report.write import LiveReport, without_secrets
 
 

@@ -16,16 +16,16 @@ from typing import Any
 
 from train_fn.contract.spec import TrialParams
 from tuner.config.values import human_bytes, human_seconds
-from tuner.report.batches import memory, speed
 from tuner.report.facts import Comparison, Run, value_at
+from tuner.report.figures.batches import memory, speed
+from tuner.report.figures.pareto import pareto
+from tuner.report.figures.parts import Figure, setting_key, styles
+from tuner.report.figures.plots import PHASE_COLOURS, across, lanes
+from tuner.report.figures.swatch import phase_swatch, run_swatch, setting_swatch
+from tuner.report.figures.timeline import Timeline, timeline
 from tuner.report.numbers import minute_text, rate_text, times_text
-from tuner.report.pareto import pareto
-from tuner.report.parts import Figure, setting_key, styles
-from tuner.report.plots import PHASE_COLOURS, across, lanes
 from tuner.report.rows import table_columns, table_row
 from tuner.report.runs import differences, gpu_names, is_same_work
-from tuner.report.swatch import phase_swatch, run_swatch, setting_swatch
-from tuner.report.timeline import Timeline, timeline
 from tuner.results.result_file import jsonable
 from tuner.space.in_words import training_arguments
 from tuner.space.interval import NOT_KNOWN, Prediction, ends

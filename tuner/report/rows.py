@@ -7,8 +7,8 @@ from typing import Any
 from train_fn.contract.spec import Status
 from tuner.config.values import human_bytes, human_seconds
 from tuner.report.facts import Run
+from tuner.report.figures.parts import split_of
 from tuner.report.numbers import rate_text
-from tuner.report.parts import split_of
 from tuner.space.interval import Prediction, measured_speed
 from tuner.space.points import Measured
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tuner.report.parts import PALETTE, SYMBOLS, Style
+from tuner.report.figures.parts import PALETTE, SYMBOLS, Style
 
 _SHAPES = {
     "circle": '<circle cx="17" cy="7" r="4.5"/>',

@@ -9,7 +9,7 @@ from typing import Any
 from train_fn.contract.spec import Status, TrialParams
 from tuner.recommendation.recommend import Feasible
 from tuner.report.facts import Run
-from tuner.report.parts import (
+from tuner.report.figures.parts import (
     Figure,
     Trace,
     axis_title,

@@ -8,7 +8,7 @@ from typing import Any
 from train_fn.contract.spec import TrialParams
 from tuner.config.values import human_seconds
 from tuner.report.facts import Run
-from tuner.report.parts import (
+from tuner.report.figures.parts import (
     PALETTE,
     SYMBOLS,
     Figure,
@@ -21,8 +21,8 @@ from tuner.report.parts import (
     plain,
     whiskers,
 )
+from tuner.report.figures.timeline import PHASES, Timeline
 from tuner.report.runs import common_points
-from tuner.report.timeline import PHASES, Timeline
 
 PHASE_COLOURS = {
     "hand-over": "@muted",

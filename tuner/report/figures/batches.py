@@ -9,7 +9,7 @@ from typing import Any
 from train_fn.contract.spec import TrialParams
 from tuner.config.values import human_bytes
 from tuner.report.facts import Run
-from tuner.report.parts import (
+from tuner.report.figures.parts import (
     Figure,
     Trace,
     axis_title,
