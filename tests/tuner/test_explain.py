@@ -6,9 +6,11 @@ import pytest
 
 from train_fn.contract.spec import Knobs, MemoryPoint, TrialParams, TrialResult
 from tuner.console.why_not_another import summary
-from tuner.recommendation.explain import Prediction, Verdict, explain
+from tuner.recommendation.alternatives import Verdict
+from tuner.recommendation.explain import explain
 from tuner.recommendation.recommend import recommend
 from tuner.results.result_file import jsonable
+from tuner.space.interval import Prediction
 from tuner.space.points import Measured, candidates
 
 MIB = 2**20

@@ -7,9 +7,9 @@ import pytest
 
 from cluster.node.nvml import Gpu
 from train_fn.contract.spec import TrialResult
-from tuner.recommendation.explain import Prediction
 from tuner.results.files import load_result, write_results
 from tuner.search.expected_gain import ModelSettings
+from tuner.space.interval import Prediction
 from tuner.space.points import candidates
 from tuner.study.study import open_study
 

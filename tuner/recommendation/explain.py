@@ -9,104 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
-from typing import Protocol
+from dataclasses import replace
 
 from train_fn.contract.spec import Reason, Status, TrialParams
 from tuner.config.values import human_bytes
+from tuner.recommendation.alternatives import Alternative, Explanation, Predictions, Verdict
 from tuner.recommendation.recommend import TIE_WIDTH, Feasible, feasible_trials, within_tolerance
 from tuner.space.held import probed_bytes
-from tuner.space.interval import NOT_KNOWN, measured_speed, slower_by, with_half_width
-from tuner.space.interval import Prediction as Prediction  # others know it from here
+from tuner.space.interval import NOT_KNOWN, Prediction, measured_speed, slower_by, with_half_width
 from tuner.space.points import Measured, is_out_of_memory, numerics_of, probed_point, same_setting, setting_of
 from tuner.space.proofs import Proofs, current_budget
 from tuner.space.repeats import counting
 
-
-class Predictions(Protocol):
-    """What a study believes about points that it has not measured; None where it believes nothing."""
-
-    def memory(self, point: TrialParams) -> Prediction | None:
-        """The larger rank's peak in bytes."""
-
-    def samples_per_second(self, point: TrialParams) -> Prediction | None:
-        """Global samples per second."""
-
-
-class Verdict(StrEnum):
-    """Why a point is not the recommended one, in a word."""
-
-    SLOWER = "slower"
-    TIE = "tie"
-    """No slower beyond noise, but with more memory."""
-    LOSS = "loss"
-    """Validation loss beyond the tolerance."""
-    THRASHING = "thrashing"
-    OUT_OF_MEMORY = "out of memory"
-    NO_HEADROOM = "no headroom"
-    """Predicted to leave less than `search.memory_headroom` of the budget."""
-    FAILED = "failed"
-    OPEN = "open"
-    """Not measured, and nothing known speaks against it."""
-
-
 _PLACES = {Verdict.LOSS: 1, Verdict.OUT_OF_MEMORY: 2, Verdict.FAILED: 3}
 """What can run at all and learns as well is closer than what can't; within it, speed decides."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Alternative:
-    """A point that was not recommended.
-
-    Attributes:
-        number: Its trial, None where it was not measured.
-        measured: Whether `verdict` rests on a measurement of this point, not on a prediction.
-        why: A few words for people.
-        slower_by: Fraction of the recommended speed that it lacks, negative where it is faster.
-        over_budget_bytes: How much more than the budget it needs.
-        loss_above_lowest: Fraction of the lowest validation loss measured.
-        peak_memory_bytes: As measured, or as probed by another trial of its setting.
-    """
-
-    params: TrialParams
-    number: int | None = None
-    verdict: Verdict
-    measured: bool
-    why: str
-    slower_by: Prediction | None = None
-    over_budget_bytes: float | None = None
-    loss_above_lowest: float | None = None
-    samples_per_second: float | None = None
-    predicted_samples_per_second: Prediction | None = None
-    peak_memory_bytes: float | None = None
-    predicted_memory_bytes: Prediction | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Explanation:
-    """The recommended trial against everything else.
-
-    Attributes:
-        headroom_bytes: What the recommended trial leaves of its budget (on CUDA, of what is reserved counts);
-            None without a budget.
-        headroom_fraction: The same as a fraction of the budget.
-        next_larger: The next larger batch of the same setting; None where there is none.
-        batches: The other batches of the same setting.
-        settings: The best point of every other setting, closest first.
-    """
-
-    number: int
-    params: TrialParams
-    why: str
-    peak_memory_bytes: int | None
-    predicted_memory_bytes: Prediction | None
-    memory_budget_bytes: int | None
-    headroom_bytes: int | None
-    headroom_fraction: float | None
-    next_larger: Alternative | None
-    batches: list[Alternative]
-    settings: list[Alternative]
 
 
 def explain(

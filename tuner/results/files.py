@@ -20,7 +20,8 @@ from typing import Any
 
 from train_fn.contract.spec import TrialParams, TrialResult
 from tuner.config.places import local_folder
-from tuner.recommendation.explain import Predictions, explain
+from tuner.recommendation.alternatives import Predictions
+from tuner.recommendation.explain import explain
 from tuner.recommendation.recommend import pareto_front, recommend
 from tuner.results.output import REPORT_FILE, RESULT_FILE, TRIALS_FILE, Output, split_place
 from tuner.results.result_file import jsonable
