@@ -18,7 +18,7 @@ from typing import Any
 from cluster.node import nvml
 from cluster.node.nvml import GpuState
 from cluster.node.quiet_gpus import Sharing, human_bytes, named, objection
-from train_fn.contract.spec import InputError
+from train_fn.contract.faults import InputError
 
 READINGS = 3
 PERIOD_SECONDS = 0.3

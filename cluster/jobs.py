@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.connection.names import STUDY_KEY, job_metadata
+from train_fn.contract.faults import Fault, InputError
 from train_fn.contract.redaction import redacted_output
-from train_fn.contract.spec import Fault, InputError
 
 EXIT_OK, EXIT_ERROR, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 STOP_SECONDS = 30.0

@@ -15,7 +15,10 @@ import os
 import sys
 from pathlib import Path
 
-from train_fn.contract.spec import PRECISIONS, InputError, JobSpec, TrialParams, TrialResult, TrialSpec
+from train_fn.contract.faults import InputError
+from train_fn.contract.job import JobSpec
+from train_fn.contract.precisions import PRECISIONS
+from train_fn.contract.trials import TrialParams, TrialResult, TrialSpec
 
 
 def main() -> int:

@@ -12,7 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from train_fn.contract.spec import DataSpec, Fault, InputError, JobSpec, LoraSpec
+from train_fn.contract.faults import Fault, InputError
+from train_fn.contract.job import DataSpec, JobSpec, LoraSpec
 from train_fn.custom import check_function
 from train_fn.data import rows, samples, sources
 from train_fn.data.demo.demo import model_source

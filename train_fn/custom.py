@@ -27,7 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from train_fn.contract.spec import DataSpec, Fault, InputError, LoraSpec, OptimizerSpec, TrialParams
+from train_fn.contract.faults import Fault, InputError
+from train_fn.contract.job import DataSpec, LoraSpec, OptimizerSpec
+from train_fn.contract.trials import TrialParams
 
 if TYPE_CHECKING:
     import torch

@@ -28,7 +28,9 @@ from datetime import timedelta
 from typing import IO, Any
 
 from train_fn.contract import phases
-from train_fn.contract.spec import GROUP_ENDS, InputError, JobSpec, TrialResult, TrialSpec
+from train_fn.contract.faults import InputError
+from train_fn.contract.job import JobSpec
+from train_fn.contract.trials import GROUP_ENDS, TrialResult, TrialSpec
 
 IDLE_SECONDS = 10.0
 """How long rank 0 waits for a trial before it tells the other ranks that there is none: a waiting rank sits

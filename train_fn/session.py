@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 
 from train_fn.contract import phases
-from train_fn.contract.spec import JobSpec, TrialResult, TrialSpec
+from train_fn.contract.job import JobSpec
+from train_fn.contract.trials import TrialResult, TrialSpec
 from train_fn.data.demo.demo import model_source
 from train_fn.data.quiet_libraries import quiet_libraries
 from train_fn.data.samples import load

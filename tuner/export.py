@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from train_fn.contract.spec import Fault, InputError
+from train_fn.contract.faults import Fault, InputError
 
 EXIT_OK, EXIT_INPUT = 0, 2
 FORMATS = {

@@ -13,8 +13,8 @@ import json
 import sys
 from collections.abc import Iterator
 
+from train_fn.contract.faults import Fault, InputError
 from train_fn.contract.redaction import redact, redact_url, redacted_output
-from train_fn.contract.spec import Fault, InputError
 from tuner.config.resolve import resolve
 from tuner.driver.command_line import load
 from tuner.driver.submission import lost_with_the_job

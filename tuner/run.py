@@ -19,8 +19,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from train_fn.contract.faults import InputError
 from train_fn.contract.redaction import know_url, redact_url, redacted_output
-from train_fn.contract.spec import InputError
 from tuner.config.schema import Config
 from tuner.console.last_words import outlived, say, this_command
 from tuner.driver.command_line import Options, load

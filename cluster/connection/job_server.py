@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from cluster.connection import token
 from cluster.connection.ray_session import is_silent
-from train_fn.contract.spec import Fault, InputError
+from train_fn.contract.faults import Fault, InputError
 
 UNREACHABLE_SECONDS = 60.0
 """A job is followed over breaks of the connection that are shorter than this."""

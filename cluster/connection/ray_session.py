@@ -21,7 +21,7 @@ from cluster.connection.head import is_head_silent
 from cluster.connection.names import job_metadata
 from cluster.connection.nodes import accelerator_type_of
 from cluster.node.nvml import Gpu, driver, gpus
-from train_fn.contract.spec import Fault, InputError
+from train_fn.contract.faults import Fault, InputError
 
 OBJECT_STORE_BYTES = 256 << 20
 """Of a local Ray. Results are small; the default, 30% of the machine, would be reserved for nothing."""

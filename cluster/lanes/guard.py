@@ -16,7 +16,7 @@ from cluster.node.disturbance import Reading
 from cluster.node.nvml import GpuState
 from cluster.node.quiet_gpus import Sharing
 from cluster.node.readings import PERIOD_SECONDS, QUIET_READINGS, OwnProcesses, Watch, wait_until_quiet
-from train_fn.contract.spec import JobSpec
+from train_fn.contract.job import JobSpec
 
 JOIN_SECONDS = 10.0
 """All ranks are ready at the same time; so much later each has told the mailbox."""

@@ -29,7 +29,8 @@ from cluster.lanes.starts import Ending
 from cluster.lanes.workers import serve
 from cluster.monitoring.metrics import LaneWatch
 from cluster.node.quiet_gpus import Sharing
-from train_fn.contract.spec import JobSpec, Reason, Status, TrialResult, TrialSpec
+from train_fn.contract.job import JobSpec
+from train_fn.contract.trials import Reason, Status, TrialResult, TrialSpec
 
 TIMEOUT_GRACE_SECONDS = 15.0
 """A trial ends itself at its timeout. A rank that hangs does not: its group is killed this much later."""

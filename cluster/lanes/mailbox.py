@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from cluster.lanes.starts import Ending, Starts
-from train_fn.contract.spec import Reason, Status, TrialResult
+from train_fn.contract.trials import Reason, Status, TrialResult
 
 CLOSED = "closed"
 IDLE = "idle"

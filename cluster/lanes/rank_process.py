@@ -18,7 +18,7 @@ from typing import IO, Any, Self
 import psutil
 
 from cluster.lanes.starts import Ending
-from train_fn.contract.spec import JobSpec
+from train_fn.contract.job import JobSpec
 from train_fn.model.weights import weights_bytes
 from train_fn.server import Channel
 

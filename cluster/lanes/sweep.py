@@ -24,7 +24,7 @@ from ray.tune.utils.object_cache import _ObjectCache
 from cluster.connection.folders import start_folder
 from cluster.lanes.lane import Lane, LaneSpec
 from cluster.monitoring.trackers import Tracker
-from train_fn.contract.spec import Reason, Status, TrialResult, TrialSpec
+from train_fn.contract.trials import Reason, Status, TrialResult, TrialSpec
 
 ROOM_SECONDS = 600.0
 """How long a search waits while no node has room for a lane."""

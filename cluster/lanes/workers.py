@@ -26,7 +26,8 @@ from cluster.lanes.rank_process import RankEndedError, RankProcess
 from cluster.node import nvml
 from cluster.node.nvml import Gpu
 from cluster.node.quiet_gpus import Sharing
-from train_fn.contract.spec import GROUP_ENDS, JobSpec
+from train_fn.contract.job import JobSpec
+from train_fn.contract.trials import GROUP_ENDS
 
 POLL_SECONDS = 5.0
 """How often an idle rank 0 looks whether its process is still alive."""

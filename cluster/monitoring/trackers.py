@@ -18,7 +18,7 @@ from typing import Any
 from ray.air.constants import TRAINING_ITERATION
 from ray.tune.logger import LoggerCallback, TBXLoggerCallback
 
-from train_fn.contract.spec import Reason, Status, TrialResult, TrialSpec
+from train_fn.contract.trials import Reason, Status, TrialResult, TrialSpec
 
 log = logging.getLogger(__name__)
 

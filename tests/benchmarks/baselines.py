@@ -16,7 +16,7 @@ import optuna
 from replay import Searcher, study
 from surface import Surface
 
-from train_fn.contract.spec import Status, TrialParams, TrialResult, TrialSpec
+from train_fn.contract.trials import Status, TrialParams, TrialResult, TrialSpec
 from tuner.space.points import is_out_of_memory
 from tuner.study.compatibility import DIRECTIONS
 from tuner.study.endings import STATES

@@ -32,7 +32,8 @@ from ray import tune
 from cluster.connection.ray_session import connected
 from cluster.lanes.lane import LaneSpec
 from cluster.lanes.sweep import run_sweep
-from train_fn.contract.spec import JobSpec, MemoryPoint, Reason, Status, TrialParams, TrialResult, TrialSpec
+from train_fn.contract.job import JobSpec
+from train_fn.contract.trials import MemoryPoint, Reason, Status, TrialParams, TrialResult, TrialSpec
 from tuner.console.progress import Progress
 from tuner.driver.trial_source import StudySource
 from tuner.results.files import write_results

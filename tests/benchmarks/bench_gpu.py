@@ -32,7 +32,8 @@ import torch.distributed as dist
 import transformers
 from side_by_side import MIB, Measured
 
-from train_fn.contract.spec import PRECISIONS, DataSpec, JobSpec
+from train_fn.contract.job import DataSpec, JobSpec
+from train_fn.contract.precisions import PRECISIONS
 from train_fn.data.demo.demo import demo
 from train_fn.memory.out_of_memory import is_out_of_memory
 from train_fn.session import open_worker

@@ -23,7 +23,8 @@ from cluster.connection.ray_session import connected
 from cluster.lanes.lane import LaneSpec
 from cluster.lanes.sweep import run_sweep
 from train_fn.contract.environment import worker_environment
-from train_fn.contract.spec import DataSpec, JobSpec, TrialParams, TrialResult, TrialSpec
+from train_fn.contract.job import DataSpec, JobSpec
+from train_fn.contract.trials import TrialParams, TrialResult, TrialSpec
 
 JOB = JobSpec(
     global_batch_size=8,

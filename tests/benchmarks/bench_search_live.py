@@ -39,7 +39,8 @@ from rich.console import Console
 from rich.table import Table
 from surface import Surface
 
-from train_fn.contract.spec import JobSpec, Reason, Status, TrialParams, TrialResult, TrialSpec
+from train_fn.contract.job import JobSpec
+from train_fn.contract.trials import Reason, Status, TrialParams, TrialResult, TrialSpec
 from tuner.config.schema import Config
 from tuner.driver.command_line import load as load_config
 from tuner.driver.preflight import device_precisions

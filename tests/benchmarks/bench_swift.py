@@ -38,7 +38,8 @@ from typing import Any
 import numpy as np
 
 from train_fn.contract.environment import worker_environment
-from train_fn.contract.spec import DataSpec, JobSpec, TrialResult
+from train_fn.contract.job import DataSpec, JobSpec
+from train_fn.contract.trials import TrialResult
 from train_fn.data.demo.demo import demo
 from train_fn.trial.batching import global_batches
 

@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import Any
 
 from train_fn.contract.environment import worker_environment
-from train_fn.contract.spec import PRECISIONS, DataSpec, JobSpec
+from train_fn.contract.job import DataSpec, JobSpec
+from train_fn.contract.precisions import PRECISIONS
 
 WORLD_SIZE = 2
 GIB = 1 << 30

@@ -23,7 +23,7 @@ from typing import Any
 import surface
 from surface import FOLDER, Surface
 
-from train_fn.contract.spec import Status, TrialParams, TrialResult
+from train_fn.contract.trials import Status, TrialParams, TrialResult
 from tuner.driver.command_line import load as load_config
 from tuner.results.files import load_result
 from tuner.results.output import RESULT_FILE

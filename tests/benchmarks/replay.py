@@ -20,9 +20,10 @@ import optuna
 from optuna.trial import FrozenTrial
 from surface import Surface, peak_bytes
 
-from train_fn.contract.spec import (
+from train_fn.contract.job import JobSpec
+from train_fn.contract.timing import rate_with_interval
+from train_fn.contract.trials import (
     MEASURED,
-    JobSpec,
     MemoryPoint,
     Reason,
     Status,
@@ -30,7 +31,6 @@ from train_fn.contract.spec import (
     TrialResult,
     TrialSpec,
 )
-from train_fn.contract.timing import rate_with_interval
 from train_fn.trial.early_stop import EarlyEnd
 from tuner.search.expected_gain import ModelSettings
 from tuner.search.sampler import make_sampler

@@ -27,7 +27,8 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 
-from train_fn.contract.spec import Knobs, LoraSpec, Reason, Status, TrialParams, TrialResult, TrialSpec
+from train_fn.contract.job import LoraSpec
+from train_fn.contract.trials import Knobs, Reason, Status, TrialParams, TrialResult, TrialSpec
 from train_fn.data.demo.demo import demo
 from train_fn.data.samples import Samples
 from train_fn.memory.out_of_memory import is_out_of_memory

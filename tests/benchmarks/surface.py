@@ -14,8 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from train_fn.contract.spec import Status, TrialParams, TrialResult
 from train_fn.contract.timing import rate_with_interval
+from train_fn.contract.trials import Status, TrialParams, TrialResult
 from tuner.space.points import setting_of
 
 FOLDER = Path(__file__).with_name("surfaces")

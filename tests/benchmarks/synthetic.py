@@ -12,8 +12,8 @@ import random
 
 from surface import Surface
 
-from train_fn.contract.spec import MemoryPoint, Reason, Status, TrialParams, TrialResult
 from train_fn.contract.timing import rate_with_interval
+from train_fn.contract.trials import MemoryPoint, Reason, Status, TrialParams, TrialResult
 from tuner.space.points import candidates
 
 MIB = 1 << 20

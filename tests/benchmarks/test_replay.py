@@ -23,7 +23,7 @@ from replay import Answers, replay, study
 from surface import FOLDER, load, save
 from synthetic import KINDS, MIB, TOKENS, WARMUP_STEPS, need_bytes, step_seconds, synthetic
 
-from train_fn.contract.spec import KnownSteps, Reason, Status, TrialSpec
+from train_fn.contract.trials import KnownSteps, Reason, Status, TrialSpec
 from tuner.space.points import is_out_of_memory
 
 SURFACE = synthetic("cpu")

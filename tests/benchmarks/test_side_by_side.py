@@ -7,7 +7,7 @@ from peft.tuners.lora import LoraLayer
 from side_by_side import adapted
 from transformers import AutoModelForCausalLM
 
-from train_fn.contract.spec import LoraSpec
+from train_fn.contract.job import LoraSpec
 from train_fn.data.demo.demo import demo
 from train_fn.model.base import attached
 

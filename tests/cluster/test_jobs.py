@@ -14,7 +14,7 @@ import pytest
 
 from cluster import jobs
 from cluster.connection import job_server
-from train_fn.contract.spec import InputError
+from train_fn.contract.faults import InputError
 
 
 class Status(str):

@@ -13,7 +13,7 @@ from ray import cloudpickle
 from tensorboard_files import curves_of, events_of, hparams_of, last_scalars
 
 from cluster.monitoring.trackers import make_loggers, scalars
-from train_fn.contract.spec import Knobs, Status, TrialParams, TrialResult, TrialSpec
+from train_fn.contract.trials import Knobs, Status, TrialParams, TrialResult, TrialSpec
 
 COMPLETE = TrialResult(
     status=Status.COMPLETE,

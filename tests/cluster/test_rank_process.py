@@ -16,7 +16,7 @@ from cluster.lanes import rank_process
 from cluster.lanes.rank_process import RankEndedError, RankProcess
 from cluster.lanes.starts import Ending
 from train_fn.contract.environment import worker_environment
-from train_fn.contract.spec import JobSpec
+from train_fn.contract.job import JobSpec
 
 pytestmark = pytest.mark.slow  # each imports torch
 

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.connection.ray_session import Node, connected, lanes_that_fit, this_node
 from cluster.node.nvml import Gpu
-from train_fn.contract.spec import InputError
+from train_fn.contract.faults import InputError
 
 GPU = Gpu("GPU-1", "NVIDIA GeForce RTX 4090", 24 << 30, (8, 9))
 

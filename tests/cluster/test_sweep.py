@@ -16,7 +16,7 @@ from ray.tune.search import Searcher
 from cluster.lanes import sweep
 from cluster.lanes.lane import LaneLostError
 from cluster.lanes.sweep import LaneScheduler, SourceSearcher
-from train_fn.contract.spec import Status, TrialParams, TrialResult, TrialSpec
+from train_fn.contract.trials import Status, TrialParams, TrialResult, TrialSpec
 
 COMPLETE = TrialResult(
     status=Status.COMPLETE,

@@ -17,7 +17,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "train_fn"))
 from scenarios import main, ran
 
-from train_fn.contract.spec import JobSpec
+from train_fn.contract.job import JobSpec
 from train_fn.memory.base import Memory, Peak
 from train_fn.parallel.budget import open_memory
 from train_fn.parallel.ranks import join

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import torch
 
-from train_fn.contract.spec import DataSpec, JobSpec
+from train_fn.contract.job import DataSpec, JobSpec
 from train_fn.data.demo.demo import demo
 
 SCRIPT = Path(__file__).with_name("cuda_scenarios.py")

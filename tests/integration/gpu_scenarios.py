@@ -27,7 +27,8 @@ from cluster.lanes.sweep import run_sweep
 from cluster.lanes.workers import _device, _own_gpu
 from cluster.node.quiet_gpus import Sharing
 from train_fn.contract.environment import worker_environment
-from train_fn.contract.spec import JobSpec, TrialParams, TrialResult, TrialSpec
+from train_fn.contract.job import JobSpec
+from train_fn.contract.trials import TrialParams, TrialResult, TrialSpec
 
 BUSY = "process {} 1 3221225472 80"
 TRIAL = TrialSpec(

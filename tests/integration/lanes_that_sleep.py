@@ -20,7 +20,8 @@ from ray import tune
 
 from cluster.lanes.lane import LaneSpec
 from cluster.lanes.sweep import run_sweep
-from train_fn.contract.spec import JobSpec, Status, TrialParams, TrialResult, TrialSpec
+from train_fn.contract.job import JobSpec
+from train_fn.contract.trials import Status, TrialParams, TrialResult, TrialSpec
 
 BEAT_SECONDS = 0.5
 POINT = TrialParams(

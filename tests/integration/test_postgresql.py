@@ -15,7 +15,7 @@ from conftest import ROOT
 from postgresql import PostgreSQL, binaries
 from sleepy import SLEEPY, few_trials
 
-from train_fn.contract.spec import Status, TrialResult
+from train_fn.contract.trials import Status, TrialResult
 from tuner.driver.trial_source import StudySource
 from tuner.space.points import candidates
 from tuner.study.storage import StorageLostError, kept, parse_storage

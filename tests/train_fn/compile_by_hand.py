@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from test_knobs import assert_same_steps, measured, usual, worker
 
-from train_fn.contract.spec import TrialResult
+from train_fn.contract.trials import TrialResult
 from train_fn.trial.trial import Worker
 
 __all__ = ["usual", "worker"]

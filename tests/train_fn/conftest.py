@@ -19,7 +19,8 @@ import pytest
 from forked_process import ForkedProcess
 
 from train_fn.contract.environment import worker_environment
-from train_fn.contract.spec import JobSpec, TrialParams, TrialResult, TrialSpec
+from train_fn.contract.job import JobSpec
+from train_fn.contract.trials import TrialParams, TrialResult, TrialSpec
 
 SERVER = ["-m", "train_fn.server", "--device", "cpu"]
 SCENARIOS = Path(__file__).with_name("scenarios.py")

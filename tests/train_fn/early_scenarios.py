@@ -8,7 +8,8 @@ from typing import Any
 import torch.distributed as dist
 from parts import CPU, ran
 
-from train_fn.contract.spec import JobSpec, KnownSteps
+from train_fn.contract.job import JobSpec
+from train_fn.contract.trials import KnownSteps
 from train_fn.session import open_worker
 
 

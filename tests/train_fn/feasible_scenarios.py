@@ -8,7 +8,8 @@ from typing import Any
 
 from parts import CPU, VOCAB, Row, params, ran, with_job, with_rows
 
-from train_fn.contract.spec import JobSpec, TrialResult, TrialSpec
+from train_fn.contract.job import JobSpec
+from train_fn.contract.trials import TrialResult, TrialSpec
 from train_fn.memory.base import Peak
 from train_fn.memory.cpu import CpuMemory
 from train_fn.session import open_worker, run_trial

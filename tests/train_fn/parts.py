@@ -12,7 +12,8 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from train_fn.contract.spec import JobSpec, TrialParams, TrialResult, TrialSpec
+from train_fn.contract.job import JobSpec
+from train_fn.contract.trials import TrialParams, TrialResult, TrialSpec
 from train_fn.data.collate import IGNORE, collate
 from train_fn.data.demo.demo import demo
 from train_fn.data.samples import Samples, SampleSets, _features

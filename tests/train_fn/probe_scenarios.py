@@ -7,7 +7,8 @@ from typing import Any
 
 from parts import CPU, params, ran, with_budget
 
-from train_fn.contract.spec import JobSpec, Knobs, TrialParams, TrialSpec
+from train_fn.contract.job import JobSpec
+from train_fn.contract.trials import Knobs, TrialParams, TrialSpec
 from train_fn.data.collate import worst_case, worst_case_tokens
 from train_fn.model.packing import packed
 from train_fn.session import open_worker, run_trial

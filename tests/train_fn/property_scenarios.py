@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from parts import CPU, VOCAB, Recorded, Row, params, plain_training, relative_error, with_job, with_rows
 
-from train_fn.contract.spec import JobSpec, OptimizerSpec, Status
+from train_fn.contract.job import JobSpec, OptimizerSpec
+from train_fn.contract.trials import Status
 from train_fn.parallel.ranks import Ranks
 from train_fn.session import open_worker
 from train_fn.trial.trial import Worker

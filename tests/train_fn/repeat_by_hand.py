@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from train_fn.contract.spec import DataSpec, JobSpec, TrialResult
+from train_fn.contract.job import DataSpec, JobSpec
+from train_fn.contract.trials import TrialResult
 
 PAIRS, LONGS, LONGER = 10, 5, 5
 ATTEMPTS = 5

@@ -37,7 +37,7 @@ from probe_scenarios import probes
 from property_scenarios import split_properties
 from trainer_scenario import against_trainer
 
-from train_fn.contract.spec import JobSpec, OptimizerSpec
+from train_fn.contract.job import JobSpec, OptimizerSpec
 from train_fn.data.demo.demo import demo
 from train_fn.memory import cpu
 from train_fn.memory.cpu import CpuMemory

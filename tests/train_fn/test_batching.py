@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, SequentialSampler
 
-from train_fn.contract.spec import JobSpec
+from train_fn.contract.job import JobSpec
 from train_fn.trial import batching
 
 Case = tuple[np.ndarray, np.ndarray, int, int, int]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from train_fn.check import check
-from train_fn.contract.spec import DataSpec, JobSpec, LoraSpec
+from train_fn.contract.job import DataSpec, JobSpec, LoraSpec
 from train_fn.data.demo.demo import demo
 
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from train_fn.contract.spec import GROUP_ENDS, JobSpec, OptimizerSpec, Reason, Status, TrialResult
+from train_fn.contract.job import JobSpec, OptimizerSpec
+from train_fn.contract.trials import GROUP_ENDS, Reason, Status, TrialResult
 from train_fn.custom import check_function
 
 IMPATIENT = """

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from train_fn.contract.spec import DataSpec, InputError
+from train_fn.contract.faults import InputError
+from train_fn.contract.job import DataSpec
 from train_fn.data.demo.demo import demo
 from train_fn.data.samples import Samples, load, max_positions
 

@@ -18,7 +18,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from train_fn.contract.spec import DataSpec, InputError, JobSpec, LoraSpec
+from train_fn.contract.faults import InputError
+from train_fn.contract.job import DataSpec, JobSpec, LoraSpec
 from train_fn.data.demo.demo import NUM_TRAIN_SAMPLES, DemoPaths, demo, is_all, model_source
 from train_fn.data.samples import SampleSets, load
 

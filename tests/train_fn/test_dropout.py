@@ -11,7 +11,8 @@ import pytest
 import torch
 from parts import TINY_LLAMA, VOCAB, Recorded, Row, lone_worker, params, save_model, with_job
 
-from train_fn.contract.spec import LoraSpec, OptimizerSpec, Status, TrialResult
+from train_fn.contract.job import LoraSpec, OptimizerSpec
+from train_fn.contract.trials import Status, TrialResult
 from train_fn.trial.trial import Worker
 
 BATCH = 8

@@ -7,17 +7,8 @@ from typing import Any
 
 import pytest
 
-from train_fn.contract.spec import (
-    MEASURED,
-    DataSpec,
-    JobSpec,
-    KnownSteps,
-    Reason,
-    Status,
-    TrialParams,
-    TrialResult,
-    TrialSpec,
-)
+from train_fn.contract.job import DataSpec, JobSpec
+from train_fn.contract.trials import MEASURED, KnownSteps, Reason, Status, TrialParams, TrialResult, TrialSpec
 from train_fn.trial.early_stop import HOPELESS_TIMED_STEPS, KNOWN_TIMED_STEPS, EarlyEnd
 
 STEPS, WARMUP = 40, 2

@@ -26,7 +26,8 @@ from parts import (
     with_job,
 )
 
-from train_fn.contract.spec import OptimizerSpec, Status
+from train_fn.contract.job import OptimizerSpec
+from train_fn.contract.trials import Status
 from train_fn.trial.trial import Worker
 
 LONGEST = 24

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from train_fn.contract.spec import JobSpec, Reason, Status
+from train_fn.contract.job import JobSpec
+from train_fn.contract.trials import Reason, Status
 
 KIB = 1 << 10
 CASES = 7

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from parts import TINY_LLAMA, save_model
 
-from train_fn.contract.spec import DataSpec, JobSpec
+from train_fn.contract.job import DataSpec, JobSpec
 
 EXAMPLES = 14
 

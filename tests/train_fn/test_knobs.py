@@ -16,7 +16,8 @@ from parts import TINY_LLAMA, VOCAB, Row, lone_worker, params, save_model
 from torch import nn
 
 from train_fn.contract import knobs
-from train_fn.contract.spec import Knobs, OptimizerSpec, Reason, Status, TrialResult, TrialSpec
+from train_fn.contract.job import OptimizerSpec
+from train_fn.contract.trials import Knobs, Reason, Status, TrialResult, TrialSpec
 from train_fn.model.optimizers import allocate_state, make_optimizer
 from train_fn.session import run_trial
 from train_fn.trial.prefetch import made_ahead

@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from train_fn.contract.spec import PRECISIONS, LoraSpec
+from train_fn.contract.job import LoraSpec
+from train_fn.contract.precisions import PRECISIONS
 from train_fn.data.demo.demo import demo
 from train_fn.model.base import NUMERICS, BaseModel, attached
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from train_fn.contract.spec import Reason, Status
+from train_fn.contract.trials import Reason, Status
 from train_fn.memory.base import Memory, Peak
 from train_fn.memory.out_of_memory import requested_bytes
 from train_fn.parallel.attempts import Attempts, Failure, TrialStoppedError, one_line

@@ -9,7 +9,7 @@ import torch
 from parts import TINY_LLAMA, lone_worker, params, save_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from train_fn.contract.spec import TrialSpec
+from train_fn.contract.trials import TrialSpec
 from train_fn.data.collate import IGNORE, Batch
 from train_fn.model.loss import summed_loss
 from train_fn.model.packing import packed, packed_attention

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from train_fn.contract.spec import DataSpec, JobSpec, Reason, Status
+from train_fn.contract.job import DataSpec, JobSpec
+from train_fn.contract.trials import Reason, Status
 
 SIZES = [1, 2, 4]
 SETTINGS = [("fp32", False), ("bf16", True)]

@@ -15,7 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
-from train_fn.contract.spec import DataSpec, JobSpec, Status
+from train_fn.contract.job import DataSpec, JobSpec
+from train_fn.contract.trials import Status
 
 IMPATIENT = "import sys, train_fn.server as s; s.IDLE_SECONDS = 0.2; sys.argv[0] = 's'; sys.exit(s.main())"
 """The server, whose rank 0 tells the others five times a second that there is no trial."""

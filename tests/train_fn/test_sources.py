@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from train_fn.contract.spec import DataSpec, InputError, JobSpec
+from train_fn.contract.faults import InputError
+from train_fn.contract.job import DataSpec, JobSpec
 from train_fn.data import sources
 from train_fn.data.sources import is_local, loadable, with_paths
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from train_fn.contract.spec import DataSpec, JobSpec, OptimizerSpec
+from train_fn.contract.job import DataSpec, JobSpec, OptimizerSpec
 
 # The wide learning rate makes ten steps matter: a loss of another normalisation would part from ours. With
 # some seeds a weight's gradient is zero but for rounding, whose direction Adam follows by the learning rate.

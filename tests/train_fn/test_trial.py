@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from parts import lone_worker, ran, with_budget
 
-from train_fn.contract.spec import DataSpec, JobSpec, OptimizerSpec, Reason, Status, TrialResult
+from train_fn.contract.job import DataSpec, JobSpec, OptimizerSpec
+from train_fn.contract.trials import Reason, Status, TrialResult
 from train_fn.data.demo.demo import demo
 from train_fn.parallel.attempts import constraints
 

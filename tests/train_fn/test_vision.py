@@ -18,7 +18,9 @@ import torch
 from PIL import Image
 
 from train_fn.check import check
-from train_fn.contract.spec import DataSpec, InputError, JobSpec, LoraSpec, Status
+from train_fn.contract.faults import InputError
+from train_fn.contract.job import DataSpec, JobSpec, LoraSpec
+from train_fn.contract.trials import Status
 from train_fn.data import samples
 from train_fn.data.collate import IGNORE, collate, worst_case
 from train_fn.data.demo.demo import demo

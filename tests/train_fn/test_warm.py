@@ -12,7 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from train_fn.contract.spec import DataSpec, JobSpec, Reason, Status, TrialResult
+from train_fn.contract.job import DataSpec, JobSpec
+from train_fn.contract.trials import Reason, Status, TrialResult
 
 MIB = 1 << 20
 Point = tuple[int, int, str, bool]

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from train_fn.contract.spec import Reason
+from train_fn.contract.trials import Reason
 from train_fn.parallel.attempts import Failure
 from train_fn.trainers import watchdog
 from train_fn.trainers.watchdog import Watchdog

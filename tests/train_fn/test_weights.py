@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from train_fn.contract.spec import JobSpec
+from train_fn.contract.job import JobSpec
 from train_fn.model.weights import weights_bytes
 
 

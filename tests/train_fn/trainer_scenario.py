@@ -10,7 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from train_fn.contract.spec import JobSpec, TrialParams, TrialSpec
+from train_fn.contract.job import JobSpec
+from train_fn.contract.trials import TrialParams, TrialSpec
 from train_fn.session import open_worker
 from train_fn.trial.batching import global_batches, plain
 from train_fn.trial.trial import Worker, _Trial

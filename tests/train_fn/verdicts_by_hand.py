@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from train_fn.contract.spec import JobSpec, Reason, Status, TrialResult
+from train_fn.contract.job import JobSpec
+from train_fn.contract.trials import Reason, Status, TrialResult
 
 TRIALS = 200
 GRID = [

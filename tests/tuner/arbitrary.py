@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from train_fn.contract.spec import MemoryPoint, Reason, Status, TrialParams, TrialResult
+from train_fn.contract.trials import MemoryPoint, Reason, Status, TrialParams, TrialResult
 from tuner.space.points import Measured, candidates
 
 POINTS = candidates(16, 2, ("fp32", "bf16"), (False, True), knobs={"attn_implementation": ["sdpa", "eager"]})

@@ -6,8 +6,10 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+from train_fn.contract.job import DataSpec, JobSpec, LoraSpec, OptimizerSpec
 from train_fn.contract.knobs import CHOICES
-from train_fn.contract.spec import PRECISIONS, DataSpec, JobSpec, Knobs, LoraSpec, OptimizerSpec, TrialParams
+from train_fn.contract.precisions import PRECISIONS
+from train_fn.contract.trials import Knobs, TrialParams
 from tuner.trainers.write.setting import Setting
 
 LAYOUTS: tuple[dict[str, Any], ...] = (

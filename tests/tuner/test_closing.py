@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from train_fn.contract.spec import Reason
+from train_fn.contract.trials import Reason
 from tuner.console.last_words import this_command
 from tuner.console.next_step import next_step
 

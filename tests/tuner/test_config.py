@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from train_fn.contract.spec import InputError, JobSpec
+from train_fn.contract.faults import InputError
+from train_fn.contract.job import JobSpec
 from tuner.config.resolve import fingerprint, resolve, to_yaml
 from tuner.config.schema import DEMO_DEFAULTS, DEMO_DEFAULTS_CPU, Config
 from tuner.config.values import (

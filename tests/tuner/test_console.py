@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from train_fn.contract.spec import Fault, InputError, Knobs, Status, TrialParams, TrialResult
+from train_fn.contract.faults import Fault, InputError
+from train_fn.contract.trials import Knobs, Status, TrialParams, TrialResult
 from tuner.console.final_table import print_table
 from tuner.console.progress import Progress
 from tuner.console.without_start import print_dry_run, print_faults

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from train_fn.contract.spec import MEASURED, Reason, Status, TrialResult
+from train_fn.contract.trials import MEASURED, Reason, Status, TrialResult
 from tuner.console.final_table import print_table
 from tuner.recommendation.recommend import pareto_front, recommend
 from tuner.results.files import write_results

@@ -10,7 +10,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from train_fn.contract.spec import Reason, Status, TrialResult, TrialSpec
+from train_fn.contract.trials import Reason, Status, TrialResult, TrialSpec
 from tuner.console.progress import Progress
 from tuner.driver.trial_source import MAX_LOST_TRIALS, StudySource
 from tuner.search.step_limit import StepLimit

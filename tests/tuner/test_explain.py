@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from train_fn.contract.spec import Knobs, MemoryPoint, TrialParams, TrialResult
+from train_fn.contract.trials import Knobs, MemoryPoint, TrialParams, TrialResult
 from tuner.console.why_not_another import summary
 from tuner.recommendation.alternatives import Verdict
 from tuner.recommendation.explain import explain

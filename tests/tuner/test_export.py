@@ -18,7 +18,8 @@ import pytest
 import yaml
 from export_cases import every_setting, setting
 
-from train_fn.contract.spec import DataSpec, JobSpec, TrialResult
+from train_fn.contract.job import DataSpec, JobSpec
+from train_fn.contract.trials import TrialResult
 from train_fn.data.demo.demo import demo
 from tuner import export
 from tuner.config.resolve import resolve, to_yaml

@@ -14,17 +14,11 @@ from hypothesis import given as for_all
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from train_fn.contract.faults import InputError
+from train_fn.contract.job import DataSpec, LoraSpec, OptimizerSpec
 from train_fn.contract.knobs import CHOICES, DEFAULTS, value_of
-from train_fn.contract.spec import (
-    PRECISIONS,
-    DataSpec,
-    InputError,
-    Knobs,
-    LoraSpec,
-    OptimizerSpec,
-    TrialParams,
-    TrialResult,
-)
+from train_fn.contract.precisions import PRECISIONS
+from train_fn.contract.trials import Knobs, TrialParams, TrialResult
 from train_fn.data.demo.demo import demo
 from tuner import run
 from tuner.config.schema import Config

@@ -7,7 +7,7 @@ import random
 import optuna
 import pytest
 
-from train_fn.contract.spec import MemoryPoint, Reason, Status, TrialResult
+from train_fn.contract.trials import MemoryPoint, Reason, Status, TrialResult
 from tuner.search.sampler import search_state
 from tuner.space.points import candidates
 from tuner.study.study import open_study

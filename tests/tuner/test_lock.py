@@ -15,7 +15,7 @@ import optuna
 import pytest
 import sqlalchemy as sql
 
-from train_fn.contract.spec import InputError
+from train_fn.contract.faults import InputError
 from tuner.study import lease as lock
 from tuner.study.lease import Holder, Host, StudyHeldError, held, refuse_if_held
 

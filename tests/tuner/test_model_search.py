@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from train_fn.contract.spec import MEASURED, Knobs, MemoryPoint, TrialResult
+from train_fn.contract.trials import MEASURED, Knobs, MemoryPoint, TrialResult
 from tuner.recommendation.recommend import recommend
 from tuner.search.expected_gain import ModelSettings, after_trials
 from tuner.search.ledger import Ledger

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import tuner
-from train_fn.contract.spec import Status, TrialParams, TrialResult
+from train_fn.contract.trials import Status, TrialParams, TrialResult
 from tuner.results.files import write_results
 from tuner.space.points import candidates
 from tuner.study.study import open_study

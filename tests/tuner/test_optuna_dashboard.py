@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from train_fn.contract.spec import Status, TrialResult
+from train_fn.contract.trials import Status, TrialResult
 from tuner.space.points import candidates
 from tuner.study.study import TuningStudy, open_study
 

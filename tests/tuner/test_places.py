@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.connection.ray_session import Node
-from train_fn.contract.spec import Fault
+from train_fn.contract.faults import Fault
 from tuner.driver import places
 from tuner.driver.command_line import load
 

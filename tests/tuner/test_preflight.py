@@ -159,7 +159,7 @@ def test_nf4_needs_a_package(faults, monkeypatch) -> None:
 
 
 def test_faults_of_devices_folder_and_job_come_together(tmp_path: Path, monkeypatch) -> None:
-    from train_fn.contract.spec import Fault
+    from train_fn.contract.faults import Fault
 
     (tmp_path / "file").touch()
     jobs = []

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train_fn.contract.spec import BASE_ALONE, MEASURED, MemoryPoint, TrialResult
+from train_fn.contract.trials import BASE_ALONE, MEASURED, MemoryPoint, TrialResult
 from tuner.recommendation.recommend import pareto_front, recommend
 from tuner.search.expected_gain import ModelSettings
 from tuner.search.ledger import Ledger

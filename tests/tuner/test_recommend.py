@@ -4,7 +4,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train_fn.contract.spec import TrialParams, TrialResult
+from train_fn.contract.trials import TrialParams, TrialResult
 from tuner.recommendation.recommend import feasible_trials, pareto_front, recommend
 from tuner.space.points import Measured
 

@@ -12,7 +12,8 @@ from html.parser import HTMLParser
 import pytest
 from report_samples import BUDGET, CONFIG, HOSTILE, hostile, params, sample, trial
 
-from train_fn.contract.spec import InputError, TrialParams
+from train_fn.contract.faults import InputError
+from train_fn.contract.trials import TrialParams
 from tuner.report.__main__ import main
 from tuner.report.facts import make_run, read_run
 from tuner.report.figures.batches import memory, speed

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from cluster.node.nvml import Gpu
-from train_fn.contract.spec import TrialResult
+from train_fn.contract.trials import TrialResult
 from tuner.results.files import load_result, write_results
 from tuner.search.expected_gain import ModelSettings
 from tuner.space.interval import Prediction

@@ -1,7 +1,8 @@
 import optuna
 import pytest
 
-from train_fn.contract.spec import PRECISIONS, TrialResult
+from train_fn.contract.precisions import PRECISIONS
+from train_fn.contract.trials import TrialResult
 from tuner.search.expected_gain import ModelSettings
 from tuner.search.sampler import CandidateSampler, choose_by_grid, make_sampler
 from tuner.space.points import candidates

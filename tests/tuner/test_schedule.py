@@ -19,7 +19,8 @@ import pytest
 
 from cluster.connection.ray_session import Node
 from cluster.node.nvml import Gpu
-from train_fn.contract.spec import InputError, Reason, Status, TrialResult
+from train_fn.contract.faults import InputError
+from train_fn.contract.trials import Reason, Status, TrialResult
 from train_fn.data import content_stamps
 from train_fn.data.content_stamps import data_stamp, model_stamp
 from train_fn.data.demo.demo import demo

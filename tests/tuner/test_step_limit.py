@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train_fn.contract.spec import MEASURED, TrialResult
+from train_fn.contract.trials import MEASURED, TrialResult
 from tuner.recommendation.recommend import recommend
 from tuner.search.expected_gain import ModelSettings
 from tuner.search.predictions import Beliefs

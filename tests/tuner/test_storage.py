@@ -13,7 +13,7 @@ import time
 import optuna
 import pytest
 
-from train_fn.contract.spec import Status, TrialResult
+from train_fn.contract.trials import Status, TrialResult
 from tuner.console.progress import Progress
 from tuner.driver.trial_source import StudySource
 from tuner.space.points import candidates
@@ -28,7 +28,7 @@ COMPLETE = TrialResult(
 
 FILLS_UP = """
 import resource, sys, threading, time
-from train_fn.contract.spec import Status, TrialResult
+from train_fn.contract.trials import Status, TrialResult
 from tuner.space.points import candidates
 from tuner.study.study import open_study
 

@@ -11,7 +11,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from train_fn.contract.spec import InputError, Status, TrialResult, TrialSpec
+from train_fn.contract.faults import InputError
+from train_fn.contract.trials import Status, TrialResult, TrialSpec
 from tuner.search.expected_gain import ModelSettings
 from tuner.search.sampler import make_sampler
 from tuner.space.points import candidates

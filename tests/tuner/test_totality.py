@@ -14,7 +14,7 @@ from arbitrary import POINTS, results, studies
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from train_fn.contract.spec import TrialResult
+from train_fn.contract.trials import TrialResult
 from tuner.console.final_table import print_table
 from tuner.console.why_not_another import summary
 from tuner.driver.study_figures import figures

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from train_fn.contract.spec import InputError
+from train_fn.contract.faults import InputError
 from tuner.config.resolve import fingerprint
 from tuner.config.schema import Config
 from tuner.driver.command_line import load

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
-from train_fn.contract.spec import MemoryPoint, Reason, Status, TrialResult, TrialSpec
+from train_fn.contract.trials import MemoryPoint, Reason, Status, TrialResult, TrialSpec
 from tuner.search.expected_gain import ModelSettings, Outlook
 from tuner.search.wide import WIDE, WideSearch
 from tuner.space.points import Measured, SearchState, candidates

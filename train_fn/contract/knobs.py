@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from train_fn.contract.spec import Knob, Knobs
+from train_fn.contract.trials import Knob, Knobs
 
 DEFAULTS: dict[str, Knob] = {
     "attn_implementation": None,  # as the model is loaded, and packed where that is possible

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from train_fn.contract.spec import DataSpec, Fault, InputError
+from train_fn.contract.faults import Fault, InputError
+from train_fn.contract.job import DataSpec
 from train_fn.data import rows
 from train_fn.data.chat import Encoded, checked_chat, encoder_of_chats
 from train_fn.data.images import UnreadableImageError, Vision, image_size

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from train_fn.contract.spec import Fault, InputError
+from train_fn.contract.faults import Fault, InputError
 from train_fn.data.rows import first_line
 
 if TYPE_CHECKING:

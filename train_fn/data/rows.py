@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from train_fn.contract.spec import DataSpec, Fault, InputError
+from train_fn.contract.faults import Fault, InputError
+from train_fn.contract.job import DataSpec
 from train_fn.data import sources
 from train_fn.data.demo.demo import demo
 

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train_fn.contract.spec import DataSpec, Fault, InputError
+from train_fn.contract.faults import Fault, InputError
+from train_fn.contract.job import DataSpec
 from train_fn.data import rows
 from train_fn.data.chat import Encoded, chat_encoder
 from train_fn.data.quiet_libraries import quiet_libraries

@@ -12,7 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from train_fn.contract.spec import Fault, InputError, JobSpec
+from train_fn.contract.faults import Fault, InputError
+from train_fn.contract.job import JobSpec
 
 DATA_FILES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 """Endings of data files, and which of the `datasets` library's readers each is for."""

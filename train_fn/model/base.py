@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from train_fn.contract.spec import LoraSpec
+from train_fn.contract.job import LoraSpec
 from train_fn.data.images import auto_class, open_vision, outside_language_model
 from train_fn.data.samples import max_positions
 from train_fn.model.shortcuts import NO_SHORTCUTS, find_shortcuts

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from train_fn.contract.spec import OptimizerSpec
+from train_fn.contract.job import OptimizerSpec
 
 
 def make_optimizer(

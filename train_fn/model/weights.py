@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from train_fn.contract.spec import JobSpec
+from train_fn.contract.job import JobSpec
 
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 

@@ -20,7 +20,7 @@ from typing import NoReturn, TypeVar
 
 import torch
 
-from train_fn.contract.spec import Reason, Status
+from train_fn.contract.trials import Reason, Status
 from train_fn.memory.base import Memory
 from train_fn.memory.out_of_memory import is_out_of_memory
 from train_fn.parallel.ranks import Ranks

@@ -28,8 +28,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from train_fn.contract.spec import MEASURED, Reason, Status, TrialResult, TrialSpec
 from train_fn.contract.timing import rate_with_interval, timing_notes
+from train_fn.contract.trials import MEASURED, Reason, Status, TrialResult, TrialSpec
 from train_fn.custom import TrialContext
 from train_fn.model.base import NUMERICS
 from train_fn.parallel.attempts import Attempts, Failure, TrialStoppedError, constraints, gravest

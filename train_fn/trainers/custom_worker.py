@@ -16,7 +16,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from train_fn.contract import phases
-from train_fn.contract.spec import JobSpec, TrialResult
+from train_fn.contract.job import JobSpec
+from train_fn.contract.trials import TrialResult
 from train_fn.custom import TrainFunction, load_function
 from train_fn.memory.base import Memory
 from train_fn.parallel.budget import agreed_memory

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from train_fn.contract.spec import Reason
+from train_fn.contract.trials import Reason
 from train_fn.parallel.attempts import Failure, gravest
 
 GRACE_SECONDS = 10.0

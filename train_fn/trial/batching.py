@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from train_fn.contract.spec import JobSpec
+from train_fn.contract.job import JobSpec
 
 MicroBatches = list[list[int]]
 """One rank's share of a global batch: `gradient_accumulation_steps` lists of sample indices."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from train_fn.contract.spec import JobSpec, TrialSpec
+from train_fn.contract.job import JobSpec
 from train_fn.contract.timing import rate_with_interval, steps_for_target
+from train_fn.contract.trials import TrialSpec
 
 KNOWN_TIMED_STEPS = 6
 """A trial whose steps are known times at least so many of them."""

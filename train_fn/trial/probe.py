@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
-from train_fn.contract.spec import MemoryPoint, Reason, TrialParams
+from train_fn.contract.trials import MemoryPoint, Reason, TrialParams
 from train_fn.memory.base import Memory, Peak
 from train_fn.parallel.attempts import Attempts, Failure, TrialStoppedError
 from train_fn.parallel.ranks import Ranks

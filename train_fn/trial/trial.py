@@ -20,17 +20,9 @@ import numpy as np
 import torch
 
 from train_fn.contract import knobs
-from train_fn.contract.spec import (
-    BASE_ALONE,
-    MEASURED,
-    JobSpec,
-    Reason,
-    Status,
-    TrialParams,
-    TrialResult,
-    TrialSpec,
-)
+from train_fn.contract.job import JobSpec
 from train_fn.contract.timing import rate_with_interval, timing_notes
+from train_fn.contract.trials import BASE_ALONE, MEASURED, Reason, Status, TrialParams, TrialResult, TrialSpec
 from train_fn.data.collate import Batch, collate, worst_case, worst_case_tokens
 from train_fn.data.samples import Samples, SampleSets
 from train_fn.memory.base import Memory

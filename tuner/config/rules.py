@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 
+from train_fn.contract.faults import Fault
 from train_fn.contract.knobs import problem_with
 from train_fn.contract.redaction import MASK, redact_url
-from train_fn.contract.spec import Fault
 from tuner.config.places import local_folder
 from tuner.config.schema import Config
 from tuner.config.splits import factorisations

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_settings import NoDecode
 
-from train_fn.contract.spec import PRECISIONS, DataSpec, JobSpec, LoraSpec, OptimizerSpec, TrialParams
+from train_fn.contract.job import DataSpec, JobSpec, LoraSpec, OptimizerSpec
+from train_fn.contract.precisions import PRECISIONS
+from train_fn.contract.trials import TrialParams
 from train_fn.custom import EXPECTED, FUNCTION_NAME
 from tuner.config.values import parse_duration, parse_size, shown
 

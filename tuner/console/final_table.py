@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from train_fn.contract.spec import Status, TrialParams, TrialResult
+from train_fn.contract.trials import Status, TrialParams, TrialResult
 from tuner.config.values import human_bytes, human_seconds
 from tuner.console.terminal import console_on, plain_text
 from tuner.console.why_not_another import summary

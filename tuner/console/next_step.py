@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from train_fn.contract.spec import Reason
+from train_fn.contract.trials import Reason
 
 
 def next_step(trials: Sequence[Mapping[str, Any]]) -> str:

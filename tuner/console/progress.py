@@ -15,7 +15,7 @@ from functools import wraps
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TextIO
 
-from train_fn.contract.spec import Status, TrialParams, TrialResult
+from train_fn.contract.trials import Status, TrialParams, TrialResult
 from tuner.config.values import human_seconds
 from tuner.console.terminal import console_on, plain_text
 from tuner.space.in_words import outcome

@@ -7,7 +7,7 @@ from dataclasses import replace
 from textwrap import wrap
 from typing import Any
 
-from train_fn.contract.spec import Knobs, TrialParams
+from train_fn.contract.trials import Knobs, TrialParams
 
 SHOWN_SETTINGS = 4
 """Settings that a person is told about; the rest is in `result.json`."""

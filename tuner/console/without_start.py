@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
-from train_fn.contract.spec import InputError, TrialParams
+from train_fn.contract.faults import InputError
+from train_fn.contract.trials import TrialParams
 
 
 def print_faults(error: InputError, *, stream: TextIO | None = None) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cluster.connection.ray_session import Node
 from cluster.jobs import working_dir_is_copy
-from train_fn.contract.spec import Fault
+from train_fn.contract.faults import Fault
 from train_fn.data.sources import is_local
 from tuner.config.schema import Config
 

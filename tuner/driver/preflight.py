@@ -8,7 +8,8 @@ from importlib.util import find_spec
 from cluster.connection import torch_check
 from cluster.connection.ray_session import Node, lanes_that_fit
 from cluster.node.quiet_gpus import short
-from train_fn.contract.spec import Fault, JobSpec
+from train_fn.contract.faults import Fault
+from train_fn.contract.job import JobSpec
 from train_fn.data.demo.demo import is_all
 from tuner.config.schema import Config
 from tuner.driver import places

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from cluster.monitoring.metrics import Figures, Metric, Reporter, lane_label
-from train_fn.contract.spec import Status, TrialParams
+from train_fn.contract.trials import Status, TrialParams
 
 MAX_SETTINGS = 64
 """So many settings are shown at a time, the fastest; a study may have more."""

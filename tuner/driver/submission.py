@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from train_fn.contract.spec import Fault
+from train_fn.contract.faults import Fault
 from tuner.config.places import local_folder
 from tuner.config.schema import Config
 

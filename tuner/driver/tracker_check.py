@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
-from train_fn.contract.spec import Fault
+from train_fn.contract.faults import Fault
 from tuner.config.schema import Config
 
 PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow-skinny", "wandb": "wandb"}

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from train_fn.contract.spec import Reason, Status, TrialParams, TrialResult, TrialSpec
+from train_fn.contract.trials import Reason, Status, TrialParams, TrialResult, TrialSpec
 from tuner.console.progress import Progress
 from tuner.results.output import reason_of
 from tuner.search.failures import MAX_SAME_FAILURES, FailuresInARow

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from train_fn.contract.spec import TrialParams
+from train_fn.contract.trials import TrialParams
 from tuner.space.interval import Prediction
 
 

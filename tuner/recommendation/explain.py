@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from train_fn.contract.spec import Reason, Status, TrialParams
+from train_fn.contract.trials import Reason, Status, TrialParams
 from tuner.config.values import human_bytes
 from tuner.recommendation.alternatives import Alternative, Explanation, Predictions, Verdict
 from tuner.recommendation.recommend import TIE_WIDTH, Feasible, feasible_trials, within_tolerance

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from train_fn.contract.spec import Status, TrialParams, TrialResult
 from train_fn.contract.timing import are_comparable
+from train_fn.contract.trials import Status, TrialParams, TrialResult
 from tuner.config.values import human_bytes
 from tuner.space.held import held_bytes
 from tuner.space.interval import NOT_KNOWN, Prediction, measured_speed, speed_ratio

@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from train_fn.contract.spec import Fault, InputError
+from train_fn.contract.faults import Fault, InputError
 
 
 def main(argv: list[str] | None = None) -> int:

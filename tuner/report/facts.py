@@ -14,7 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from train_fn.contract.spec import Fault, InputError, MemoryPoint, Status, TrialParams
+from train_fn.contract.faults import Fault, InputError
+from train_fn.contract.trials import MemoryPoint, Status, TrialParams
 from tuner.recommendation.recommend import Feasible, feasible_trials, violates, within_tolerance
 from tuner.results.output import CONFIG_FILE, RESULT_FILE, Output, split_place
 from tuner.results.result_file import measured_from

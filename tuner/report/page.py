@@ -14,7 +14,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from train_fn.contract.spec import TrialParams
+from train_fn.contract.trials import TrialParams
 from tuner.config.values import human_bytes, human_seconds
 from tuner.report.facts import Comparison, Run, value_at
 from tuner.report.figures.batches import memory, speed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from train_fn.contract.spec import Status
+from train_fn.contract.trials import Status
 from tuner.config.values import human_bytes, human_seconds
 from tuner.report.facts import Run
 from tuner.report.figures.parts import split_of

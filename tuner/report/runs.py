@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from train_fn.contract.spec import TrialParams
+from train_fn.contract.trials import TrialParams
 from tuner.report.facts import Run
 
 NEVER_COMPARED = ("study.", "output_dir", "cluster.address", "search.", "jobs", "loggers")

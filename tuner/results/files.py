@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from train_fn.contract.spec import TrialParams, TrialResult
+from train_fn.contract.trials import TrialParams, TrialResult
 from tuner.config.places import local_folder
 from tuner.recommendation.alternatives import Predictions
 from tuner.recommendation.explain import explain

@@ -17,7 +17,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from train_fn.contract.spec import TrialParams, TrialResult
+from train_fn.contract.trials import TrialParams, TrialResult
 from tuner.config.values import human_seconds
 from tuner.results.result_file import restored
 from tuner.space.in_words import outcome

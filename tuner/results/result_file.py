@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from train_fn.contract.spec import TrialParams, TrialResult
+from train_fn.contract.trials import TrialParams, TrialResult
 from tuner.space.points import Measured
 
 

@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from train_fn.contract.spec import Status, TrialParams
+from train_fn.contract.trials import Status, TrialParams
 from tuner.search.predictions import Beliefs, Draws
 from tuner.space.interval import measured_speed
 from tuner.space.points import Measured, SearchState, is_out_of_memory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from train_fn.contract.spec import Reason, Status, TrialParams, TrialResult
+from train_fn.contract.trials import Reason, Status, TrialParams, TrialResult
 
 MAX_SAME_FAILURES = 3
 """Different points in a row; then the next one would most likely fail, too."""

@@ -12,8 +12,8 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from train_fn.contract.spec import Reason, Status, TrialParams, TrialResult
 from train_fn.contract.timing import student_t_975
+from train_fn.contract.trials import Reason, Status, TrialParams, TrialResult
 from tuner.search.cost_model import AffineCosts, Feature, Observation, Point
 from tuner.search.priors import MEMORY, speed_priors
 from tuner.search.step_limit import step_seconds

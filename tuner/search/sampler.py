@@ -23,7 +23,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from train_fn.contract.spec import PRECISIONS, Knob, TrialParams, TrialResult
+from train_fn.contract.precisions import PRECISIONS
+from train_fn.contract.trials import Knob, TrialParams, TrialResult
 from tuner.config.splits import factorisations
 from tuner.search.expected_gain import ModelSettings, Outlook
 from tuner.search.ledger import Ledger

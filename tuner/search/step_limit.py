@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from train_fn.contract.spec import Reason, Status, TrialResult
+from train_fn.contract.trials import Reason, Status, TrialResult
 from tuner.config.values import exact_duration
 
 LEAST_TIMED_STEPS = 4

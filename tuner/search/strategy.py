@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from train_fn.contract.spec import Knob, KnownSteps, Status, TrialParams, TrialSpec
+from train_fn.contract.trials import Knob, KnownSteps, Status, TrialParams, TrialSpec
 from tuner.recommendation.recommend import recommend
 from tuner.search.expected_gain import ModelSettings, Outlook
 from tuner.space.interval import measured_speed

@@ -13,7 +13,7 @@ from itertools import islice
 
 import numpy as np
 
-from train_fn.contract.spec import Status, TrialParams
+from train_fn.contract.trials import Status, TrialParams
 from tuner.search.expected_gain import ModelSettings, Outlook, beliefs_of
 from tuner.search.predictions import Beliefs
 from tuner.space.points import Measured, SearchState

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from train_fn.contract.spec import MemoryPoint, Reason, TrialParams, TrialResult
+from train_fn.contract.trials import MemoryPoint, Reason, TrialParams, TrialResult
 from tuner.space.points import Measured, Setting, is_out_of_memory, probed_point, setting_of
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from train_fn.contract.spec import Knob, Status, TrialParams, TrialResult
+from train_fn.contract.trials import Knob, Status, TrialParams, TrialResult
 from tuner.config.values import human_bytes
 from tuner.space.interval import measured_speed
 

@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from train_fn.contract.spec import TrialResult
 from train_fn.contract.timing import are_comparable, is_known, time_ratio
+from train_fn.contract.trials import TrialResult
 
 NOT_KNOWN = "interval not known yet"
 

@@ -11,16 +11,8 @@ from functools import cached_property
 from itertools import product
 from typing import NamedTuple
 
-from train_fn.contract.spec import (
-    PRECISIONS,
-    Knob,
-    Knobs,
-    MemoryPoint,
-    Reason,
-    Status,
-    TrialParams,
-    TrialResult,
-)
+from train_fn.contract.precisions import PRECISIONS
+from train_fn.contract.trials import Knob, Knobs, MemoryPoint, Reason, Status, TrialParams, TrialResult
 from tuner.config.splits import factorisations
 from tuner.space.repeats import count_repeats
 

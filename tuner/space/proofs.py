@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from train_fn.contract.spec import BASE_ALONE, MemoryPoint, Reason, Status, TrialParams, TrialResult
+from train_fn.contract.trials import BASE_ALONE, MemoryPoint, Reason, Status, TrialParams, TrialResult
 from tuner.config.values import human_bytes
 from tuner.space.held import held_bytes, probed_bytes, probes_of, refused_below
 from tuner.space.points import (

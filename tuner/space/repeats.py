@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from train_fn.contract.spec import Reason, Status, TrialParams, TrialResult
+from train_fn.contract.trials import Reason, Status, TrialParams, TrialResult
 
 if TYPE_CHECKING:
     from tuner.space.points import Measured

@@ -8,7 +8,8 @@ from typing import Any
 
 import optuna
 
-from train_fn.contract.spec import Fault, InputError, Knob, TrialParams
+from train_fn.contract.faults import Fault, InputError
+from train_fn.contract.trials import Knob, TrialParams
 from tuner.config.values import shown
 from tuner.search.sampler import precisions_known_to
 from tuner.space.points import knobs_of

@@ -8,7 +8,7 @@ import math
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from train_fn.contract.spec import Reason, Status, TrialResult
+from train_fn.contract.trials import Reason, Status, TrialResult
 from tuner.study.compatibility import DIRECTIONS
 from tuner.study.optuna_view import in_words, listed_constraints
 

@@ -18,7 +18,8 @@ import optuna
 from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import BaseStorage
 
-from train_fn.contract.spec import Fault, InputError, TrialParams
+from train_fn.contract.faults import Fault, InputError
+from train_fn.contract.trials import TrialParams
 from tuner.recommendation.recommend import recommend
 from tuner.search.sampler import search_state
 from tuner.study.identity import Identity, completed, differences, in_words

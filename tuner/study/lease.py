@@ -30,7 +30,7 @@ from typing import Self
 import sqlalchemy as sql
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from train_fn.contract.spec import Fault, InputError
+from train_fn.contract.faults import Fault, InputError
 from tuner.study.storage import engine_options, parse_storage, why_not_opened
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Any
 
 import optuna
 
-from train_fn.contract.spec import TrialResult
+from train_fn.contract.trials import TrialResult
 from tuner.config.values import human_bytes
 from tuner.space.in_words import outcome
 

@@ -27,7 +27,8 @@ from optuna.trial import FrozenTrial
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
-from train_fn.contract.spec import Fault, InputError, TrialResult, TrialSpec
+from train_fn.contract.faults import Fault, InputError
+from train_fn.contract.trials import TrialResult, TrialSpec
 from tuner.config.values import exact_duration
 from tuner.study import interrupts
 

@@ -19,7 +19,8 @@ import optuna
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from train_fn.contract.spec import Fault, InputError, Reason, Status, TrialParams, TrialResult, TrialSpec
+from train_fn.contract.faults import Fault, InputError
+from train_fn.contract.trials import Reason, Status, TrialParams, TrialResult, TrialSpec
 from tuner.search.expected_gain import ModelSettings, beliefs_of
 from tuner.search.expected_memory import expected_budget
 from tuner.search.ledger import Ledger

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from train_fn.contract.spec import DataSpec, Fault, InputError, JobSpec, LoraSpec
+from train_fn.contract.faults import Fault, InputError
+from train_fn.contract.job import DataSpec, JobSpec, LoraSpec
 from train_fn.data.demo import problems
 from train_fn.data.quiet_libraries import quiet_libraries
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from train_fn.contract.spec import TrialParams
+from train_fn.contract.trials import TrialParams
 from tuner.config.values import human_bytes
 from tuner.report.facts import Run
 from tuner.report.figures.parts import (

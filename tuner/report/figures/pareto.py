@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from train_fn.contract.spec import Status, TrialParams
+from train_fn.contract.trials import Status, TrialParams
 from tuner.recommendation.recommend import Feasible
 from tuner.report.facts import Run
 from tuner.report.figures.parts import (

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from train_fn.contract.spec import Status, TrialParams
+from train_fn.contract.trials import Status, TrialParams
 from tuner.config.values import human_bytes
 from tuner.report.facts import Run
 from tuner.space.interval import Prediction, ends, measured_speed

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from train_fn.contract.spec import TrialParams
+from train_fn.contract.trials import TrialParams
 from tuner.report.facts import Run
 
 PHASES = ("hand-over", "setup", "probe", "train", "validate", "release")

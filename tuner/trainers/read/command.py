@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from train_fn.contract.spec import Fault, InputError
+from train_fn.contract.faults import Fault, InputError
 
 FLAG = "--from-swift"
 EXPECTED = "expected a command such as 'NPROC_PER_NODE=2 swift sft --model ...', or a script that holds one"

@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from train_fn.contract.spec import Fault, InputError
+from train_fn.contract.faults import Fault, InputError
 from tuner.trainers.read.layout import layout_of
 from tuner.trainers.read.present import Present
 from tuner.trainers.read.reader import Reader

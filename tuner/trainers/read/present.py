@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from train_fn.contract.knobs import DEFAULTS, value_of
-from train_fn.contract.spec import Status, TrialParams, TrialResult
+from train_fn.contract.trials import Status, TrialParams, TrialResult
 
 
 @dataclass(frozen=True, kw_only=True)

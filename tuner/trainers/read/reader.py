@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from train_fn.contract.faults import Fault, InputError
 from train_fn.contract.knobs import CHOICES, DEFAULTS, problem_with
-from train_fn.contract.spec import Fault, InputError, Knobs, TrialParams
+from train_fn.contract.trials import Knobs, TrialParams
 from tuner.trainers.read.present import Present
 from tuner.trainers.write.hf import CHECKPOINTING
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Any
 
+from train_fn.contract.job import DataSpec
 from train_fn.contract.knobs import value_of
-from train_fn.contract.spec import DataSpec, TrialParams
+from train_fn.contract.trials import TrialParams
 from tuner.trainers.write.hf import CHECKPOINTING
 from tuner.trainers.write.notes import comment, head, notes, to_yaml
 from tuner.trainers.write.setting import Setting, autocast_flags, lora_alpha, require_model

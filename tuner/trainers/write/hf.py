@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from train_fn.contract.knobs import value_of
-from train_fn.contract.spec import TrialParams
+from train_fn.contract.trials import TrialParams
 from tuner.trainers.write.notes import comment, head, notes
 from tuner.trainers.write.setting import DTYPES, Setting, autocast_flags, lora_alpha, trainer_knobs
 

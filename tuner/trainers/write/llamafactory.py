@@ -6,8 +6,9 @@ import json
 from pathlib import PurePath
 from typing import Any
 
+from train_fn.contract.job import DataSpec
 from train_fn.contract.knobs import value_of
-from train_fn.contract.spec import DataSpec, TrialParams
+from train_fn.contract.trials import TrialParams
 from tuner.trainers.write.notes import comment, head, notes, to_yaml
 from tuner.trainers.write.setting import (
     Setting,

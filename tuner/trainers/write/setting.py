@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from train_fn.contract.faults import Fault, InputError
+from train_fn.contract.job import JobSpec, LoraSpec
 from train_fn.contract.knobs import value_of
-from train_fn.contract.spec import Fault, InputError, JobSpec, LoraSpec, Status, TrialParams, TrialResult
+from train_fn.contract.trials import Status, TrialParams, TrialResult
 from tuner.config.values import human_bytes
 from tuner.results.output import CONFIG_FILE, Output, split_place
 from tuner.results.result_file import restored

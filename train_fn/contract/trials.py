@@ -1,22 +1,12 @@
-"""The vocabulary that `train_fn`, `cluster` and `tuner` share. Standard library only.
-
-A `JobSpec` is what stays the same in every trial of a study, a `TrialSpec` is the one point to measure, a
-`TrialResult` is what came of it. All of them are plain frozen dataclasses that travel as dictionaries:
-`asdict(x)` on one side, `X.from_dict(d)` on the other.
-"""
+"""The one point to measure (`TrialSpec`) and what came of it (`TrialResult`). Standard library only."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "nf4")
-"""Every precision that a trial can name; which of them a device offers is decided in `tuner.space.points`.
-New ones go to the end: studies keep the list that they began with. `nf4` is bf16 over a base in 4 bits
-(QLoRA)."""
-
+from train_fn.contract.record import Record
 
 GROUP_ENDS = "group_ends"
 """Beside a result's keys: its rank's process is about to end, and the ranks have to be started anew."""
@@ -58,43 +48,6 @@ MEASURED = "measured"
 """`validation_loss_source` of a trial that ran over the validation set itself."""
 
 
-@dataclass(frozen=True)
-class Fault:
-    """One thing that is wrong with the user's input.
-
-    Attributes:
-        key: The configuration key as written in the contract, e.g. `cluster.memory_budget`.
-        problem: What is wrong and what would be right, in one line.
-    """
-
-    key: str
-    problem: str
-
-    def __str__(self) -> str:
-        return f"{self.key}: {self.problem}"
-
-
-class InputError(Exception):
-    """The user's input is wrong; nothing was started. Carries one `Fault` per line to print."""
-
-    def __init__(self, *faults: Fault) -> None:
-        super().__init__("\n".join(str(f) for f in faults))
-        self.faults = list(faults)
-
-    def __reduce__(self) -> tuple[type, tuple[Fault, ...]]:
-        return type(self), tuple(self.faults)
-
-
-class _Record:
-    """`from_dict` for the dataclasses below; nested records are rebuilt by those that have them."""
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Rebuild a record from `dataclasses.asdict`; keys that it does not know are ignored."""
-        names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        return cls(**{k: v for k, v in values.items() if k in names})
-
-
 Knob = str | int | float | bool | None
 
 
@@ -113,7 +66,7 @@ class Knobs(dict[str, Knob]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialParams(_Record):
+class TrialParams(Record):
     """One point of the search space, in the names of Hugging Face's `TrainingArguments`.
 
     Attributes:
@@ -139,7 +92,7 @@ class TrialParams(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnownSteps(_Record):
+class KnownSteps(Record):
     """A finished trial of the same numerics, whose steps another split should make, too.
 
     Attributes:
@@ -156,7 +109,7 @@ class KnownSteps(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialSpec(_Record):
+class TrialSpec(Record):
     """A point to measure.
 
     Attributes:
@@ -194,7 +147,7 @@ class TrialSpec(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryPoint(_Record):
+class MemoryPoint(Record):
     """What the worst micro-batch of some per-device batch holds at its peak.
 
     Attributes:
@@ -222,94 +175,7 @@ class MemoryPoint(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSpec(_Record):
-    """Where samples come from and how they become tokens; keys as in the configuration's `data`.
-
-    Exactly one layout applies: `text`, else `messages`, else `prompt` + `response`.
-    """
-
-    train: str | None = None
-    validation: str | float | None = None
-    prompt: str | None = "prompt"
-    response: str | None = "response"
-    messages: str | None = None
-    text: str | None = None
-    image: str | None = None
-    max_length: int = 512
-    max_validation_samples: int = 256
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraSpec(_Record):
-    """The adapter.
-
-    Attributes:
-        r: Its rank.
-        alpha: Its output is scaled by `alpha / r`.
-        dropout: Probability of dropping an input of the adapter in training. With it, as with dropout that a
-            base brings itself, splits draw different masks: their steps are equal on average, no longer one
-            by one. Data order, validation (without dropout) and what checkpointing recomputes don't change,
-            and a point that is repeated gives the same numbers.
-        target_modules: `all-linear`, one regular expression, or a list of module names.
-    """
-
-    r: int = 8
-    alpha: float = 16
-    dropout: float = 0.0
-    target_modules: str | list[str] = "all-linear"
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerSpec(_Record):
-    """AdamW at a constant learning rate; `max_grad_norm` 0 switches clipping off."""
-
-    learning_rate: float = 1e-4
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobSpec(_Record):
-    """Everything that is equal in all trials of a study.
-
-    Attributes:
-        train_fn: The user's own training function, `module:function`; None is ours.
-        model: Folder or hub id of the base model; None is the built-in demo model.
-        device: `cpu` or `cuda`.
-        precisions: Those that are searched; ranks load the base in the first that fits before any trial.
-        memory_budget: What one worker may hold: bytes (int), a fraction of its device (float in (0, 1]),
-            or None for all that is free when the lane starts.
-        steps: Optimizer steps of a trial, warm-up included.
-        warmup_steps: Steps at the start that are not timed.
-        batching: `balanced` or `plain`.
-        timeout_seconds: A trial that takes longer fails with reason `timeout`.
-    """
-
-    train_fn: str | None = None
-    model: str | None = None
-    data: DataSpec = field(default_factory=DataSpec)
-    global_batch_size: int = 16
-    num_workers: int = 2
-    lora: LoraSpec = field(default_factory=LoraSpec)
-    optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
-    steps: int = 20
-    warmup_steps: int = 2
-    seed: int = 0
-    batching: str = "balanced"
-    timeout_seconds: float = 600.0
-    device: str = "cpu"
-    precisions: list[str] = field(default_factory=list)
-    memory_budget: int | float | None = None
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Rebuild a job from `dataclasses.asdict`."""
-        nested: dict[str, type[_Record]] = {"data": DataSpec, "lora": LoraSpec, "optimizer": OptimizerSpec}
-        return super().from_dict({k: nested[k].from_dict(v) if k in nested else v for k, v in values.items()})
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialResult(_Record):
+class TrialResult(Record):
     """What came of one trial; the keys are those of a trial in `result.json`.
 
     Attributes:
