@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 from typing import Any
 
 import psutil
@@ -17,6 +18,15 @@ from train_fn.memory.cpu import CpuMemory, MachineFullError, OverBudgetError
 from train_fn.memory.out_of_memory import is_out_of_memory
 from train_fn.parallel.budget import agreed_memory, resolve_budget
 from train_fn.parallel.ranks import Ranks
+
+
+@pytest.fixture(autouse=True, scope="module")
+def libraries_frozen() -> Iterator[None]:
+    """As in a worker: each probe collects garbage, which takes half a second with all libraries in it."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def touch(mib: float) -> torch.Tensor:
