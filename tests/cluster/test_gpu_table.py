@@ -24,7 +24,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> FakeDriver:
 
 
 def shown(driver: FakeDriver, *flags: str, **environment: str) -> str:
-    done = driver.python("-m", "cluster.node.nvml", *flags, FAKE_NVML_COUNT="4", **environment)
+    done = driver.python("-m", "cluster.gpus", *flags, FAKE_NVML_COUNT="4", **environment)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout
@@ -96,6 +96,6 @@ def test_a_node_without_a_driver_is_one_line(driver: FakeDriver, tmp_path: Path)
 
 
 def test_an_address_without_a_ray_is_one_line(driver: FakeDriver) -> None:
-    done = driver.python("-m", "cluster.node.nvml", "--address=127.0.0.1:1")
+    done = driver.python("-m", "cluster.gpus", "--address=127.0.0.1:1")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("cluster.address: no Ray answers at 127.0.0.1:1")

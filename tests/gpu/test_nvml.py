@@ -121,7 +121,7 @@ def test_a_stranger_during_a_trial_disturbs_it(stranger: subprocess.Popen[str]) 
 
 
 def test_the_command_lists_what_is_there() -> None:
-    command = [sys.executable, "-m", "cluster.node.nvml", "--json"]
+    command = [sys.executable, "-m", "cluster.gpus", "--json"]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
     (node,) = json.loads(done.stdout)

@@ -173,7 +173,7 @@ def play(gpu_node: tuple[Cluster, FakeDriver], scenario: str) -> dict[str, objec
 def test_the_table_of_a_whole_cluster(gpu_node):
     running, driver = gpu_node
     driver.say("gpu 1 util=70", "gpu 2 lost=15")
-    command = [sys.executable, "-m", "cluster.node.nvml", "--json", f"--address={running.address}"]
+    command = [sys.executable, "-m", "cluster.gpus", "--json", f"--address={running.address}"]
     done = subprocess.run(
         command, cwd=ROOT, env=running.environment, capture_output=True, text=True, timeout=60
     )

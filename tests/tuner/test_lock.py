@@ -171,10 +171,10 @@ def test_a_run_that_was_silent_for_too_long_learns_that_its_study_is_taken(stora
 
 def test_of_many_runs_at_once_one_gets_the_study(storage) -> None:
     racer = (
-        "import sys\nfrom tuner import lock\nsys.stdin.readline()\n"
-        "try:\n    with lock.held(sys.argv[1], 'raced'):\n        print('held', flush=True)\n"
+        "import sys\nfrom tuner.study import lease\nsys.stdin.readline()\n"
+        "try:\n    with lease.held(sys.argv[1], 'raced'):\n        print('held', flush=True)\n"
         "        sys.stdin.read()\n"
-        "except lock.StudyHeldError:\n    print('refused', flush=True)\n"
+        "except lease.StudyHeldError:\n    print('refused', flush=True)\n"
     )
     processes = [
         subprocess.Popen(

@@ -14,6 +14,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from train_fn.contract.trials import Reason, Status, TrialParams, TrialResult
+from tuner.space.interval import measured_speed
 
 if TYPE_CHECKING:
     from tuner.space.points import Measured
@@ -66,7 +67,7 @@ def counting(trials: Iterable[Measured]) -> list[Measured]:
 
 
 def _trust(result: TrialResult) -> tuple[bool, float]:
-    return result.status == Status.COMPLETE, result.samples_per_second or 0.0
+    return result.status == Status.COMPLETE, _speed(result)
 
 
 def count_repeats(
@@ -143,4 +144,10 @@ def may_try_again(failed: Sequence[Measured]) -> bool:
 
 def _place(trial: Measured) -> tuple[float, bool, int]:
     is_crowded = trial.result.reason == Reason.CROWDED
-    return -(trial.result.samples_per_second or 0.0), not is_crowded, trial.number
+    return -_speed(trial.result), not is_crowded, trial.number
+
+
+def _speed(result: TrialResult) -> float:
+    """Samples/sec; 0 where there is none that can be true."""
+    speed = measured_speed(result)
+    return 0.0 if speed is None else speed.value
