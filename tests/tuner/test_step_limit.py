@@ -12,7 +12,14 @@ from train_fn.contract.trials import MEASURED, TrialResult
 from tuner.recommendation.recommend import recommend
 from tuner.search.expected_gain import ModelSettings
 from tuner.search.predictions import Beliefs
-from tuner.search.step_limit import StepLimit, advice, is_too_slow, steps_of_trials, steps_that_fit
+from tuner.search.step_limit import (
+    StepLimit,
+    advice,
+    is_too_slow,
+    step_seconds,
+    steps_of_trials,
+    steps_that_fit,
+)
 from tuner.space.points import Measured, candidates
 from tuner.study.study import open_study
 
@@ -29,6 +36,16 @@ def timed_out(done, step_seconds, setup=5.0, **values):
         seconds={"setup": setup, "probe": 1.0, "train": done * step_seconds, "total": 600.0},
         **values,
     )
+
+
+def test_a_clock_that_has_failed_tells_nothing_of_steps():
+    for seconds in (-1.0, 0.0, float("nan"), float("inf"), 1e300):
+        wrong = timed_out(3, 1.0)
+        wrong.seconds["train"] = seconds
+        assert step_seconds(wrong) is None
+        assert steps_that_fit(wrong, LIMIT) is None
+    beside = timed_out(3, 1.0, setup=float("nan"))
+    assert steps_that_fit(beside, LIMIT) == steps_that_fit(timed_out(3, 1.0, setup=0.0), LIMIT)
 
 
 def complete(steps=20, source=MEASURED, speed=6.5):
