@@ -20,7 +20,7 @@ from torch import nn
 from train_fn.contract.job import LoraSpec
 from train_fn.data.images import auto_class, open_vision, outside_language_model
 from train_fn.data.samples import max_positions
-from train_fn.model.shortcuts import NO_SHORTCUTS, find_shortcuts
+from train_fn.model.shortcuts import NO_SHORTCUTS, Shortcuts, find_shortcuts
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ class BaseModel:
         self._auto_class = auto_class(config, with_images)
         self._model: nn.Module | None = None
         self._kind: tuple[torch.dtype, bool] | None = None
+        self._shortcuts: dict[tuple[torch.dtype, bool], Shortcuts] = {}
 
     @property
     def pad_token_id(self) -> int:
@@ -110,7 +111,9 @@ class BaseModel:
             self.drop()
             self._model = _load(self._auto_class, self.source, dtype, quantized, self.device)
             self._kind = (dtype, quantized)
-            self.shortcuts = find_shortcuts(self._model, self.device)
+            if self._kind not in self._shortcuts:
+                self._shortcuts[self._kind] = find_shortcuts(self._model, self.device)
+            self.shortcuts = self._shortcuts[self._kind]
             if not quantized:  # packed weights have fewer elements; another precision was resident before
                 self.tokens_per_target = _tokens_per_target(self._model)
         return self._model
