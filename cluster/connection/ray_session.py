@@ -92,7 +92,9 @@ def look(address: str | None, sources: Mapping[str, str]) -> list[Node]:
 
 
 @contextlib.contextmanager
-def connected(address: str | None, study: str | None = None, namespace: str | None = None) -> Iterator[None]:
+def connected(
+    address: str | None, study: str | None = None, namespace: str | None = None
+) -> Iterator[str | None]:
     """Connect to Ray for the length of the block.
 
     Args:
@@ -100,6 +102,9 @@ def connected(address: str | None, study: str | None = None, namespace: str | No
         study: For the metadata of this driver, which the dashboard's page of jobs shows. A driver can't
             change it while it is connected.
         namespace: Of its named actors; None: one of its own.
+
+    Yields:
+        Where the Ray shows its dashboard; None: nowhere.
 
     Raises:
         InputError: There is no Ray at `address`, or it does not take our token.
@@ -113,7 +118,7 @@ def connected(address: str | None, study: str | None = None, namespace: str | No
     with _sigterm_kept():
         if address is None:
             with _hangups_held_back():
-                ray.init(
+                context = ray.init(
                     address="local",
                     # Ray Train frees what a stopped run held through the dashboard's state API.
                     include_dashboard=True,
@@ -125,9 +130,9 @@ def connected(address: str | None, study: str | None = None, namespace: str | No
                 )
             token.protect_token()
         else:
-            _join(address, options)
+            context = _join(address, options)
     try:
-        yield
+        yield f"http://{context.dashboard_url}" if context.dashboard_url else None
     finally:
         if is_head_silent():
             _head_is_lost.set()
@@ -138,15 +143,11 @@ def connected(address: str | None, study: str | None = None, namespace: str | No
 
 
 @contextlib.contextmanager
-def imported_meanwhile(*modules: str) -> Iterator[None]:
-    """Import modules while the block connects to Ray, which is mostly waiting."""
+def imported_meanwhile(module: str) -> Iterator[None]:
+    """Import a module while the block connects to Ray, which is mostly waiting."""
     import ray  # noqa: F401 - first, since both are about to need it
 
-    def import_them() -> None:
-        for module in modules:
-            importlib.import_module(module)
-
-    thread = threading.Thread(target=import_them, name="imports", daemon=True)
+    thread = threading.Thread(target=importlib.import_module, args=[module], name="imports", daemon=True)
     thread.start()
     try:
         yield
@@ -189,14 +190,6 @@ def _instances() -> dict[str, int]:
     return {"num_gpus": len(found)}
 
 
-def dashboard_url() -> str | None:
-    """Where the connected Ray shows its dashboard, or None."""
-    import ray
-
-    url = ray._private.worker.get_dashboard_url()
-    return f"http://{url}" if url else None
-
-
 @contextlib.contextmanager
 def _hangups_held_back() -> Iterator[None]:
     """Processes started in this block never see SIGHUP; Ray does the same for Ctrl-C by itself.
@@ -210,7 +203,7 @@ def _hangups_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _join(address: str, options: dict[str, Any]) -> None:
+def _join(address: str, options: dict[str, Any]) -> Any:
     import ray
 
     if address.startswith(("http://", "https://")):
@@ -224,7 +217,7 @@ def _join(address: str, options: dict[str, Any]) -> None:
             Fault("cluster.address", f"no Ray answers at {address}; start one there, or name none")
         )
     try:
-        ray.init(address=address, **options)
+        return ray.init(address=address, **options)
     except (ray.exceptions.RayError, ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         raise InputError(Fault("cluster.address", _why_not_joined(address, error))) from None
 

@@ -147,7 +147,7 @@ class Search:
         """Start Ray where it does not run yet, and run trials until there is nothing left to do."""
         from cluster.connection.head import head_watched
         from cluster.connection.names import name_submitted_job
-        from cluster.connection.ray_session import connected, dashboard_url, imported_meanwhile
+        from cluster.connection.ray_session import connected, imported_meanwhile
         from tuner.driver.study_figures import Watch
 
         source, name = self._source, str(self._config.study.name)
@@ -158,10 +158,8 @@ class Search:
         with contextlib.ExitStack() as stack:
             if self._address is None:
                 self._progress.phase("starting Ray")
-            with imported_meanwhile(
-                "cluster.monitoring.trackers", "cluster.lanes.sweep", "cluster.lanes.lane"
-            ):
-                stack.enter_context(connected(self._address, name))
+            with imported_meanwhile("cluster.lanes.sweep"):
+                dashboard = stack.enter_context(connected(self._address, name))
             from cluster.monitoring.trackers import make_loggers
 
             stack.enter_context(head_watched(self._leave))
@@ -171,7 +169,7 @@ class Search:
             if self._study.measured():
                 source.record()  # what earlier runs have measured is shown from the start
             self._progress.phase("starting workers")
-            self._progress.note(f"dashboard: {dashboard_url() or 'off'}")
+            self._progress.note(f"dashboard: {dashboard or 'off'}")
             loggers = make_loggers(self._config.loggers, name, self._rescue_dir, self._progress.note)
             measured = -1
             while source.has_work() and len(self._study.measured()) > measured:
