@@ -56,11 +56,11 @@ faults: .venv/installed-dev
 fault-table: .venv/installed-dev
 	rm -f .fault-rows.jsonl
 	FAULT_ROWS=.fault-rows.jsonl $(BIN)/pytest -m 'faults or not faults' $(FAULTS)
-	$(BIN)/python tests/integration/fault_table.py .fault-rows.jsonl
+	$(BIN)/python -m tests.integration.fault_table .fault-rows.jsonl
 
 # The README's picture of a report, of a run of the demo unless ARGS=RUN; needs Debian's chromium-driver.
 report-picture: .venv/installed-dev
-	$(BIN)/python tests/integration/report_picture.py $(ARGS)
+	$(BIN)/python -m tests.integration.report_picture $(ARGS)
 
 # Record the planned surfaces that are not there yet; about ten minutes each.
 surfaces: .venv/installed-dev

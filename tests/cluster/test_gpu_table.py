@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from fake_driver import H100, MIG, RTX4090, T4, FakeDriver
+
+from tests.support.fake_driver import H100, MIG, RTX4090, T4, FakeDriver
 
 GIB = 1 << 30
 

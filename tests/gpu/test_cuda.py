@@ -19,7 +19,7 @@ import torch
 from train_fn.contract.job import DataSpec, JobSpec
 from train_fn.data.demo.demo import demo
 
-SCRIPT = Path(__file__).with_name("cuda_scenarios.py")
+SCRIPT = "tests.scenarios.cuda"
 
 
 def gpus(count: int) -> list[pytest.MarkDecorator]:

@@ -1,6 +1,6 @@
 """Writes deploy/FAULTS.md from what the tests of faults have noted; see `make fault-table`.
 
-FAULT_ROWS=rows.jsonl pytest ... && python tests/integration/fault_table.py rows.jsonl
+FAULT_ROWS=rows.jsonl pytest ... && python -m tests.integration.fault_table rows.jsonl
 """
 
 from __future__ import annotations

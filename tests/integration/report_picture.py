@@ -1,7 +1,7 @@
 """Makes the picture of a report that the README shows, `deploy/report.png`. By hand; needs Chromium.
 
-python tests/integration/report_picture.py         # of a run of the demo, which takes some minutes
-python tests/integration/report_picture.py RUN     # of a run that is there
+python -m tests.integration.report_picture         # of a run of the demo, which takes some minutes
+python -m tests.integration.report_picture RUN     # of a run that is there
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from browser import CHROMIUM, DRIVER, browser
 from PIL import Image
 
+from tests.support.browser import CHROMIUM, DRIVER, browser
 from tuner.report.facts import read_run
 from tuner.report.write import write_report
 from tuner.results.output import REPORT_FILE, Output

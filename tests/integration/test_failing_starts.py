@@ -16,11 +16,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import SMALL, Cluster, Run
-from sleepy import COMPLETE, SLEEPY, few_trials
 
-sys.path.append(str(Path(__file__).parents[1] / "cluster"))
-from fake_driver import FakeDriver
+from tests.integration.conftest import SMALL, Cluster, Run
+from tests.support.fake_driver import FakeDriver
+from tests.support.sleepy import COMPLETE, SLEEPY, few_trials
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -23,8 +23,9 @@ from pathlib import Path
 import optuna
 import psutil
 import pytest
-from conftest import Cluster, Run
-from sleepy import COMPLETE, SLEEPY, few_trials
+
+from tests.integration.conftest import Cluster, Run
+from tests.support.sleepy import COMPLETE, SLEEPY, few_trials
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
 

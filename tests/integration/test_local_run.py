@@ -10,7 +10,8 @@ import time
 
 import pytest
 import yaml
-from conftest import SMALL
+
+from tests.integration.conftest import SMALL
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -16,8 +16,9 @@ from typing import Any
 import optuna
 import psutil
 import pytest
-from conftest import ROOT
-from sleepy import COMPLETE, SLEEPY, few_trials
+
+from tests.integration.conftest import ROOT
+from tests.support.sleepy import COMPLETE, SLEEPY, few_trials
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
 
@@ -31,7 +32,7 @@ class Nodes:
         self._process = subprocess.Popen(
             [
                 sys.executable,
-                str(Path(__file__).with_name("nodes_of_ray.py")),
+                str(ROOT / "tests/program/nodes_of_ray.py"),
                 str(folder),
                 '{"num_cpus": 0}',
             ],

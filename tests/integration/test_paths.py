@@ -23,8 +23,8 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from conftest import ROOT, Cluster
 
+from tests.integration.conftest import ROOT, Cluster
 from train_fn.data.demo.demo import demo
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -196,9 +196,10 @@ def test_a_function_a_database_and_results_in_the_folder(tmp_path: Path, joined:
 
 @pytest.mark.faults
 def test_images_beside_their_data_file(tmp_path: Path, joined: dict[str, str]) -> None:
-    make = "import sys, tiny_vision as t; from pathlib import Path; at = Path(sys.argv[1])"
+    make = "import sys; from pathlib import Path; from tests.support import tiny_vision as t"
+    make += "; at = Path(sys.argv[1])"
     make += "; t.build('internvl', at / 'model'); t.data(at / 'data')"
-    subprocess.run([sys.executable, "-c", make, tmp_path], cwd=ROOT / "tests/train_fn", check=True)
+    subprocess.run([sys.executable, "-c", make, tmp_path], cwd=ROOT, check=True)
     sources = ["--model=model", "--data.train=data/train.jsonl", "--data.image=image"]
     code, printed = tune(tmp_path, joined, *sources, "--output-dir=out", "--data.max-length=512", *FEW)
     assert code == 0, printed

@@ -11,10 +11,10 @@ from collections import Counter
 
 import optuna
 import pytest
-from conftest import ROOT
-from postgresql import PostgreSQL, binaries
-from sleepy import SLEEPY, few_trials
 
+from tests.integration.conftest import ROOT
+from tests.support.postgresql import PostgreSQL, binaries
+from tests.support.sleepy import SLEEPY, few_trials
 from train_fn.contract.trials import Status, TrialResult
 from tuner.driver.trial_source import StudySource
 from tuner.space.points import candidates
@@ -26,8 +26,7 @@ FINGERPRINT = {"global_batch_size": 64}
 
 DRIVER = """
 import sys
-sys.path.insert(0, sys.argv[3])
-from test_postgresql import POINTS, opened, result
+from tests.integration.test_postgresql import POINTS, opened, result
 study = opened(sys.argv[1], sys.argv[2])
 while (spec := study.ask()) is not None:
     study.tell(spec, result(spec))
@@ -79,7 +78,7 @@ def test_drivers_that_start_together_on_an_empty_database_each_have_their_own_st
     url = server.url(database)
     command = [sys.executable, "-c", DRIVER, url]
     drivers = [
-        subprocess.Popen([*command, name, f"{ROOT}/tests/integration"], cwd=ROOT, stderr=subprocess.PIPE)
+        subprocess.Popen([*command, name], cwd=ROOT, stderr=subprocess.PIPE)
         for name in ("one", "two", "three")
     ]
     assert [d.communicate(timeout=100)[1].decode()[-500:] for d in drivers] == ["", "", ""]

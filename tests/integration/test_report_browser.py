@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, DRIVER, browser
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tuner"))
-from report_samples import CONFIG, HOSTILE, hostile, sample
-
+from tests.support.browser import CHROMIUM, DRIVER, browser
+from tests.support.report_samples import CONFIG, HOSTILE, hostile, sample
 from tuner.report.facts import make_run
 from tuner.report.runs import labelled
 from tuner.report.write import write_report

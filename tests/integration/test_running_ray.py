@@ -6,10 +6,10 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL
+
+from tests.integration.conftest import ROOT, SMALL
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -149,7 +149,7 @@ def test_the_first_probe_has_seen_where_memory_ends(start, cluster):
 
 
 def test_lanes_that_are_there_stay_while_others_start_and_all_are_idle(cluster):
-    script = Path(__file__).with_name("lanes_that_sleep.py")
+    script = ROOT / "tests/program/lanes_that_sleep.py"
     environment = {**cluster.environment, "RAY_ADDRESS": cluster.address, "PYTHONPATH": str(ROOT)}
     out = subprocess.check_output([sys.executable, script], env=environment, text=True, timeout=120)
     found = json.loads(out.splitlines()[-1])

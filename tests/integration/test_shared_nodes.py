@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Cluster
 
-sys.path.append(str(Path(__file__).parents[1] / "cluster"))
-from fake_driver import H100, MIG, RTX4090, SECOND_RTX4090, T4, FakeDriver
+from tests.integration.conftest import ROOT, Cluster
+from tests.support.fake_driver import H100, MIG, RTX4090, SECOND_RTX4090, T4, FakeDriver
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
 
@@ -154,12 +153,19 @@ def gpu_node(environment, tmp_path_factory) -> Iterator[tuple[Cluster, FakeDrive
 
 
 def play(gpu_node: tuple[Cluster, FakeDriver], scenario: str) -> dict[str, object]:
-    """What a scenario of gpu_scenarios.py prints."""
+    """What a scenario of tests/scenarios/gpus_of_ray.py prints."""
     running, driver = gpu_node
     driver.say()
-    script = str(Path(__file__).with_name("gpu_scenarios.py"))
     done = subprocess.run(
-        [sys.executable, script, scenario, running.address, str(driver.folder / "storage")],
+        [
+            sys.executable,
+            "-m",
+            "tests.scenarios.gpus_of_ray",
+            scenario,
+            running.address,
+            str(driver.folder / "storage"),
+        ],
+        cwd=ROOT,
         env=running.environment,
         capture_output=True,
         text=True,

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, SMALL, Cluster
-from ftp_server import PASSWORD, serving
 
+from tests.integration.conftest import ROOT, SMALL, Cluster
+from tests.support.ftp_server import PASSWORD, serving
 from train_fn.data.demo.demo import demo
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]

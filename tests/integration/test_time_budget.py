@@ -6,7 +6,8 @@ import signal
 import time
 
 import pytest
-from conftest import SMALL
+
+from tests.integration.conftest import SMALL
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import Run
 
-sys.path.append(str(Path(__file__).parents[1] / "cluster"))
-from fake_driver import RTX4090, SECOND_RTX4090, FakeDriver
+from tests.integration.conftest import Run
+from tests.support.fake_driver import RTX4090, SECOND_RTX4090, FakeDriver
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -52,7 +50,7 @@ class TwoGpus:
         self.driver, self.folder, self._runs = FakeDriver(folder / "driver"), folder, list[Run]()
         names = ("LD_LIBRARY_PATH", "FAKE_NVML_STATE", "PYTHONPATH")
         there = {name: self.driver.environment[name] for name in names}
-        ranks = str(Path(__file__).with_name("cuda_on_cpu"))
+        ranks = str(Path(__file__).parents[1] / "program/cuda_on_cpu")
         self._environment = {**environment, **there, "FAKE_NVML_GPUS": "13"}
         self._environment["PYTHONPATH"] = f"{ranks}:{there['PYTHONPATH']}"
         (folder / "stepwise.py").write_text(STEPWISE.format(folder=str(folder)))

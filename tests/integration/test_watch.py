@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, SMALL, Cluster, Run, _free_port
+
+from tests.integration.conftest import ROOT, SMALL, Cluster, Run, _free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
 

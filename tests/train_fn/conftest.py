@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forked_process import ForkedProcess
 
+from tests.support.forked_process import ForkedProcess
 from train_fn.contract.environment import worker_environment
 from train_fn.contract.job import JobSpec
 from train_fn.contract.trials import TrialParams, TrialResult, TrialSpec
 
 SERVER = ["-m", "train_fn.server", "--device", "cpu"]
-SCENARIOS = Path(__file__).with_name("scenarios.py")
+ROOT = Path(__file__).parents[2]
 FORKED = True
 """Whether `play` forks its ranks; `tests/gpu` starts them afresh."""
 
@@ -143,7 +143,9 @@ class RankGroup:
 def _started(command: list[str], environment: dict[str, str], log: Any) -> Any:
     if FORKED:
         return ForkedProcess(command, environment, log)
-    return subprocess.Popen([sys.executable, *command], env=environment, stdout=log, stderr=subprocess.STDOUT)
+    return subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
+    )
 
 
 def params(
@@ -195,7 +197,7 @@ def play(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
         name: str,
         job: JobSpec,
         world_size: int = 1,
-        script: Path = SCENARIOS,
+        script: str = "tests.scenarios.trial",
         variables: dict[str, str] | None = None,
         timeout_seconds: float = 240,
         **settings: Any,
@@ -206,7 +208,7 @@ def play(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
         with (folder / "log").open("w") as log:
             ranks = [
                 _started(
-                    [str(script), str(folder)],
+                    ["-m", script, str(folder)],
                     {**rank_environment(rank, world_size, port), **(variables or {})},
                     log,
                 )

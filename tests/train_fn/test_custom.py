@@ -1,6 +1,6 @@
 """A training function of one's own on two ranks: measured like ours, and its ways to go wrong.
 
-The functions are in own_training.py and own_faults.py.
+The functions are in tests/program: own_training.py and own_faults.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ sys.exit(train_fn.server.main())
 """The server, whose ranks get one second to come to a vote."""
 
 BUDGET_BYTES = 256 << 20
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "program"
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 import yaml
-from export_cases import every_setting, setting
 
+from tests.support.export_cases import every_setting, setting
 from train_fn.contract.job import DataSpec, JobSpec
 from train_fn.contract.trials import TrialResult
 from train_fn.data.demo.demo import demo
@@ -32,7 +32,7 @@ from tuner.trainers.write.registry import FORMATS
 from tuner.trainers.write.setting import Setting, read_setting
 
 ROOT = Path(__file__).parents[2]
-KEYS = json.loads((Path(__file__).parent / "trainer_keys.json").read_text())
+KEYS = json.loads((Path(__file__).parent / "trainers/write/trainer_keys.json").read_text())
 COMPLETE = TrialResult(
     status="complete",
     samples_per_second=6.5,

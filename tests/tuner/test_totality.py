@@ -10,10 +10,10 @@ import warnings
 from io import StringIO
 
 import pytest
-from arbitrary import POINTS, results, studies
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.arbitrary import POINTS, results, studies
 from train_fn.contract.trials import TrialResult
 from tuner.console.final_table import print_table
 from tuner.console.why_not_another import summary
