@@ -33,19 +33,19 @@ unit: .venv/installed-dev
 
 # Warm lanes against one TorchTrainer.fit() per trial; takes some minutes.
 bench: .venv/installed-dev
-	$(BIN)/python tests/benchmarks/bench_lanes.py
+	$(BIN)/python -m tests.benchmarks.bench_lanes
 
 # The training function against Hugging Face's Trainer; on the demo, unless ARGS='--model FOLDER ...'.
 bench-train-fn: .venv/installed-dev
-	$(BIN)/python tests/benchmarks/bench_train_fn.py $(ARGS)
+	$(BIN)/python -m tests.benchmarks.bench_train_fn $(ARGS)
 
 # The search against its rivals, replayed on the recorded surfaces; some minutes.
 bench-search: .venv/installed-dev
-	$(BIN)/python tests/benchmarks/bench_search.py $(ARGS)
+	$(BIN)/python -m tests.benchmarks.bench_search $(ARGS)
 
 # 64 lanes that only sleep, 2,000 trials: what the driver costs; about six minutes.
 bench-control-plane: .venv/installed-dev
-	$(BIN)/python tests/benchmarks/bench_control_plane.py $(ARGS)
+	$(BIN)/python -m tests.benchmarks.bench_control_plane $(ARGS)
 
 # All that `make test` leaves out: what breaks something, or needs the machine for itself.
 FAULTS := $(addprefix tests/integration/test_,faults.py failing_starts.py nodes.py postgresql.py)
@@ -64,7 +64,7 @@ report-picture: .venv/installed-dev
 
 # Record the planned surfaces that are not there yet; about ten minutes each.
 surfaces: .venv/installed-dev
-	$(BIN)/python tests/benchmarks/record_surface.py --all
+	$(BIN)/python -m tests.benchmarks.record_surface --all
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -13,9 +13,9 @@ from functools import partial
 from typing import Any
 
 import optuna
-from replay import Searcher, study
-from surface import Surface
 
+from tests.benchmarks.replay import Searcher, study
+from tests.benchmarks.surface import Surface
 from train_fn.contract.trials import Status, TrialParams, TrialResult, TrialSpec
 from tuner.space.points import is_out_of_memory
 from tuner.study.compatibility import DIRECTIONS

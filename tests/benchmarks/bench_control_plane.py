@@ -1,6 +1,6 @@
 """The control plane at scale: lanes that only sleep, everything around them real.
 
-    python tests/benchmarks/bench_control_plane.py [--lanes 64] [--trials 2000] [--seconds 8]
+    python -m tests.benchmarks.bench_control_plane [--lanes 64] [--trials 2000] [--seconds 8]
 
 Real Ray actors, real Ray Tune, a real study in SQLite with the files beside it; no torch, no training. Each
 trial sleeps, and then reports what a model of a GPU's speed and memory gives for its point, in the size of a

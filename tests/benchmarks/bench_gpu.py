@@ -1,7 +1,7 @@
 """Our training function against Hugging Face's `Trainer` on one GPU: samples per second and peak memory.
 
-    python tests/benchmarks/bench_gpu.py [--shape 0.5b --shape 7b] [--length 512 --length 2048]
-    python tests/benchmarks/bench_gpu.py --device cpu --shape tiny --length 64      # the same code, anywhere
+    python -m tests.benchmarks.bench_gpu [--shape 0.5b --shape 7b] [--length 512 --length 2048]
+    python -m tests.benchmarks.bench_gpu --device cpu --shape tiny --length 64      # the same code, anywhere
 
 Models have the shapes of Qwen2.5 and random weights in bf16; they are written to a temporary folder first
 (16 GB for 7b, see `--scratch`). Lengths are those of GSM8K, drawn from a seed and stretched by length / 512,
@@ -26,12 +26,12 @@ from typing import Any
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 import numpy as np
-import side_by_side
 import torch
 import torch.distributed as dist
 import transformers
-from side_by_side import MIB, Measured
 
+from tests.benchmarks import side_by_side
+from tests.benchmarks.side_by_side import MIB, Measured
 from train_fn.contract.job import DataSpec, JobSpec
 from train_fn.contract.precisions import PRECISIONS
 from train_fn.data.demo.demo import demo

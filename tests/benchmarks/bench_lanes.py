@@ -1,6 +1,6 @@
 """Warm lanes against stock practice: one `TorchTrainer.fit()` per Ray Tune trial.
 
-    python tests/benchmarks/bench_lanes.py [--rounds 3] [--trials 6]
+    python -m tests.benchmarks.bench_lanes [--rounds 3] [--trials 6]
 
 Both run live on one local Ray, in turn, with the same training function, model, data and points (the demo in
 fp32 and bf16, feasible points only, three optimizer steps each). Reported: wall seconds from the end of one

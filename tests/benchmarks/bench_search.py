@@ -1,6 +1,6 @@
 """The search against its rivals, replayed on every recorded surface. Minutes, no Ray.
 
-    python tests/benchmarks/bench_search.py [--surface NAME ...] [--only NAME ...] [--seeds 100] [--json FILE]
+    python -m tests.benchmarks.bench_search [--surface NAME ...] [--only NAME ...] [--seeds 100] [--json FILE]
 
 The best point of a surface is the fastest, by its mean over the repeats, among those whose loss is within the
 tolerance of the lowest. A strategy has found it when what it would recommend is at most 2% slower. Reported
@@ -27,14 +27,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import surface as surfaces
-from baselines import RULES, Make, baselines
-from replay import Answers, Replay, replay, study
 from rich.console import Console
 from rich.table import Table
-from surface import Surface
-from synthetic import KINDS, synthetic
 
+from tests.benchmarks import surface as surfaces
+from tests.benchmarks.baselines import RULES, Make, baselines
+from tests.benchmarks.replay import Answers, Replay, replay, study
+from tests.benchmarks.surface import Surface
+from tests.benchmarks.synthetic import KINDS, synthetic
 from tuner.recommendation.recommend import recommend
 from tuner.search.predictions import Beliefs
 from tuner.space.points import Measured

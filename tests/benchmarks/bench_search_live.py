@@ -1,6 +1,6 @@
 """The whole search, live: ours against stock Ray Tune, from the start of the process to a recommendation.
 
-    python tests/benchmarks/bench_search_live.py [--only ours grid optuna] [--trials 24] [-- TUNER ARGUMENTS]
+    python -m tests.benchmarks.bench_search_live [--only ours grid optuna] [--trials 24] [-- TUNER ARGUMENTS]
 
 All work on this machine, one after the other, each in a process and on a local Ray of its own, with the same
 points, data, memory budget and training function, and all recommend by the same rule. They differ in
@@ -34,11 +34,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from record_surface import KNOB, ROOT
 from rich.console import Console
 from rich.table import Table
-from surface import Surface
 
+from tests.benchmarks.record_surface import KNOB, ROOT
+from tests.benchmarks.surface import Surface
 from train_fn.contract.job import JobSpec
 from train_fn.contract.trials import Reason, Status, TrialParams, TrialResult, TrialSpec
 from tuner.config.schema import Config
@@ -113,7 +113,15 @@ def contest(name: str, args: argparse.Namespace) -> Outcome:
         RuntimeError: It failed.
     """
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(Path(__file__).resolve()), "--contestant", name, "--out", folder]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.benchmarks.bench_search_live",
+            "--contestant",
+            name,
+            "--out",
+            folder,
+        ]
         command += ["--trials", str(args.trials), "--", *args.tuner]
         if name == "ours":
             command = [sys.executable, "-m", "tuner.run", *args.tuner, "--output-dir", folder]
@@ -266,9 +274,8 @@ def measured_again(points: list[TrialParams], job: JobSpec, rounds: int) -> dict
 
     The order alternates, and a round goes before that does not count.
     """
-    from bench_lanes import warm
-
     from cluster.connection.ray_session import connected
+    from tests.benchmarks.bench_lanes import warm
 
     order = [p for number in range(rounds + 1) for p in (points, points[::-1])[number % 2]]
     with connected(None):

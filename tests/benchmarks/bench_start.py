@@ -1,6 +1,6 @@
 """From the command to the first trial, as a person who runs the demo waits for it.
 
-    python tests/benchmarks/bench_start.py [--rounds 3]
+    python -m tests.benchmarks.bench_start [--rounds 3]
 
 Each round runs `python -m tuner.run` twice in a new home folder, where it makes the demo and then has it,
 until the first trial has ended. That trial began as long before its line as its phases took.

@@ -1,6 +1,6 @@
 """Our training function against ms-swift 4.6 (`swift sft`): time of an optimizer step on two CPU ranks.
 
-    python tests/benchmarks/bench_swift.py --venv DIR --model FOLDER --train train.jsonl \
+    python -m tests.benchmarks.bench_swift --venv DIR --model FOLDER --train train.jsonl \
         --validation test.jsonl --prompt question --response answer --max-length 512
 
 ms-swift pins other versions than we do, so it lives in a virtual environment of its own, made in `--venv`

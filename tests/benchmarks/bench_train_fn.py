@@ -1,6 +1,6 @@
 """Our training function against Hugging Face's `Trainer`: time of an optimizer step, and peak memory.
 
-    python tests/benchmarks/bench_train_fn.py --model FOLDER --train train.jsonl --validation test.jsonl \
+    python -m tests.benchmarks.bench_train_fn --model FOLDER --train train.jsonl --validation test.jsonl \
         --prompt question --response answer --max-length 512 --case 4x32 --case 8x64 --case equal
 
 Without `--model` and `--train` it takes the built-in demo; `--random-llama N` is a random Llama of N layers
@@ -164,13 +164,16 @@ def torchrun(order: dict[str, Any], folder: Path) -> Any:
     ]
     threads = max((os.cpu_count() or WORLD_SIZE) // WORLD_SIZE, 1)
     environment = {**os.environ, **worker_environment("cpu"), "OMP_NUM_THREADS": str(threads)}
-    subprocess.run([*command, __file__, str(folder)], env=environment, check=True)
+    subprocess.run(
+        [*command, "-m", "tests.benchmarks.bench_train_fn", str(folder)], env=environment, check=True
+    )
     return json.loads((folder / "found.json").read_text())
 
 
 def random_llama(args: argparse.Namespace, folder: Path) -> str:
-    from side_by_side import save_random_model
     from transformers import LlamaConfig
+
+    from tests.benchmarks.side_by_side import save_random_model
 
     config = LlamaConfig(
         vocab_size=49_152,
@@ -190,10 +193,10 @@ def random_llama(args: argparse.Namespace, folder: Path) -> str:
 
 def rank_main(folder: Path) -> None:
     """Do what order.json says; rank 0 writes found.json."""
-    import side_by_side
     import torch
     import torch.distributed as dist
 
+    from tests.benchmarks import side_by_side
     from train_fn.session import open_worker
 
     order = json.loads((folder / "order.json").read_text())
@@ -215,7 +218,7 @@ def rank_main(folder: Path) -> None:
 
 def timed(worker: Any, params: Any, count: int, run_theirs: Any) -> dict[str, Any]:
     """Seconds and ratios of all pairs, the same on every rank."""
-    from side_by_side import pairs, spread
+    from tests.benchmarks.side_by_side import pairs, spread
 
     ours, theirs, setup = [], [], []
     for one, other in pairs(worker, params, count, run_theirs):

@@ -1,9 +1,9 @@
 """Records a surface: every point of a grid, measured several times by the tuner's own `grid` sampler.
 
-    python tests/benchmarks/record_surface.py NAME [--repeats 3] -- ARGUMENTS OF tuner.run
-    python tests/benchmarks/record_surface.py --planned           # what is planned, with its arguments
-    python tests/benchmarks/record_surface.py NAME                # one that is planned
-    python tests/benchmarks/record_surface.py --all               # the planned ones that are not there yet
+    python -m tests.benchmarks.record_surface NAME [--repeats 3] -- ARGUMENTS OF tuner.run
+    python -m tests.benchmarks.record_surface --planned           # what is planned, with its arguments
+    python -m tests.benchmarks.record_surface NAME                # one that is planned
+    python -m tests.benchmarks.record_surface --all               # the planned ones that are not there yet
 
 Each repeat is a run of its own (fresh Ray, workers and study), one lane, one after the other. The file,
 `surfaces/NAME.json`, holds how and on what it was made, but no host names or folders.
@@ -20,9 +20,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import surface
-from surface import FOLDER, Surface
-
+from tests.benchmarks import surface
+from tests.benchmarks.surface import FOLDER, Surface
 from train_fn.contract.trials import Status, TrialParams, TrialResult
 from tuner.driver.command_line import load as load_config
 from tuner.results.files import load_result
@@ -153,9 +152,9 @@ def _model_arguments(llama: str | None, folder: Path) -> list[str]:
     """Of a random Llama on the demo's data; none for the tuner's own choice."""
     if llama is None:
         return []
-    from side_by_side import save_random_model
     from transformers import LlamaConfig
 
+    from tests.benchmarks.side_by_side import save_random_model
     from train_fn.data.demo.demo import demo
 
     layers, width, vocabulary = map(int, llama.split("x"))

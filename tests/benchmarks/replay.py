@@ -18,8 +18,8 @@ from typing import Any, Protocol
 
 import optuna
 from optuna.trial import FrozenTrial
-from surface import Surface, peak_bytes
 
+from tests.benchmarks.surface import Surface, peak_bytes
 from train_fn.contract.job import JobSpec
 from train_fn.contract.timing import rate_with_interval
 from train_fn.contract.trials import (

@@ -10,8 +10,7 @@ import dataclasses
 import math
 import random
 
-from surface import Surface
-
+from tests.benchmarks.surface import Surface
 from train_fn.contract.timing import rate_with_interval
 from train_fn.contract.trials import MemoryPoint, Reason, Status, TrialParams, TrialResult
 from tuner.space.points import candidates

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("bench_gpu.py")
+ROOT = Path(__file__).parents[2]
 SMALL = "--device cpu --shape tiny --length 64 --precision fp32 --global-batch 4 --per-device 2 --pairs 1"
 
 
 @pytest.mark.slow
 def test_it_prints_a_row_of_both_sides() -> None:
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), *SMALL.split(), "--steps", "1"],
+        [sys.executable, "-m", "tests.benchmarks.bench_gpu", *SMALL.split(), "--steps", "1"],
+        cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -6,10 +6,10 @@ import dataclasses
 import json
 
 import pytest
-from record_surface import FORCED, PLANNED, machine, merged, parse
-from surface import load, save
-from synthetic import synthetic
 
+from tests.benchmarks.record_surface import FORCED, PLANNED, machine, merged, parse
+from tests.benchmarks.surface import load, save
+from tests.benchmarks.synthetic import synthetic
 from tuner.driver.command_line import load as load_config
 from tuner.space.points import is_out_of_memory
 

@@ -7,10 +7,11 @@ import math
 import statistics
 from functools import partial
 
-import bench_search
 import optuna
 import pytest
-from baselines import (
+
+from tests.benchmarks import bench_search
+from tests.benchmarks.baselines import (
     EveryPoint,
     OptunaLoop,
     RuleOfThumb,
@@ -18,11 +19,10 @@ from baselines import (
     halve_until_it_fits,
     largest_that_fits,
 )
-from bench_search import _model, percentile_95, run
-from replay import Answers, replay, study
-from surface import FOLDER, load, save
-from synthetic import KINDS, MIB, TOKENS, WARMUP_STEPS, need_bytes, step_seconds, synthetic
-
+from tests.benchmarks.bench_search import _model, percentile_95, run
+from tests.benchmarks.replay import Answers, replay, study
+from tests.benchmarks.surface import FOLDER, load, save
+from tests.benchmarks.synthetic import KINDS, MIB, TOKENS, WARMUP_STEPS, need_bytes, step_seconds, synthetic
 from train_fn.contract.trials import KnownSteps, Reason, Status, TrialSpec
 from tuner.space.points import is_out_of_memory
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from peft.tuners.lora import LoraLayer
-from side_by_side import adapted
 from transformers import AutoModelForCausalLM
 
+from tests.benchmarks.side_by_side import adapted
 from train_fn.contract.job import LoraSpec
 from train_fn.data.demo.demo import demo
 from train_fn.model.base import attached
