@@ -25,7 +25,7 @@ import psutil
 import pytest
 
 from tests.integration.conftest import Cluster, Run
-from tests.support.sleepy import COMPLETE, SLEEPY, few_trials
+from tests.support.sleepy import COMPLETE, SLEEPY, few_trials, ranks
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
 
@@ -117,7 +117,7 @@ class Search:
 
     def rank(self, rank: int) -> psutil.Process:
         """The process that measures."""
-        return next(p for p in self.processes("train_fn.server") if p.environ()["RANK"] == str(rank))
+        return ranks(self.folder)[rank]
 
     def trials(self) -> list[optuna.trial.FrozenTrial]:
         """The record."""
