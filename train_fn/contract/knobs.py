@@ -25,6 +25,10 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 """Of the knobs with a list of values; `dataloader_num_workers` is a count of threads."""
 
 
+TRAINER_NAMES = {"optimizer": "optim"}
+"""What `TrainingArguments` calls a knob, where that is not the knob's own name."""
+
+
 def problem_with(name: str, value: object) -> str | None:
     """One line on what is wrong with a knob of our training function and what would be right, or None.
 

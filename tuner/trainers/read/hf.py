@@ -194,10 +194,7 @@ def _read_optimizer(reader: Reader) -> None:
     reader.put("optimizer.learning_rate", float(reader.number("learning_rate", 5e-5)))
     reader.put("optimizer.weight_decay", float(reader.number("weight_decay", 0.0)))
     reader.put("optimizer.max_grad_norm", float(reader.number("max_grad_norm", 1.0)))
-    reader.choice("optimizer", "optim")
-    reader.choice("attn_implementation", "attn_implementation")
-    reader.knob("torch_compile", reader.switch("torch_compile", False))
-    reader.threads("dataloader_num_workers")
+    reader.knobs("attn_implementation")
 
 
 def _read_precision(reader: Reader) -> str:

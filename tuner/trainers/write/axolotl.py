@@ -10,7 +10,7 @@ from train_fn.contract.knobs import value_of
 from train_fn.contract.trials import TrialParams
 from tuner.trainers.write.hf import CHECKPOINTING
 from tuner.trainers.write.notes import comment, head, notes, to_yaml
-from tuner.trainers.write.setting import Setting, autocast_flags, lora_alpha, require_model
+from tuner.trainers.write.setting import Setting, autocast_flags, lora_alpha, require_model, trainer_knobs
 
 _TYPES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -32,11 +32,8 @@ def decided(params: TrialParams) -> dict[str, Any]:
         keys["gradient_checkpointing_kwargs"] = CHECKPOINTING
     if (attention := value_of(params.knobs, "attn_implementation")) is not None:
         keys["attn_implementation"] = attention
-    return keys | {
-        "optimizer": value_of(params.knobs, "optimizer"),
-        "torch_compile": bool(value_of(params.knobs, "torch_compile")),
-        "dataloader_num_workers": value_of(params.knobs, "dataloader_num_workers"),
-    }
+    knobs = trainer_knobs(params)
+    return keys | {"optimizer": knobs.pop("optim"), **knobs}
 
 
 def settings(setting: Setting) -> dict[str, Any]:
