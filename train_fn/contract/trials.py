@@ -9,7 +9,7 @@ from typing import Any, Self
 from train_fn.contract.record import Record
 
 GROUP_ENDS = "group_ends"
-"""Beside a result's keys: its rank's process is about to end, and the ranks have to be started anew."""
+"""A key beside a result's own: its rank's process is about to end, and all ranks have to start anew."""
 
 
 class Status(StrEnum):
