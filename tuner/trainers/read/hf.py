@@ -116,7 +116,7 @@ def _load(path: str) -> dict[str, Any]:
 
 
 def _flattened(values: dict[str, Any]) -> dict[str, Any]:
-    """Groups dissolved, keys of an adapter with their prefix."""
+    """The settings without groups, an adapter's keys with their prefix."""
     flat = {k: v for k, v in values.items() if k not in _GROUPS}
     for group in _GROUPS:
         inner = values.get(group)

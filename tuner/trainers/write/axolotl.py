@@ -37,7 +37,7 @@ def decided(params: TrialParams) -> dict[str, Any]:
 
 
 def settings(setting: Setting) -> dict[str, Any]:
-    """All keys."""
+    """All keys of the file."""
     job, target = setting.job, setting.job.lora.target_modules
     chosen = decided(setting.params)
     keys: dict[str, Any] = {
@@ -67,7 +67,7 @@ def settings(setting: Setting) -> dict[str, Any]:
 
 
 def command(setting: Setting, file: str = "axolotl.yaml") -> str:
-    """The command line."""
+    """The command line that takes the file."""
     return f"axolotl train {file} --launcher torchrun -- --nproc-per-node={setting.job.num_workers}"
 
 

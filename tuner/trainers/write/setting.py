@@ -18,7 +18,7 @@ from tuner.results.result_file import restored
 from tuner.space.interval import NOT_KNOWN, ends, measured_speed
 
 DTYPES = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16", "nf4": "bfloat16"}
-"""In what the base's weights are kept, or, where they are quantized, computed with."""
+"""The type that the base's weights are kept in, or, where they are quantized, computed with."""
 MIXED = {"fp32": "no", "tf32": "no", "bf16": "bf16", "fp16": "fp16", "nf4": "bf16"}
 """What the forward pass is autocast to, by accelerate's names."""
 
