@@ -169,7 +169,7 @@ def _train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def _save_model(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Save the model part by part: in a process group, `save_pretrained` writes nothing but on rank 0."""
+    """Save it part by part: in a process group, `model.save_pretrained` writes nothing but on rank 0."""
     import torch
     from safetensors.torch import save_file
     from transformers import LlamaConfig, LlamaForCausalLM
