@@ -24,8 +24,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.connection.folders import StartFolder
 from cluster.connection.names import lane_name, train_run_name
 from cluster.connection.nodes import gone
+from cluster.lanes.losses import death_of
 from cluster.lanes.mailbox import Mailbox
-from cluster.lanes.starts import Ending
 from cluster.lanes.workers import serve
 from cluster.monitoring.metrics import LaneWatch
 from cluster.node.quiet_gpus import Sharing
@@ -85,24 +85,17 @@ class NeverStartedError(Exception):
 
 
 class _Losses(UserCallback):
-    """Tells the mailbox of workers that died without a word, e.g. when Ray itself killed them for memory."""
+    """Tells the mailbox of workers that died without a word, e.g. when the kernel killed them for memory."""
 
     def __init__(self, mailbox: Any) -> None:
         self._mailbox = mailbox
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called by Ray Train with each rank's exception."""
-        endings = [
-            Ending(rank=rank, phase="in its Ray worker", error=_in_a_line(error))
-            for rank, error in worker_exceptions.items()
-        ]
-        self._mailbox.report_loss.remote(*endings)
-
-
-def _in_a_line(error: Exception) -> str:
-    """What Ray says of a worker, without its lists of what the worker and its actor are."""
-    lines = [line for line in str(error).rpartition("\n)\n")[2].splitlines() if not line.startswith("\t")]
-    return " ".join(" ".join(lines).split())[:400]
+        """Called by Ray Train's controller with each rank's exception."""
+        silent = ray.get(self._mailbox.silent.remote(list(worker_exceptions)))
+        deaths = [death_of(rank, worker, worker_exceptions[rank]) for rank, worker in silent.items()]
+        if deaths:
+            self._mailbox.report_end.remote(*deaths)
 
 
 class WorkerGroup:
@@ -111,7 +104,7 @@ class WorkerGroup:
     def __init__(self, lane: LaneSpec, storage_path: str) -> None:
         # Hard: without a need for resources, Ray puts an actor with a soft wish on any node, which may die.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.mailbox = Mailbox.options(scheduling_strategy=here).remote()
+        self.mailbox = Mailbox.options(scheduling_strategy=here).remote(lane.start_timeout_seconds)
         self.error: BaseException | None = None
         self._trainer = _trainer(lane, self.mailbox, storage_path)
         self._thread = threading.Thread(target=self._fit, name="ray-train-run", daemon=True)
@@ -141,14 +134,15 @@ class WorkerGroup:
         return False
 
     def kill_workers(self) -> None:
-        """Kill the present workers, and their processes with them; the Train run starts new ones."""
+        """Kill the present workers; the Train run starts new ones, unless the mailbox is closed."""
         for worker in ray.get(self.mailbox.workers.remote()).values():
             ray.kill(worker["actor"])
 
     def close(self, timeout_seconds: float = 30.0) -> None:
         """Let the workers end, and the Train run with them; without a mailbox, they end with this actor."""
         with contextlib.suppress(ray.exceptions.RayActorError):
-            ray.get(self.mailbox.close.remote())
+            if not ray.get(self.mailbox.close.remote()):
+                self.kill_workers()  # they may hang, and nobody waits for them any more
             self._thread.join(timeout_seconds)
         ray.kill(self.mailbox)
 
@@ -196,21 +190,20 @@ class Lane(tune.Trainable):
         try:
             if self._started is None:
                 self._begin()
-            values = self._run()
+            result = self._run()
         except NeverStartedError as error:
             self._group.close()
             return {"never_started": str(error), "done": True}
-        if values is None:
+        if result is None:
             return {"waiting": self._waits, "done": False}
         assert self._started is not None
         self._watch.enter("idle")
-        values["seconds"] = {**values["seconds"], "total": time.perf_counter() - self._started}
+        seconds = {**result.seconds, "total": time.perf_counter() - self._started}
+        result = dataclasses.replace(result, seconds=seconds, lane=self._spec.number)
         # As text: Tune flattens nested dictionaries on their way to the searcher.
-        result = {"trial_result": json.dumps(values), "lane": self._spec.number, "done": True}
-        for objective in ("samples_per_second", "validation_loss"):
-            if values[objective] is not None:
-                result[objective] = values[objective]
-        return result
+        shown = {"trial_result": json.dumps(dataclasses.asdict(result)), "done": True}
+        objectives = {o: getattr(result, o) for o in ("samples_per_second", "validation_loss")}
+        return {**shown, **{name: value for name, value in objectives.items() if value is not None}}
 
     def _begin(self) -> None:
         """Hand the trial to the group."""
@@ -219,21 +212,21 @@ class Lane(tune.Trainable):
             self._check_started()
             self._group, self._is_warm = WorkerGroup(self._spec, self._storage_path), False
         self._watch.enter("measuring" if self._is_warm else "starting")
-        ray.get(self._group.mailbox.put.remote(dataclasses.asdict(self._trial)))
+        ray.get(self._group.mailbox.put.remote(self._trial))
 
-    def _run(self) -> dict[str, Any] | None:
+    def _run(self) -> TrialResult | None:
         """The trial's result; None when it waits for something new."""
         mailbox, limit = self._group.mailbox, self._spec.job.timeout_seconds + TIMEOUT_GRACE_SECONDS
         while True:
-            result = ray.get(mailbox.wait.remote(1.0))
-            if result is not None and result["reason"] != Reason.WORKER_DIED:
+            result: TrialResult | None = ray.get(mailbox.wait.remote(1.0))
+            if result is not None and result.reason != Reason.WORKER_DIED:
                 self._is_warm = True
-                return dict(result)
+                return result
             if lost := gone(ray.get(mailbox.nodes.remote())):
                 raise LaneLostError(f"node {lost.pop()[:8]} died during the trial")
             if result is not None:
                 self._is_warm = False
-                return dict(result)
+                return result
             self._check_started()
             if not self._group.is_alive:
                 return self._gone()
@@ -267,7 +260,7 @@ class Lane(tune.Trainable):
         other = WorkerGroup(self._spec, self._storage_path)
         while other.is_alive and time.monotonic() < self._next_move:
             if ray.get(other.mailbox.is_admitted.remote()):
-                ray.get(other.mailbox.put.remote(dataclasses.asdict(self._trial)))
+                ray.get(other.mailbox.put.remote(self._trial))
                 self._group.close()
                 self._group = other
                 return True
@@ -277,9 +270,9 @@ class Lane(tune.Trainable):
         other.close()
         return False
 
-    def _gone(self) -> dict[str, Any]:
+    def _gone(self) -> TrialResult:
         detail = f"the worker group ended: {self._group.error}"
-        return dataclasses.asdict(TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED, detail=detail))
+        return TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED, detail=detail)
 
     def cleanup(self) -> None:
         """End the worker group."""
@@ -297,7 +290,6 @@ def _trainer(lane: LaneSpec, mailbox: Any, storage_path: str) -> DataParallelTra
             "job": dataclasses.asdict(job),
             "environment": lane.worker_environment,
             "sharing": dataclasses.asdict(lane.sharing),
-            "start_timeout_seconds": lane.start_timeout_seconds,
             "driver": lane.driver,
             "folder": dataclasses.asdict(lane.folder),
         },

@@ -179,8 +179,7 @@ class SourceSearcher(Searcher):
         if self._reuse_lanes:
             self._idle.append(lane)
             self._ready.add(lane)
-        values = {**json.loads(result["trial_result"]), "lane": result["lane"]}
-        self._source.tell(spec, TrialResult.from_dict(values))
+        self._source.tell(spec, TrialResult.from_dict(json.loads(result["trial_result"])))
 
     def _without_a_lane(self, why: str) -> None:
         """A lane's workers can't start: its place is not tried again, and the last one ends the search."""

@@ -8,9 +8,6 @@ from typing import Any, Self
 
 from train_fn.contract.record import Record
 
-GROUP_ENDS = "group_ends"
-"""A key beside a result's own: its rank's process is about to end, and all ranks have to start anew."""
-
 
 class Status(StrEnum):
     """How a trial ended."""
