@@ -141,9 +141,10 @@ class WorkerGroup:
     def close(self, timeout_seconds: float = 30.0) -> None:
         """Let the workers end, and the Train run with them; without a mailbox, they end with this actor."""
         with contextlib.suppress(ray.exceptions.RayActorError):
-            if not ray.get(self.mailbox.close.remote()):
+            if ray.get(self.mailbox.close.remote()):
+                self._thread.join(timeout_seconds)
+            else:
                 self.kill_workers()  # they may hang, and nobody waits for them any more
-            self._thread.join(timeout_seconds)
         ray.kill(self.mailbox)
 
 

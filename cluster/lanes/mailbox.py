@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -37,8 +38,10 @@ class MailboxState:
         self._changed = asyncio.Condition()
         self._start_timeout_seconds = start_timeout_seconds
         self._group: str | None = None
+        self._world_size = 0
         self._workers: dict[int, dict[str, Any]] = {}
         self._phases: dict[int, tuple[str, float]] = {}
+        self._board: dict[str, Any] = {}
         self._ready: set[int] = set()
         self._nodes: set[str] = set()
         self._trial: TrialSpec | None = None
@@ -47,7 +50,7 @@ class MailboxState:
         self._result: TrialResult | None = None
         self._broken: str | None = None
         self._starts = Starts()
-        self._starts_since = 0.0
+        self._starts_since = math.inf
         self._never_started: str | None = None
         self._death = _A_DEATH
         self._waiting: tuple[str | None, bool] = (None, False)
@@ -76,11 +79,10 @@ class MailboxState:
 
     async def never_started(self) -> str | None:
         """Why the groups could not start and no other one is to be, in one line; None while one may be."""
-        late = time.monotonic() > self._starts_since + self._start_timeout_seconds
-        if self._starts.is_starting and late:
-            limit = self._start_timeout_seconds
-            not_ready = sorted(self._workers.keys() - self._ready)
-            self._starts.note(*(self._ended(Ending(rank=rank, limit_seconds=limit)) for rank in not_ready))
+        limit = self._start_timeout_seconds
+        if self._starts.is_starting and time.monotonic() > self._starts_since + limit:
+            not_ready = set(range(self._world_size)) - self._ready
+            self._starts.note(*(self._ended(Ending(rank=r, limit_seconds=limit)) for r in sorted(not_ready)))
             await self._judge_start()
         return self._never_started
 
@@ -117,24 +119,44 @@ class MailboxState:
 
     # The group's side.
 
-    async def arrive(self, group: str, rank: int, worker: dict[str, Any]) -> None:
-        """A worker is there. The first one of a new group ends what an earlier group had in flight.
+    async def arrive(self, group: str, rank: int, worker: dict[str, Any]) -> list[dict[str, Any]]:
+        """A worker is there; returns all of the group, in rank order, once they are.
+
+        The first one of a new group ends what an earlier group had in flight.
 
         Args:
             group: Its id.
             rank: Of the worker.
-            worker: `pid`, `actor` (its handle), `node` (id), `gpu`; `num_ranks` on its node, `machine_bytes`
-                of memory there, and `weights_bytes` of the base model.
+            worker: `world_size`, `pid`, `actor` (its handle), `node` (id) and its `address`, `gpu`; and to
+                explain its death `num_ranks` and `machine_bytes` of its node, `weights_bytes` of the model.
         """
         if group != self._group:
-            self._group, self._workers, self._phases, self._ready = group, {}, {}, set()
+            self._group, self._workers, self._phases = group, {}, {}
+            self._board, self._ready, self._world_size = {}, set(), worker["world_size"]
             if self._taken_at is not None and self._result is None:
                 self._end(_failed(Reason.WORKER_DIED, self._death))
-                await self._notify()
             else:
                 self._nodes = set()
             self._taken_by = None
+            self._starts.begin()
+            self._starts_since = time.monotonic()
         self._workers[rank] = worker
+        if len(self._workers) == self._world_size:
+            self._starts_since = math.inf  # what may be waited for now is quiet GPUs
+        await self._notify()
+        await self._until(group, lambda: len(self._workers) == self._world_size)
+        return [self._workers[rank] for rank in sorted(self._workers)]
+
+    async def tell(self, group: str, name: str, value: Any) -> None:
+        """Leave a value for the other ranks of a group."""
+        if group == self._group:
+            self._board[name] = value
+            await self._notify()
+
+    async def hear(self, group: str, name: str) -> Any:
+        """What another rank of the group has left, once it is there; None where the group is over."""
+        await self._until(group, lambda: name in self._board)
+        return self._board.get(name) if group == self._group else None
 
     async def say(self, group: str, rank: int, phase: str) -> None:
         """Say what a rank does now, as it stands after "while"."""
@@ -172,7 +194,6 @@ class MailboxState:
         """The group's ranks start; it waits no longer."""
         self._admitted, self._waiting = True, (None, False)
         self._starts_since = time.monotonic()
-        self._starts.begin()
 
     async def begin(self, group: str) -> None:
         """The group really starts on the trial that it took; until then, a new group may still have it."""
@@ -232,6 +253,10 @@ class MailboxState:
     async def _notify(self) -> None:
         async with self._changed:
             self._changed.notify_all()
+
+    async def _until(self, group: str, condition: Callable[[], bool]) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: group != self._group or condition())
 
     async def _wait_for(self, condition: Any, seconds: float) -> None:
         async with self._changed:

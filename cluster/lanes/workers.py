@@ -14,7 +14,6 @@ import logging
 import os
 import sys
 import traceback
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from typing import Any
 import psutil
 import ray
 import ray.train
-from ray.train.collective import barrier, broadcast_from_rank_zero
 
 from cluster.connection.folders import StartFolder, folder_here
 from cluster.lanes.guard import Guard
@@ -61,54 +59,65 @@ def serve(config: dict[str, Any]) -> None:
             `sharing` (a `Sharing` as a dictionary), `driver` (its `pid` and `node_id`), `folder` (a
             `StartFolder` as a dictionary).
     """
-    rank = _Rank(config)
-    try:
-        if rank.is_admitted():
-            rank.take_trials(rank.open())
-    except GivesWayError:
-        raise
-    except Exception as error:
-        log.exception("rank %d", rank.number)
-        if not rank.is_final(error):
-            raise  # Ray Train starts another group
+    with contextlib.suppress(ray.exceptions.RayActorError):  # no mailbox any more: the lane is gone
+        rank = Rank(config)
+        try:
+            if rank.is_admitted():
+                rank.take_trials(rank.open())
+        except (GivesWayError, ray.exceptions.RayActorError):
+            raise
+        except Exception as error:
+            log.exception("rank %d", rank.number)
+            if not rank.is_final(error):
+                raise  # Ray Train starts another group
 
 
-class _Rank:
-    """One rank of a group, from its arrival to its end."""
+class Rank:
+    """One rank of a group, from its arrival to its end. Groups are told apart by their placement groups.
+
+    Attributes:
+        number: Its rank.
+        device: Its device, as torch is to see it.
+        shown: What it is shown of the node's GPUs; None: what Ray has left it.
+    """
 
     def __init__(self, config: dict[str, Any]) -> None:
         self._mailbox, self._job = config["mailbox"], JobSpec.from_dict(config["job"])
         self._environment, self._driver = config["environment"], config["driver"]
         self.number = ray.train.get_context().get_world_rank()
-        folder = folder_here(StartFolder(**config["folder"])) if self.number == 0 else None
-        own_start = (uuid.uuid4().hex, ray.util.get_node_ip_address(), folder)
-        self._group, self._address, self._folder = broadcast_from_rank_zero(own_start)
-        gpus = self._arrive(own := _own_gpu(self._job))
+        self._group = ray.util.get_current_placement_group().id.hex()
+        self._folder = folder_here(StartFolder(**config["folder"]))
+        workers = self._arrive(own := _own_gpu(self._job))
+        self._address = workers[0]["address"]
+        gpus = [worker["gpu"] for worker in workers if worker["gpu"] is not None]
         uuids, sharing = [gpu.uuid for gpu in gpus], Sharing(**config["sharing"])
         self._guard = Guard(self._mailbox, self._job, sharing, uuids) if self.number == 0 else None
-        self._device, self._shown = _device(self._job, gpus, own)
+        self.device, self.shown = _device(self._job, gpus, own)
 
-    def _arrive(self, own: Gpu | None) -> list[Gpu]:
-        """Collective: the GPUs of all ranks, in rank order; Ray shows each worker its own alone."""
-        here = ray.get_runtime_context()
+    def _arrive(self, own: Gpu | None) -> list[dict[str, Any]]:
+        """Collective: meet the other workers; Ray shows each its own GPU alone."""
+        here, context = ray.get_runtime_context(), ray.train.get_context()
         worker = {
+            "world_size": context.get_world_size(),
             "pid": os.getpid(),
             "actor": here.current_actor,
             "node": here.get_node_id(),
+            "address": ray.util.get_node_ip_address(),
             "gpu": own,
-            "num_ranks": ray.train.get_context().get_local_world_size(),
+            "num_ranks": context.get_local_world_size(),
             "weights_bytes": weights_bytes(self._job, self._folder),
             "machine_bytes": machine_bytes(),
         }
-        ray.get(self._mailbox.arrive.remote(self._group, self.number, worker))
-        barrier()
-        workers: dict[int, dict[str, Any]] = ray.get(self._mailbox.workers.remote())
-        return [workers[rank]["gpu"] for rank in sorted(workers) if workers[rank]["gpu"] is not None]
+        workers: list[dict[str, Any]] = ray.get(self._mailbox.arrive.remote(self._group, self.number, worker))
+        return workers
 
     def is_admitted(self) -> bool:
         """Collective: wait for quiet GPUs; False where no trial will come."""
-        admitted = self._guard is not None and not self._is_closed() and self._guard.admits()
-        return bool(broadcast_from_rank_zero(admitted))
+        if self._guard is None:
+            return bool(self._hear("admitted"))
+        admitted = not ray.get(self._mailbox.is_closed.remote()) and self._guard.admits()
+        self._tell("admitted", admitted)
+        return admitted
 
     def is_final(self, error: Exception) -> bool:
         """Tell why this rank ends; whether no other group is to be started."""
@@ -124,11 +133,8 @@ class _Rank:
         from train_fn import session
 
         self._say(f"{phases.JOINING} at {self._address}")
-        store = session.meeting_point(self._address) if self.number == 0 else None
-        port = broadcast_from_rank_zero(None if store is None else store.port)
-        os.environ.update(MASTER_ADDR=self._address, MASTER_PORT=str(port))
-        session.join(self._job, self._device, store or session.meeting_point(self._address, port))
-        worker = session.open_worker(self._job, self._device, self._post, self._say)
+        session.join(self._job, self.device, self._meeting_point())
+        worker = session.open_worker(self._job, self.device, self._post, self._say)
         gc.enable()
         self._say(phases.WAITING)
         worker.ranks.sum(0.0)  # no rank takes a trial before all are ready for one
@@ -186,17 +192,31 @@ class _Rank:
         }
         os.environ.update(self._environment)
         os.environ.update({name: str(value) for name, value in ranks.items()})
-        if self._shown is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = self._shown
+        if self.shown is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.shown
         if self._folder is not None:
             os.chdir(self._folder)
             sys.path.insert(0, self._folder)  # as `python -m` does, for the user's own modules
 
+    def _meeting_point(self) -> Any:
+        """Where ranks meet: rank 0 opens it on a port that is free, and says which."""
+        from train_fn.session import meeting_point
+
+        if self.number == 0:
+            store = meeting_point(self._address)
+            self._tell("port", store.port)
+        port = self._hear("port")
+        os.environ.update(MASTER_ADDR=self._address, MASTER_PORT=str(port))
+        return store if self.number == 0 else meeting_point(self._address, port)
+
+    def _tell(self, name: str, value: Any) -> None:
+        ray.get(self._mailbox.tell.remote(self._group, name, value))
+
+    def _hear(self, name: str) -> Any:
+        return ray.get(self._mailbox.hear.remote(self._group, name))
+
     def _say(self, phase: str) -> None:
         self._mailbox.say.remote(self._group, self.number, phase)
-
-    def _is_closed(self) -> bool:
-        return bool(ray.get(self._mailbox.is_closed.remote()))
 
 
 def machine_bytes() -> int:
