@@ -14,16 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from train_fn.contract.faults import Fault, InputError
+from tuner.trainers.write.registry import FORMATS
 
 EXIT_OK, EXIT_INPUT = 0, 2
-FORMATS = {
-    "hf": "TrainingArguments, LoraConfig and from_pretrained, as Python",
-    "accelerate": "the file of accelerate launch",
-    "ms-swift": "a script with swift sft",
-    "llamafactory": "the file of llamafactory-cli train",
-    "axolotl": "the file of axolotl train",
-    "json": "everything, for programs",
-}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,7 +39,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    listed = "\n".join(f"  {name:<13} {what}" for name, what in FORMATS.items())
+    listed = "\n".join(f"  {name:<13} {known.what}" for name, known in FORMATS.items())
     parser = _Parser(
         prog="python -m tuner.export",
         description="Write a measured configuration down in the words of your own trainer.",
@@ -62,10 +55,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _rendered(args: argparse.Namespace) -> str:
-    from tuner.trainers.write.registry import FORMATS as RENDERERS
     from tuner.trainers.write.setting import read_setting
 
-    return RENDERERS[args.format](read_setting(args.run, args.trial))
+    return FORMATS[args.format].render(read_setting(args.run, args.trial))
 
 
 def _write(text: str, output: Path | None) -> None:

@@ -35,6 +35,9 @@ from train_fn.contract.trials import Reason, Status, TrialResult, TrialSpec
 TIMEOUT_GRACE_SECONDS = 15.0
 """A trial ends itself at its timeout. A rank that hangs does not: its group is killed this much later."""
 
+IDLE_SECONDS = 60.0
+"""A lane that has had no trial for so long gives its workers' share of the node back."""
+
 MOVE_AGAIN_SECONDS = 90.0
 """A lane whose GPUs are not quiet tries others no more often than this, and for no longer."""
 
@@ -76,12 +79,13 @@ class LaneSpec:
     number: int = 0
 
 
-class LaneLostError(Exception):
-    """The lane can't go on; one line for people."""
-
-
 class NeverStartedError(Exception):
     """The lane's workers could not start, and would not the next time; one line for people."""
+
+
+def holds_workers(idle_since: float) -> bool:
+    """Whether a lane that idles since then, by `time.monotonic()`, still has its workers."""
+    return time.monotonic() - idle_since < IDLE_SECONDS
 
 
 class _Losses(UserCallback):
@@ -106,6 +110,8 @@ class WorkerGroup:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.mailbox = Mailbox.options(scheduling_strategy=here).remote(lane.start_timeout_seconds)
         self.error: BaseException | None = None
+        self.is_open = True
+        self._closing = threading.Lock()
         self._trainer = _trainer(lane, self.mailbox, storage_path)
         self._thread = threading.Thread(target=self._fit, name="ray-train-run", daemon=True)
         self._thread.start()
@@ -140,12 +146,16 @@ class WorkerGroup:
 
     def close(self, timeout_seconds: float = 30.0) -> None:
         """Let the workers end, and the Train run with them; without a mailbox, they end with this actor."""
-        with contextlib.suppress(ray.exceptions.RayActorError):
-            if ray.get(self.mailbox.close.remote()):
-                self._thread.join(timeout_seconds)
-            else:
-                self.kill_workers()  # they may hang, and nobody waits for them any more
-        ray.kill(self.mailbox)
+        with self._closing:
+            if not self.is_open:
+                return
+            self.is_open = False
+            with contextlib.suppress(ray.exceptions.RayActorError):
+                if ray.get(self.mailbox.close.remote()):
+                    self._thread.join(timeout_seconds)
+                else:
+                    self.kill_workers()  # they may hang, and nobody waits for them any more
+            ray.kill(self.mailbox)
 
 
 class Lane(tune.Trainable):
@@ -164,10 +174,14 @@ class Lane(tune.Trainable):
         if not lane.names_gpus:  # Ray's record of a run takes numbers only, and the run ends with any other
             os.environ["RAY_TRAIN_ENABLE_STATE_TRACKING"] = "1"  # runs are visible in the Ray dashboard
         self._spec, self._storage_path = dataclasses.replace(lane, number=config["lane"]), storage_path
-        self._watch, self._is_warm = LaneWatch(lane.study, self._spec.number), False
-        self._group = WorkerGroup(self._spec, storage_path)
+        self._watch = LaneWatch(lane.study, self._spec.number)
+        self._open_group()
+        self._idle = threading.Timer(IDLE_SECONDS, lambda: None)
         self._next_move = 0.0
         self.reset_config(config)
+
+    def _open_group(self) -> None:
+        self._group, self._is_warm = WorkerGroup(self._spec, self._storage_path), False
 
     def __repr__(self) -> str:
         """How the Ray dashboard lists this actor."""
@@ -184,34 +198,38 @@ class Lane(tune.Trainable):
         """Run the trial. Whatever comes of it is a result.
 
         A trial that has to wait takes several steps: each says what it waits for.
-
-        Raises:
-            LaneLostError: The node is gone: Tune gives up this actor, and a new lane finds its own place.
         """
+        end = {}
         try:
             if self._started is None:
                 self._begin()
             result = self._run()
         except NeverStartedError as error:
             self._group.close()
-            return {"never_started": str(error), "done": True}
+            result, end = _interrupted(str(error)), {"never_started": str(error)}
         if result is None:
             return {"waiting": self._waits, "done": False}
+        self._idle = threading.Timer(IDLE_SECONDS, self._group.close)
+        self._idle.daemon = True
+        self._idle.start()
         assert self._started is not None
         self._watch.enter("idle")
         seconds = {**result.seconds, "total": time.perf_counter() - self._started}
         result = dataclasses.replace(result, seconds=seconds, lane=self._spec.number)
         # As text: Tune flattens nested dictionaries on their way to the searcher.
-        shown = {"trial_result": json.dumps(dataclasses.asdict(result)), "done": True}
+        shown = {"trial_result": json.dumps(dataclasses.asdict(result)), "done": True, **end}
         objectives = {o: getattr(result, o) for o in ("samples_per_second", "validation_loss")}
         return {**shown, **{name: value for name, value in objectives.items() if value is not None}}
 
     def _begin(self) -> None:
         """Hand the trial to the group."""
         self._started = time.perf_counter()
-        if not self._group.is_alive:
+        self._idle.cancel()
+        if not self._group.is_open:
+            self._open_group()
+        elif not self._group.is_alive:
             self._check_started()
-            self._group, self._is_warm = WorkerGroup(self._spec, self._storage_path), False
+            self._open_group()
         self._watch.enter("measuring" if self._is_warm else "starting")
         ray.get(self._group.mailbox.put.remote(self._trial))
 
@@ -224,13 +242,14 @@ class Lane(tune.Trainable):
                 self._is_warm = True
                 return result
             if lost := gone(ray.get(mailbox.nodes.remote())):
-                raise LaneLostError(f"node {lost.pop()[:8]} died during the trial")
+                self._group.close()  # the next one finds its own place
+                return _interrupted(f"node {lost.pop()[:8]} died during the trial")
             if result is not None:
                 self._is_warm = False
                 return result
             self._check_started()
             if not self._group.is_alive:
-                return self._gone()
+                return _interrupted(f"the worker group ended: {self._group.error}")
             waits, elsewhere = ray.get(mailbox.waiting.remote())
             seconds = ray.get(mailbox.seconds_in_flight.remote())
             self._watch.enter("waiting" if waits else "measuring" if seconds else "starting")
@@ -271,14 +290,15 @@ class Lane(tune.Trainable):
         other.close()
         return False
 
-    def _gone(self) -> TrialResult:
-        detail = f"the worker group ended: {self._group.error}"
-        return TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED, detail=detail)
-
     def cleanup(self) -> None:
         """End the worker group."""
+        self._idle.cancel()
         self._watch.close()
         self._group.close()
+
+
+def _interrupted(detail: str) -> TrialResult:
+    return TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED, detail=detail)
 
 
 def _trainer(lane: LaneSpec, mailbox: Any, storage_path: str) -> DataParallelTrainer:

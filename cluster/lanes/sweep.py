@@ -7,22 +7,18 @@ import functools
 import json
 import logging
 import os
-import pickle
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import ray
 from ray import tune
-from ray.tune.progress_reporter import TrialProgressCallback
-from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
-from ray.tune.utils.object_cache import _ObjectCache
 
 from cluster.connection.folders import start_folder
-from cluster.lanes.lane import Lane, LaneSpec
+from cluster.lanes.lane import Lane, LaneSpec, holds_workers
 from cluster.monitoring.trackers import Tracker
 from train_fn.contract.trials import Reason, Status, TrialResult, TrialSpec
 
@@ -80,7 +76,8 @@ class SourceSearcher(Searcher):
     """Tune's side of a `TrialSource`. It keeps no state worth saving: the source's study is the record.
 
     It also says which lane takes a trial: one that is idle, or a new one. Left to itself, Tune gives a trial
-    that a new lane starts for to whichever lane is free first, and takes the new one down again.
+    that a new lane starts for to whichever lane is free first, and takes the new one down again. Of several
+    lanes that idle Tune keeps one actor; the others' places are taken by new ones.
 
     Args:
         source: Of the trials.
@@ -96,10 +93,9 @@ class SourceSearcher(Searcher):
         self._source, self._room, self._reuse_lanes = source, room, reuse_lanes
         self._running: dict[str, TrialSpec] = {}
         self._busy: dict[str, int] = {}
-        self._idle: list[int] = []
+        self._idle_since: dict[int, float] = {}
         self._ready: set[int] = set()
         self._started_lanes = 0
-        self._losses: dict[str, str] = {}
         self._never_started = 0
         self._limit, self._looked_at, self._no_room_since = 0, -_ROOM_CHECK_SECONDS, time.monotonic()
 
@@ -110,23 +106,25 @@ class SourceSearcher(Searcher):
         spec = self._source.ask()
         if spec is None:
             return None if self._running and self._source.has_work() else Searcher.FINISHED
-        self._running[trial_id] = spec
-        if not self._idle:
-            self._idle, self._started_lanes = [self._started_lanes], self._started_lanes + 1
-        self._busy[trial_id] = self._idle.pop()
-        return {"trial": dataclasses.asdict(spec), "lane": self._busy[trial_id]}
+        self._running[trial_id], self._busy[trial_id] = spec, (lane := self._next_lane())
+        return {"trial": dataclasses.asdict(spec), "lane": lane}
 
-    def surplus_lanes(self) -> list[int]:
-        """Idle lanes for which there is no room any more; they are forgotten here."""
-        stay = max(self._limit - len(self._running), 0)
-        surplus, self._idle = self._idle[: max(len(self._idle) - stay, 0)], self._idle[-stay:] if stay else []
-        return surplus
+    def _next_lane(self) -> int:
+        """The one that was at work last, or a new one."""
+        if not self._idle_since:
+            self._started_lanes += 1
+            return self._started_lanes - 1
+        lane, since = self._idle_since.popitem()
+        if not holds_workers(since):
+            self._ready.discard(lane)
+        return lane
 
     def _lanes_now(self) -> int:
         now = time.monotonic()
         if now - self._looked_at >= _ROOM_CHECK_SECONDS:
             starting = len(set(self._busy.values()) - self._ready)
-            room = self._room(len(self._busy) + len(self._idle), starting) - self._never_started
+            own = len(self._busy) + sum(map(holds_workers, self._idle_since.values()))
+            room = self._room(own, starting) - self._never_started
             self._looked_at, self._limit = now, max(room, 0)
             if self._limit:
                 self._no_room_since = now
@@ -144,10 +142,6 @@ class SourceSearcher(Searcher):
             )
         return self._source.has_work()
 
-    def lose(self, trial_id: str, why: str) -> None:
-        """Hear why a lane broke; Tune itself says only that it did."""
-        self._losses[trial_id] = why
-
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Hand on what a trial waits for."""
         if "waiting" in result and trial_id in self._running:
@@ -157,27 +151,20 @@ class SourceSearcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Hand the result on; a trial whose lane broke under it is told as interrupted."""
-        spec, why = self._running.pop(trial_id, None), self._losses.pop(trial_id, "the lane's actor died")
-        lane = self._busy.pop(trial_id, None)
+        """Hand the result on; a trial whose lane died under it is told as interrupted."""
+        spec, lane = self._running.pop(trial_id, None), self._busy.pop(trial_id, None)
         if spec is None or lane is None:
             return
-        if result and "never_started" in result:
-            self._without_a_lane(result["never_started"])
-            lost = TrialResult(
-                status=Status.FAILED,
-                reason=Reason.INTERRUPTED,
-                detail=result["never_started"],
-                lane=lane,
-            )
-            self._source.tell(spec, lost)
-            return
         if error or not result or "trial_result" not in result:
-            lost = TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED, detail=why)
-            self._source.tell(spec, lost)
+            detail = "the lane's actor died"
+            self._source.tell(
+                spec, TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED, detail=detail)
+            )
             return
-        if self._reuse_lanes:
-            self._idle.append(lane)
+        if why := result.get("never_started"):
+            self._without_a_lane(why)
+        elif self._reuse_lanes:
+            self._idle_since[lane] = time.monotonic()
             self._ready.add(lane)
         self._source.tell(spec, TrialResult.from_dict(json.loads(result["trial_result"])))
 
@@ -195,91 +182,6 @@ class SourceSearcher(Searcher):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_source": None, "_room": None}
-
-
-class _LaneCache(_ObjectCache):
-    """Tune's idle lanes. Its own cache keeps one, or as many as trials wait; of others idle, too, none stays.
-
-    Args:
-        surplus: Takes the lanes, by their resources, that are no longer wanted.
-    """
-
-    def __init__(self, surplus: Callable[[], list[tune.PlacementGroupFactory]]) -> None:
-        super().__init__(may_keep_one=True)
-        self._surplus = surplus
-
-    def cache_object(self, key: Any, obj: Any) -> bool:
-        """Keep a lane."""
-        self._cached_objects[key].append(obj)
-        self._num_cached_objects += 1
-        return True
-
-    def flush_cached_objects(self, force_all: bool = False) -> Iterator[Any]:
-        """Take those that are not wanted out of it, or all."""
-        for key in list(self._cached_objects) if force_all else self._surplus():
-            while self.has_cached_object(key):
-                yield self.pop_cached_object(key)
-
-
-class _Forgets(TrialProgressCallback):
-    """Lets trials go that have ended, where Tune keeps and looks through them all; here the study has them.
-
-    It also takes the place of Tune's reporter, which prints nothing, and keeps them, too.
-    """
-
-    def log_result(self, trial: Any, result: dict[str, Any], error: bool = False) -> None:
-        """Report nothing."""
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Let those go that ended before; this one is still in use."""
-        trials[:] = [t for t in trials if not t.is_finished()]
-
-
-class LaneScheduler(FIFOScheduler):
-    """First in, first out. It hears of a lane's error before the searcher does, and passes the reason on.
-
-    Args:
-        searcher: Hears why a lane broke.
-        resources_of: A lane's, by its number.
-    """
-
-    def __init__(
-        self, searcher: SourceSearcher, resources_of: Callable[[int], tune.PlacementGroupFactory]
-    ) -> None:
-        super().__init__()
-        self._searcher, self._resources_of = searcher, resources_of
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Before the first lane starts, put our cache in the place of Tune's; then do as `_Forgets` does."""
-        super().on_trial_add(tune_controller, trial)
-        controller = tune_controller._tune_controller
-        controller._stopped_trials.clear()
-        controller._trials_to_cache.clear()
-        if not isinstance(controller._actor_cache, _LaneCache):
-            controller._actor_cache = _LaneCache(
-                lambda: [self._resources_of(lane) for lane in self._searcher.surplus_lanes()]
-            )
-
-    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """A lane broke."""
-        self._searcher.lose(trial.trial_id, _why_lost(trial.pickled_error_file))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_searcher": None, "_resources_of": None}
-
-
-def _why_lost(error_file: str | None) -> str:
-    """One line: an actor that died, or what a lane itself raised."""
-    try:
-        assert error_file is not None
-        with open(error_file, "rb") as file:
-            error = pickle.load(file)
-    except Exception:
-        return "the lane's actor died"
-    if isinstance(error, ray.exceptions.RayTaskError):
-        cause = error.cause
-        return (str(cause).strip() or type(cause).__name__).splitlines()[0]
-    return "the lane's actor died"
 
 
 def run_sweep(
@@ -315,7 +217,6 @@ def run_sweep(
             tune.with_resources(with_lane, lambda config: resources_of(config["lane"])),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=LaneScheduler(searcher, resources_of),
                 num_samples=-1,
                 reuse_actors=reuse_workers,
             ),
@@ -323,7 +224,7 @@ def run_sweep(
                 name=name,
                 storage_path=scratch,
                 verbose=0,
-                callbacks=[*callbacks, _Forgets()],
+                callbacks=[*callbacks],
                 # A lane has no state: a checkpoint after each trial would only keep the next one waiting.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),

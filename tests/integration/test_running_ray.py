@@ -153,7 +153,9 @@ def test_lanes_that_are_there_stay_while_others_start_and_all_are_idle(cluster):
     environment = {**cluster.environment, "RAY_ADDRESS": cluster.address, "PYTHONPATH": str(ROOT)}
     out = subprocess.check_output([sys.executable, script], env=environment, text=True, timeout=120)
     found = json.loads(out.splitlines()[-1])
-    assert found["started"] == [0, 1, 2], "none was taken down for another"
+    assert set(found["started"]) == {"0", "1", "2"}
+    # Tune keeps one lane of several that idle: here all of them do, again and again, between two trials.
+    assert max(found["started"].values()) <= 3, found["started"]
     assert len(found["lanes"]) == 40
     assert min(found["lanes"].count(lane) for lane in (0, 1, 2)) > 4
 

@@ -38,7 +38,8 @@ class SleepingLane(tune.Trainable):
     def setup(self, config: dict[str, Any], lane: LaneSpec | None = None, storage_path: str = "") -> None:
         assert lane is not None
         self._notes, self._number = Path(lane.study), config["lane"]
-        (self._notes / f"started-{self._number}").touch(exist_ok=False)
+        with (self._notes / f"started-{self._number}").open("a") as note:
+            note.write(".")
         time.sleep(0.0 if self._number == 0 else 4 * BEAT_SECONDS)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -47,8 +48,8 @@ class SleepingLane(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         time.sleep(BEAT_SECONDS - time.time() % BEAT_SECONDS)
-        result = dataclasses.asdict(TrialResult(status=Status.COMPLETE, samples_per_second=1.0))
-        return {"trial_result": json.dumps(result), "lane": self._number, "done": True}
+        result = TrialResult(status=Status.COMPLETE, samples_per_second=1.0, lane=self._number)
+        return {"trial_result": json.dumps(dataclasses.asdict(result)), "done": True}
 
 
 class Source:
@@ -92,7 +93,8 @@ def main() -> None:
             job=JobSpec(global_batch_size=2), cpus_per_worker=1, worker_environment={}, study=notes
         )
         run_sweep(source, lane, room=source.room, reuse_workers=True, name="sleep", trainable=SleepingLane)
-        started = sorted(int(f.name.removeprefix("started-")) for f in Path(notes).glob("started-*"))
+        files = sorted(Path(notes).glob("started-*"))
+        started = {int(f.name.removeprefix("started-")): len(f.read_text()) for f in files}
     print(json.dumps({"lanes": source.lanes, "started": started}))
 
 

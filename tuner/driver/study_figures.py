@@ -17,7 +17,7 @@ from cluster.monitoring.metrics import Figures, Metric, Reporter, lane_label
 from train_fn.contract.trials import Status, TrialParams
 
 MAX_SETTINGS = 64
-"""So many settings are shown at a time, the fastest; a study may have more."""
+"""The most settings that are shown at a time, the fastest; a study may have more."""
 
 _LONGEST_LABEL = 100
 _NESTED_PHASES = ("warmup", "reduce")  # within `train`
@@ -112,7 +112,7 @@ def figures(result: Mapping[str, Any]) -> Figures:
 
 
 def _of_setting(trial: Mapping[str, Any]) -> tuple[float | None, ...]:
-    """In the order of `SETTING_METRICS`."""
+    """A trial's figures in the order of `SETTING_METRICS`."""
     low, high = trial["samples_per_second_ci95"] or (None, None)
     peak = max(trial["peak_memory_bytes"], default=None)
     return trial["samples_per_second"], low, high, trial["validation_loss"], peak
@@ -130,7 +130,7 @@ def _settings(trials: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any
 
 
 def _setting(trial: Mapping[str, Any]) -> str:
-    """As the console writes it, e.g. `4x2 bf16 ckpt`."""
+    """A trial's setting as the console writes it, e.g. `4x2 bf16 ckpt`."""
     return str(TrialParams.from_dict(trial["params"]))[:_LONGEST_LABEL]
 
 

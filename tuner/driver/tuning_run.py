@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Search:
-    """Of an open study, in an output folder.
+    """The search of an open study, with its files in an output folder.
 
     Args:
         config: Resolved.
@@ -215,11 +215,11 @@ class Search:
             self._source.give_up(_in_a_line(error))
 
     def _precisions(self) -> list[str]:
-        """Those of the candidates, in their order."""
+        """The precisions of the candidates, in their order."""
         return list(dict.fromkeys(point.precision for point in self._study.candidates))
 
 
 def _in_a_line(error: Exception) -> str:
-    """The first line; of a traceback's text, as Tune wraps what it catches, the last one."""
+    """An error's first line; of a traceback's text, as Tune wraps what it catches, the last one."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return lines[-1 if lines[0].startswith("Traceback") else 0]

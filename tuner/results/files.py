@@ -29,7 +29,7 @@ from tuner.space.points import Measured
 from tuner.study.study import TuningStudy
 
 PACKAGES = ("ray", "torch", "transformers", "peft", "accelerate", "datasets", "optuna")
-"""Whose versions are noted: a measurement is only as repeatable as they are."""
+"""Packages whose versions are noted: a measurement is only as repeatable as they are."""
 OPTIONAL_PACKAGES = ("bitsandbytes", "lora-batch-tuner")
 
 
@@ -126,7 +126,7 @@ def load_result(path: Path | str) -> dict[str, Any]:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Of the libraries that decide what is measured, by package. Read once: a result is written often."""
+    """Versions of the libraries that decide what is measured. Read once: a result is written often."""
     found = {package: metadata.version(package) for package in PACKAGES}
     for package in OPTIONAL_PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):

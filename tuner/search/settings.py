@@ -8,7 +8,7 @@ from tuner.search.step_limit import StepLimit
 
 
 def model_settings(config: Config, device: str) -> ModelSettings:
-    """Of the `model` sampler."""
+    """The settings of the `model` sampler."""
     from tuner.search.expected_gain import ModelSettings  # it needs numpy, which --help should not wait for
 
     search = config.search

@@ -6,16 +6,13 @@ import dataclasses
 import json
 import pickle
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 from ray import cloudpickle
-from ray.exceptions import ActorDiedError, RayTaskError
 from ray.tune.search import Searcher
 
-from cluster.lanes import sweep
-from cluster.lanes.lane import LaneLostError
-from cluster.lanes.sweep import LaneScheduler, SourceSearcher
+from cluster.lanes import lane, sweep
+from cluster.lanes.sweep import SourceSearcher
 from train_fn.contract.trials import Status, TrialParams, TrialResult, TrialSpec
 
 COMPLETE = TrialResult(
@@ -77,10 +74,8 @@ def searching(source: ListSource, room: int = 99) -> SourceSearcher:
 
 def reported(result: TrialResult, lane: int = 0) -> dict[str, Any]:
     """A lane's result as Tune hands it to a searcher: flat, with Tune's own values beside it."""
-    text = json.dumps(dataclasses.asdict(result))
     return {
-        "trial_result": text,
-        "lane": lane,
+        "trial_result": json.dumps(dataclasses.asdict(dataclasses.replace(result, lane=lane))),
         "done": True,
         "training_iteration": 1,
         "config/trial/number": 3,
@@ -141,25 +136,27 @@ def test_without_reuse_every_trial_has_a_lane_of_its_own() -> None:
     for number in range(3):
         assert searcher.suggest(str(number))["lane"] == number
         searcher.on_trial_complete(str(number), reported(COMPLETE, lane=number))
-        assert searcher.surplus_lanes() == []
 
 
-def test_idle_lanes_are_given_back_where_room_is_taken_away(monkeypatch) -> None:
+def test_a_lane_that_has_idled_for_long_holds_nothing_and_starts_anew(monkeypatch) -> None:
     monkeypatch.setattr(sweep, "_ROOM_CHECK_SECONDS", 0.0)
-    source, room = ListSource(more_may_come=True), [3]
-    searcher = SourceSearcher(source, lambda own, starting: room[0])
-    for trial in "abc":
+    told = list[tuple[int, int]]()
+
+    def room(own: int, starting: int) -> int:
+        told.append((own, starting))
+        return 3
+
+    searcher = SourceSearcher(ListSource(more_may_come=True), room)
+    for trial in "ab":
         searcher.suggest(trial)
-    for lane, trial in enumerate("abc"):
-        searcher.on_trial_complete(trial, reported(COMPLETE, lane=lane))
-    assert searcher.surplus_lanes() == []
-    room[0] = 2
-    assert searcher.suggest("d")["lane"] == 2, "the one that was at work last"
-    assert searcher.surplus_lanes() == [0]
-    assert searcher.surplus_lanes() == []
-    room[0] = 1
+    for number, trial in enumerate("ab"):
+        searcher.on_trial_complete(trial, reported(COMPLETE, lane=number))
+    told.clear()
+    assert searcher.suggest("c")["lane"] == 1, "the one that was at work last"
+    monkeypatch.setattr(lane, "IDLE_SECONDS", 0.0)
+    assert searcher.suggest("d")["lane"] == 0
     searcher.suggest("e")
-    assert searcher.surplus_lanes() == [1]
+    assert told == [(2, 0), (1, 0), (2, 1)], "(lanes with workers, of which start)"
 
 
 def test_a_trial_without_a_result_is_told_as_interrupted() -> None:
@@ -256,24 +253,8 @@ def test_without_room_the_search_waits_and_then_says_why_it_ends(monkeypatch) ->
     assert "no node" in source.broken
 
 
-def test_a_lane_says_why_it_broke(tmp_path) -> None:
-    source = ListSource()
-    searcher = searching(source)
-    scheduler = LaneScheduler(searcher, lambda lane: None)
-    lost = RayTaskError("train", "a traceback", LaneLostError("node 0f1e died during the trial"))
-    for trial_id, error in (("a", lost), ("b", ActorDiedError())):
-        searcher.suggest(trial_id)
-        (tmp_path / trial_id).write_bytes(cloudpickle.dumps(error))
-        trial = SimpleNamespace(trial_id=trial_id, pickled_error_file=str(tmp_path / trial_id))
-        scheduler.on_trial_error(None, trial)
-        searcher.on_trial_complete(trial_id, error=True)
-    assert [result.detail for _, result in source.told] == [
-        "node 0f1e died during the trial",
-        "the lane's actor died",
-    ]
-
-
-NEVER = {"never_started": "rank 1 was killed", "done": True}
+LOST = TrialResult(status=Status.FAILED, reason="interrupted", detail="rank 1 died")
+NEVER = {**reported(LOST), "never_started": "rank 1 died"}
 
 
 def test_the_place_of_a_lane_that_never_started_is_not_tried_again() -> None:
@@ -282,7 +263,7 @@ def test_the_place_of_a_lane_that_never_started_is_not_tried_again() -> None:
     assert [searcher.suggest(trial)["lane"] for trial in "ab"] == [0, 1]
     searcher.on_trial_complete("a", NEVER)
     ((_, told),) = source.told
-    assert (told.reason, told.detail, told.lane) == ("interrupted", "rank 1 was killed", 0)
+    assert (told.reason, told.detail, told.lane) == ("interrupted", "rank 1 died", 0)
     assert source.broken is None
     assert searcher.suggest("c") is None, "there is room for one lane, and it is busy"
     searcher.on_trial_complete("b", reported(COMPLETE, lane=1))
@@ -296,7 +277,7 @@ def test_the_last_lane_that_never_started_ends_the_search() -> None:
         searcher.suggest(trial)
     searcher.on_trial_complete("a", NEVER)
     searcher.on_trial_complete("b", NEVER)
-    assert source.broken == "rank 1 was killed"
+    assert source.broken == "rank 1 died"
     assert searcher.suggest("c") == Searcher.FINISHED
 
 

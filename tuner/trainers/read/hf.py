@@ -116,7 +116,7 @@ def _load(path: str) -> dict[str, Any]:
 
 
 def _flattened(values: dict[str, Any]) -> dict[str, Any]:
-    """Groups dissolved, keys of an adapter with their prefix."""
+    """The settings without groups, an adapter's keys with their prefix."""
     flat = {k: v for k, v in values.items() if k not in _GROUPS}
     for group in _GROUPS:
         inner = values.get(group)
@@ -194,10 +194,7 @@ def _read_optimizer(reader: Reader) -> None:
     reader.put("optimizer.learning_rate", float(reader.number("learning_rate", 5e-5)))
     reader.put("optimizer.weight_decay", float(reader.number("weight_decay", 0.0)))
     reader.put("optimizer.max_grad_norm", float(reader.number("max_grad_norm", 1.0)))
-    reader.choice("optimizer", "optim")
-    reader.choice("attn_implementation", "attn_implementation")
-    reader.knob("torch_compile", reader.switch("torch_compile", False))
-    reader.threads("dataloader_num_workers")
+    reader.knobs("attn_implementation")
 
 
 def _read_precision(reader: Reader) -> str:

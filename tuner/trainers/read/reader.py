@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from train_fn.contract.faults import Fault, InputError
-from train_fn.contract.knobs import CHOICES, DEFAULTS, problem_with
+from train_fn.contract.knobs import CHOICES, DEFAULTS, TRAINER_NAMES, problem_with
 from train_fn.contract.trials import Knobs, TrialParams
 from tuner.trainers.read.present import Present
 from tuner.trainers.write.hf import CHECKPOINTING
@@ -120,12 +120,29 @@ class Reader:
             self.take(name)
             self.knob(knob, value)
 
-    def threads(self, name: str) -> None:
-        """The knob dataloader_num_workers."""
+    def knobs(self, attention: str, renamed: Mapping[str, str] | None = None) -> None:
+        """Every knob, by the name that `TrainingArguments` has for it.
+
+        Args:
+            attention: How the trainer names attn_implementation, which is none of those arguments.
+            renamed: Values of that, from the trainer's words into ours.
+        """
+        for name, default in DEFAULTS.items():
+            theirs = TRAINER_NAMES.get(name, name)
+            if name == "attn_implementation":
+                self.choice(name, attention, renamed)
+            elif isinstance(default, bool):
+                self.knob(name, self.switch(theirs, default))
+            elif name in CHOICES:
+                self.choice(name, theirs)
+            else:
+                self._whole_knob(name, theirs)
+
+    def _whole_knob(self, knob: str, name: str) -> None:
         value = int(self.number(name, 0))
-        if problem_with("dataloader_num_workers", value) is not None:
+        if problem_with(knob, value) is not None:
             raise self.fault(f"{name} must be 0 or more, got {value}")
-        self.knob("dataloader_num_workers", value)
+        self.knob(knob, value)
 
     def fault(self, problem: str) -> InputError:
         """An error that names the flag."""

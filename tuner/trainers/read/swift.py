@@ -179,10 +179,7 @@ def _read_optimizer(reader: Reader) -> None:
     reader.put("optimizer.max_grad_norm", float(reader.number("max_grad_norm", 1.0)))
     if "adam_beta2" not in reader:
         reader.notes.append("AdamW is measured with adam_beta2 0.999; ms-swift's default is 0.95.")
-    reader.choice("optimizer", "optim")
-    reader.choice("attn_implementation", "attn_impl", {"flash_attn": "flash_attention_2"})
-    reader.knob("torch_compile", reader.switch("torch_compile", False))
-    reader.threads("dataloader_num_workers")
+    reader.knobs("attn_impl", {"flash_attn": "flash_attention_2"})
 
 
 def _read_split(reader: Reader, workers: int) -> dict[str, Any]:

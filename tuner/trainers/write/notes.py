@@ -79,7 +79,7 @@ def to_yaml(values: dict[str, Any]) -> str:
     """YAML as people write it: plain lists on one line, keys in their order."""
 
     class Dumper(yaml.SafeDumper):
-        """One of its own, as representers belong to a class."""
+        """A dumper of its own, as representers belong to a class."""
 
     def list_of(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.SequenceNode:
         plain = all(isinstance(item, str | int | float) for item in items)
