@@ -19,7 +19,6 @@ import ray
 from ray import tune
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.connection.folders import StartFolder
 from cluster.connection.names import lane_name, train_run_name
@@ -62,6 +61,7 @@ class LaneSpec:
         driver: `pid` and `node_id` of the process that runs the sweep; `run_sweep` fills it in.
         names_gpus: See `cluster.connection.ray_session.Node`.
         folder: Where that process was started; filled in likewise.
+        mailroom: The sweep's `Mailroom` actor; likewise.
         study: The study's name, as the Ray dashboard and the metrics show it.
         number: Which lane it is, from 0; each lane fills in its own.
     """
@@ -75,17 +75,13 @@ class LaneSpec:
     driver: dict[str, Any] = dataclasses.field(default_factory=dict)
     names_gpus: bool = False
     folder: StartFolder = dataclasses.field(default_factory=StartFolder)
+    mailroom: Any = None
     study: str = "unnamed"
     number: int = 0
 
 
 class NeverStartedError(Exception):
     """The lane's workers could not start, and would not the next time; one line for people."""
-
-
-def holds_workers(idle_since: float) -> bool:
-    """Whether a lane that idles since then, by `time.monotonic()`, still has its workers."""
-    return time.monotonic() - idle_since < IDLE_SECONDS
 
 
 class _Losses(UserCallback):
@@ -96,19 +92,17 @@ class _Losses(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called by Ray Train's controller with each rank's exception."""
-        silent = ray.get(self._mailbox.silent.remote(list(worker_exceptions)))
+        silent = self._mailbox.silent(list(worker_exceptions))
         deaths = [death_of(rank, worker, worker_exceptions[rank]) for rank, worker in silent.items()]
         if deaths:
-            self._mailbox.report_end.remote(*deaths)
+            self._mailbox.report_end(*deaths)
 
 
 class WorkerGroup:
     """One Ray Train run in a thread, and the mailbox in front of it."""
 
     def __init__(self, lane: LaneSpec, storage_path: str) -> None:
-        # Hard: without a need for resources, Ray puts an actor with a soft wish on any node, which may die.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.mailbox = Mailbox.options(scheduling_strategy=here).remote(lane.start_timeout_seconds)
+        self.mailbox = Mailbox(lane.mailroom, ray.get(lane.mailroom.open.remote()))
         self.error: BaseException | None = None
         self.is_open = True
         self._closing = threading.Lock()
@@ -130,7 +124,7 @@ class WorkerGroup:
     @property
     def has_died(self) -> bool:
         """Whether a worker of the group that joined last is dead; Ray Train is about to replace it."""
-        for worker in ray.get(self.mailbox.workers.remote()).values():
+        for worker in (self.mailbox.workers()).values():
             try:
                 ray.get(worker["actor"].__ray_ready__.remote(), timeout=1.0)
             except ray.exceptions.RayActorError:
@@ -141,7 +135,7 @@ class WorkerGroup:
 
     def kill_workers(self) -> None:
         """Kill the present workers; the Train run starts new ones, unless the mailbox is closed."""
-        for worker in ray.get(self.mailbox.workers.remote()).values():
+        for worker in (self.mailbox.workers()).values():
             ray.kill(worker["actor"])
 
     def close(self, timeout_seconds: float = 30.0) -> None:
@@ -151,11 +145,11 @@ class WorkerGroup:
                 return
             self.is_open = False
             with contextlib.suppress(ray.exceptions.RayActorError):
-                if ray.get(self.mailbox.close.remote()):
+                if self.mailbox.close():
                     self._thread.join(timeout_seconds)
                 else:
                     self.kill_workers()  # they may hang, and nobody waits for them any more
-            ray.kill(self.mailbox)
+            self.mailbox.remove()
 
 
 class Lane(tune.Trainable):
@@ -165,7 +159,7 @@ class Lane(tune.Trainable):
         """Start the worker group; it loads while Tune goes on.
 
         Args:
-            config: The first trial, and the lane's number.
+            config: The first trial.
             lane: What the lane is like.
             storage_path: Where Ray Train keeps its files; nothing of ours is in them.
         """
@@ -173,7 +167,8 @@ class Lane(tune.Trainable):
         os.environ.update(_TRAIN_ENVIRONMENT)
         if not lane.names_gpus:  # Ray's record of a run takes numbers only, and the run ends with any other
             os.environ["RAY_TRAIN_ENABLE_STATE_TRACKING"] = "1"  # runs are visible in the Ray dashboard
-        self._spec, self._storage_path = dataclasses.replace(lane, number=config["lane"]), storage_path
+        number = ray.get(lane.mailroom.new_lane.remote())
+        self._spec, self._storage_path = dataclasses.replace(lane, number=number), storage_path
         self._watch = LaneWatch(lane.study, self._spec.number)
         self._open_group()
         self._idle = threading.Timer(IDLE_SECONDS, lambda: None)
@@ -231,17 +226,17 @@ class Lane(tune.Trainable):
             self._check_started()
             self._open_group()
         self._watch.enter("measuring" if self._is_warm else "starting")
-        ray.get(self._group.mailbox.put.remote(self._trial))
+        (self._group.mailbox.put(self._trial))
 
     def _run(self) -> TrialResult | None:
         """The trial's result; None when it waits for something new."""
         mailbox, limit = self._group.mailbox, self._spec.job.timeout_seconds + TIMEOUT_GRACE_SECONDS
         while True:
-            result: TrialResult | None = ray.get(mailbox.wait.remote(1.0))
+            result: TrialResult | None = mailbox.wait(1.0)
             if result is not None and result.reason != Reason.WORKER_DIED:
                 self._is_warm = True
                 return result
-            if lost := gone(ray.get(mailbox.nodes.remote())):
+            if lost := gone(mailbox.nodes()):
                 self._group.close()  # the next one finds its own place
                 return _interrupted(f"node {lost.pop()[:8]} died during the trial")
             if result is not None:
@@ -250,8 +245,8 @@ class Lane(tune.Trainable):
             self._check_started()
             if not self._group.is_alive:
                 return _interrupted(f"the worker group ended: {self._group.error}")
-            waits, elsewhere = ray.get(mailbox.waiting.remote())
-            seconds = ray.get(mailbox.seconds_in_flight.remote())
+            waits, elsewhere = mailbox.waiting()
+            seconds = mailbox.seconds_in_flight()
             self._watch.enter("waiting" if waits else "measuring" if seconds else "starting")
             if waits != self._waits:
                 self._waits = waits
@@ -264,11 +259,11 @@ class Lane(tune.Trainable):
                 else:
                     detail = f"a worker hung: no answer {TIMEOUT_GRACE_SECONDS:g} s after the timeout"
                     failed = Reason.TIMEOUT, detail
-                ray.get(mailbox.fail.remote(*failed))
+                mailbox.fail(*failed)
                 self._group.kill_workers()
 
     def _check_started(self) -> None:
-        if why := ray.get(self._group.mailbox.never_started.remote()):
+        if why := (self._group.mailbox.never_started()):
             raise NeverStartedError(why)
 
     def _has_moved(self) -> bool:
@@ -279,12 +274,12 @@ class Lane(tune.Trainable):
         self._next_move = time.monotonic() + MOVE_AGAIN_SECONDS
         other = WorkerGroup(self._spec, self._storage_path)
         while other.is_alive and time.monotonic() < self._next_move:
-            if ray.get(other.mailbox.is_admitted.remote()):
-                ray.get(other.mailbox.put.remote(self._trial))
+            if other.mailbox.is_admitted():
+                other.mailbox.put(self._trial)
                 self._group.close()
                 self._group = other
                 return True
-            if ray.get(other.mailbox.waiting.remote())[0] is not None:
+            if other.mailbox.waiting()[0] is not None:
                 break
             time.sleep(0.5)
         other.close()

@@ -32,9 +32,10 @@ class MailboxState:
 
     Args:
         start_timeout_seconds: A rank that is not ready so long after its group was admitted never will be.
+        is_closed: Whether it never was open.
     """
 
-    def __init__(self, start_timeout_seconds: float = 600.0) -> None:
+    def __init__(self, start_timeout_seconds: float = 600.0, is_closed: bool = False) -> None:
         self._changed = asyncio.Condition()
         self._start_timeout_seconds = start_timeout_seconds
         self._group: str | None = None
@@ -55,7 +56,16 @@ class MailboxState:
         self._death = _A_DEATH
         self._waiting: tuple[str | None, bool] = (None, False)
         self._admitted = False
-        self._closed = False
+        self._closed = is_closed
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether a group has its share of a node."""
+        return bool(self._workers)
+
+    def is_at(self, trial: int) -> bool:
+        """Whether a trial, by its number, is offered here or in flight."""
+        return self._trial is not None and self._trial.number == trial
 
     # The lane's side.
 
@@ -266,8 +276,68 @@ class MailboxState:
                 return
 
 
-Mailbox = ray.remote(num_cpus=0, max_concurrency=64)(MailboxState)
-"""The mailbox as an actor, one per lane."""
+class Mailroom:
+    """The mailboxes of all lanes of a sweep, as one actor beside the driver; every method is quick or waits.
+
+    Args:
+        start_timeout_seconds: See `MailboxState`.
+    """
+
+    def __init__(self, start_timeout_seconds: float) -> None:
+        self._start_timeout_seconds = start_timeout_seconds
+        self._boxes: dict[int, MailboxState] = {}
+        self._opened = self._lanes = 0
+
+    async def new_lane(self) -> int:
+        """The number of a lane that starts, from 0."""
+        self._lanes += 1
+        return self._lanes - 1
+
+    async def open(self) -> int:
+        """Open a mailbox for a group of workers that is about to start, and give it a number."""
+        self._opened += 1
+        self._boxes[self._opened] = MailboxState(self._start_timeout_seconds)
+        return self._opened
+
+    async def call(self, box: int, method: str, *values: Any) -> Any:
+        """Call a method of a mailbox; one that is gone is closed for good."""
+        return await getattr(self._boxes.get(box) or MailboxState(is_closed=True), method)(*values)
+
+    async def remove(self, box: int) -> None:
+        """Take a mailbox away: its lane has no use for it any more."""
+        self._boxes.pop(box, None)
+
+    async def forget(self, trial: int) -> None:
+        """A trial's lane is gone, and with it its workers and its mailbox."""
+        for box, state in list(self._boxes.items()):
+            if state.is_at(trial):
+                await state.close()
+                del self._boxes[box]
+
+    async def groups(self) -> tuple[int, int]:
+        """How many groups of workers there are or will be, and how many of these have their workers."""
+        return len(self._boxes), sum(state.has_workers for state in self._boxes.values())
+
+
+class Mailbox:
+    """One mailbox of a room, as a lane and its workers use it: a method of `MailboxState` is one of this.
+
+    Args:
+        room: The `Mailroom` actor.
+        number: Of the mailbox.
+    """
+
+    def __init__(self, room: Any, number: int) -> None:
+        self.room, self.number = room, number
+
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        if method.startswith("_"):  # a pickle asks for some
+            raise AttributeError(method)
+        return lambda *values: ray.get(self.room.call.remote(self.number, method, *values))
+
+    def remove(self) -> None:
+        """Take it away."""
+        ray.get(self.room.remove.remote(self.number))
 
 
 def _failed(reason: str, detail: str) -> TrialResult:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import logging
 import os
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import ray
 from ray import tune
 from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.connection.folders import start_folder
-from cluster.lanes.lane import Lane, LaneSpec, holds_workers
+from cluster.lanes.lane import Lane, LaneSpec
+from cluster.lanes.mailbox import Mailroom
 from cluster.monitoring.trackers import Tracker
 from train_fn.contract.trials import Reason, Status, TrialResult, TrialSpec
 
@@ -43,11 +43,6 @@ _TUNE_ENVIRONMENT = {
 # No CPU, or on a machine with one lane the actor would take the workers' (and `{"CPU": 0}` alone is refused).
 # The head outlives every other node of the cluster, and each node resource holds many thousand such shares.
 _LANE_RESOURCES = {"CPU": 0, "node:__internal_head__": 0.0001}
-
-
-def _lane_resources(sweep: str, lane: int) -> tune.PlacementGroupFactory:
-    """Of one lane and no other: Tune knows actors apart by what they reserve, the group's name with it."""
-    return tune.PlacementGroupFactory([_LANE_RESOURCES], name=f"{sweep} lane {lane}")
 
 
 class TrialSource(Protocol):
@@ -75,27 +70,25 @@ class TrialSource(Protocol):
 class SourceSearcher(Searcher):
     """Tune's side of a `TrialSource`. It keeps no state worth saving: the source's study is the record.
 
-    It also says which lane takes a trial: one that is idle, or a new one. Left to itself, Tune gives a trial
-    that a new lane starts for to whichever lane is free first, and takes the new one down again. Of several
-    lanes that idle Tune keeps one actor; the others' places are taken by new ones.
-
     Args:
         source: Of the trials.
         room: For how many lanes there is room now, told how many there are and how many of these start. It is
             asked every few seconds, since nodes and other jobs come and go.
-        reuse_lanes: Whether a lane takes one trial after the other.
+        lanes: How many lanes there are, and how many of these have their workers. A trial that waits for its
+            lane to be made counts as one that starts.
+        forget: Told the number of a trial whose lane has died.
     """
 
     def __init__(
-        self, source: TrialSource, room: Callable[[int, int], int], reuse_lanes: bool = True
+        self,
+        source: TrialSource,
+        room: Callable[[int, int], int],
+        lanes: Callable[[], tuple[int, int]],
+        forget: Callable[[int], None] = lambda _: None,
     ) -> None:
         super().__init__(metric=["samples_per_second", "validation_loss"], mode=["max", "min"])
-        self._source, self._room, self._reuse_lanes = source, room, reuse_lanes
+        self._source, self._room, self._lanes, self._forget = source, room, lanes, forget
         self._running: dict[str, TrialSpec] = {}
-        self._busy: dict[str, int] = {}
-        self._idle_since: dict[int, float] = {}
-        self._ready: set[int] = set()
-        self._started_lanes = 0
         self._never_started = 0
         self._limit, self._looked_at, self._no_room_since = 0, -_ROOM_CHECK_SECONDS, time.monotonic()
 
@@ -106,25 +99,15 @@ class SourceSearcher(Searcher):
         spec = self._source.ask()
         if spec is None:
             return None if self._running and self._source.has_work() else Searcher.FINISHED
-        self._running[trial_id], self._busy[trial_id] = spec, (lane := self._next_lane())
-        return {"trial": dataclasses.asdict(spec), "lane": lane}
-
-    def _next_lane(self) -> int:
-        """The one that was at work last, or a new one."""
-        if not self._idle_since:
-            self._started_lanes += 1
-            return self._started_lanes - 1
-        lane, since = self._idle_since.popitem()
-        if not holds_workers(since):
-            self._ready.discard(lane)
-        return lane
+        self._running[trial_id] = spec
+        return {"trial": dataclasses.asdict(spec)}
 
     def _lanes_now(self) -> int:
         now = time.monotonic()
         if now - self._looked_at >= _ROOM_CHECK_SECONDS:
-            starting = len(set(self._busy.values()) - self._ready)
-            own = len(self._busy) + sum(map(holds_workers, self._idle_since.values()))
-            room = self._room(own, starting) - self._never_started
+            lanes, with_workers = self._lanes()
+            own = max(lanes, len(self._running))
+            room = self._room(own, own - with_workers) - self._never_started
             self._looked_at, self._limit = now, max(room, 0)
             if self._limit:
                 self._no_room_since = now
@@ -145,17 +128,17 @@ class SourceSearcher(Searcher):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Hand on what a trial waits for."""
         if "waiting" in result and trial_id in self._running:
-            self._ready.add(self._busy[trial_id])  # its workers are there, and wait for quiet GPUs
             self._source.waits(self._running[trial_id], result["waiting"])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Hand the result on; a trial whose lane died under it is told as interrupted."""
-        spec, lane = self._running.pop(trial_id, None), self._busy.pop(trial_id, None)
-        if spec is None or lane is None:
+        spec = self._running.pop(trial_id, None)
+        if spec is None:
             return
         if error or not result or "trial_result" not in result:
+            self._forget(spec.number)
             detail = "the lane's actor died"
             self._source.tell(
                 spec, TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED, detail=detail)
@@ -163,9 +146,6 @@ class SourceSearcher(Searcher):
             return
         if why := result.get("never_started"):
             self._without_a_lane(why)
-        elif self._reuse_lanes:
-            self._idle_since[lane] = time.monotonic()
-            self._ready.add(lane)
         self._source.tell(spec, TrialResult.from_dict(json.loads(result["trial_result"])))
 
     def _without_a_lane(self, why: str) -> None:
@@ -181,7 +161,7 @@ class SourceSearcher(Searcher):
         """Nothing to restore."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_source": None, "_room": None}
+        return {**self.__dict__, "_source": None, "_room": None, "_lanes": None, "_forget": None}
 
 
 def run_sweep(
@@ -207,14 +187,23 @@ def run_sweep(
     """
     os.environ.update(_TUNE_ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    searcher = SourceSearcher(source, room, reuse_workers)
-    resources_of = functools.partial(_lane_resources, f"{name} {uuid.uuid4().hex[:8]}")
-    driver = {"pid": os.getpid(), "node_id": ray.get_runtime_context().get_node_id()}
-    lane = dataclasses.replace(lane, driver=driver, folder=start_folder())
+    here = ray.get_runtime_context().get_node_id()
+    # Hard: without a need for resources, Ray puts an actor with a soft wish on any node, which may die.
+    beside_us = NodeAffinitySchedulingStrategy(here, soft=False)
+    remote = ray.remote(num_cpus=0)(Mailroom).options(scheduling_strategy=beside_us)
+    mailroom = remote.remote(lane.start_timeout_seconds)
+    searcher = SourceSearcher(
+        source,
+        room,
+        lanes=lambda: ray.get(mailroom.groups.remote()),
+        forget=lambda trial: ray.get(mailroom.forget.remote(trial)),
+    )
+    driver = {"pid": os.getpid(), "node_id": here}
+    lane = dataclasses.replace(lane, driver=driver, folder=start_folder(), mailroom=mailroom)
     with tempfile.TemporaryDirectory(prefix="tune-") as scratch:
         with_lane = tune.with_parameters(trainable, lane=lane, storage_path=scratch)
         tuner = tune.Tuner(
-            tune.with_resources(with_lane, lambda config: resources_of(config["lane"])),
+            tune.with_resources(with_lane, tune.PlacementGroupFactory([_LANE_RESOURCES])),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 num_samples=-1,
@@ -232,5 +221,6 @@ def run_sweep(
         try:
             tuner.fit()
         finally:
+            ray.kill(mailroom)
             for callback in callbacks:
                 callback.close()

@@ -108,14 +108,14 @@ class Rank:
             "weights_bytes": weights_bytes(self._job, self._folder),
             "machine_bytes": machine_bytes(),
         }
-        workers: list[dict[str, Any]] = ray.get(self._mailbox.arrive.remote(self._group, self.number, worker))
+        workers: list[dict[str, Any]] = self._mailbox.arrive(self._group, self.number, worker)
         return workers
 
     def is_admitted(self) -> bool:
         """Collective: wait for quiet GPUs; False where no trial will come."""
         if self._guard is None:
             return bool(self._hear("admitted"))
-        admitted = not ray.get(self._mailbox.is_closed.remote()) and self._guard.admits()
+        admitted = not (self._mailbox.is_closed()) and self._guard.admits()
         self._tell("admitted", admitted)
         return admitted
 
@@ -123,7 +123,7 @@ class Rank:
         """Tell why this rank ends; whether no other group is to be started."""
         lines = traceback.format_exception_only(error)[-1].strip().splitlines()
         ending = Ending(rank=self.number, error=lines[0], is_input_fault=isinstance(error, InputError))
-        return bool(ray.get(self._mailbox.report_end.remote(ending)))
+        return bool(self._mailbox.report_end(ending))
 
     def open(self) -> Any:
         """Collective: get ready for trials, and say so."""
@@ -138,7 +138,7 @@ class Rank:
         gc.enable()
         self._say(phases.WAITING)
         worker.ranks.sum(0.0)  # no rank takes a trial before all are ready for one
-        ray.get(self._mailbox.join.remote(self._group, self.number))
+        (self._mailbox.join(self._group, self.number))
         if self._guard is not None:
             self._guard.look_around(self._driver)
         return worker
@@ -161,12 +161,12 @@ class Rank:
         """What to do next, on rank 0; the others are told."""
         if self._guard is None:
             return None
-        trial: TrialSpec | str = ray.get(self._mailbox.take.remote(self._group, IDLE_SECONDS))
+        trial: TrialSpec | str = self._mailbox.take(self._group, IDLE_SECONDS)
         if isinstance(trial, str):
             return trial
         if not self._guard.lets_begin():
             return GIVES_WAY  # a trial that was not begun is the next group's
-        ray.get(self._mailbox.begin.remote(self._group))
+        (self._mailbox.begin(self._group))
         return trial
 
     def _measure(self, run: Callable[[], TrialResult]) -> None:
@@ -179,7 +179,7 @@ class Rank:
         ray.train.report({key: getattr(result, key) for key in shown})
 
     def _post(self, result: TrialResult) -> None:
-        ray.get(self._mailbox.post.remote(self._group, result))
+        (self._mailbox.post(self._group, result))
 
     def _enter_environment(self) -> None:
         """Work where the program was started, and set what torchrun would, before torch is imported."""
@@ -210,13 +210,13 @@ class Rank:
         return store if self.number == 0 else meeting_point(self._address, port)
 
     def _tell(self, name: str, value: Any) -> None:
-        ray.get(self._mailbox.tell.remote(self._group, name, value))
+        (self._mailbox.tell(self._group, name, value))
 
     def _hear(self, name: str) -> Any:
-        return ray.get(self._mailbox.hear.remote(self._group, name))
+        return self._mailbox.hear(self._group, name)
 
     def _say(self, phase: str) -> None:
-        self._mailbox.say.remote(self._group, self.number, phase)
+        self._mailbox.say(self._group, self.number, phase)
 
 
 def machine_bytes() -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from ray import cloudpickle
 from ray.tune.search import Searcher
 
-from cluster.lanes import lane, sweep
+from cluster.lanes import sweep
 from cluster.lanes.sweep import SourceSearcher
 from train_fn.contract.trials import Status, TrialParams, TrialResult, TrialSpec
 
@@ -69,7 +69,7 @@ class ListSource:
 
 
 def searching(source: ListSource, room: int = 99) -> SourceSearcher:
-    return SourceSearcher(source, lambda own, starting: room)
+    return SourceSearcher(source, lambda own, starting: room, lambda: (0, 0))
 
 
 def reported(result: TrialResult, lane: int = 0) -> dict[str, Any]:
@@ -117,46 +117,24 @@ def test_results_are_told_with_their_trial_in_any_order() -> None:
     assert isinstance(source.told[0][1].status, Status)
 
 
-def test_a_trial_goes_to_a_lane_that_is_idle_or_to_a_new_one() -> None:
-    source = ListSource(trials=[spec(n) for n in range(6)])
+def test_the_lane_of_a_trial_is_the_one_that_measured_it() -> None:
+    source = ListSource()
     searcher = searching(source)
-    assert [searcher.suggest(trial)["lane"] for trial in "ab"] == [0, 1]
-    searcher.on_trial_complete("b", reported(COMPLETE, lane=1))
-    assert searcher.suggest("c")["lane"] == 1
-    searcher.on_trial_complete("c", error=True)
-    assert searcher.suggest("d")["lane"] == 2, "1 is broken"
-    searcher.on_trial_complete("d", reported(COMPLETE, lane=2))
-    searcher.on_trial_complete("a", reported(COMPLETE, lane=0))
-    assert {searcher.suggest(trial)["lane"] for trial in "ef"} == {0, 2}
-    assert [result.lane for _, result in source.told] == [1, None, 2, 0]
-
-
-def test_without_reuse_every_trial_has_a_lane_of_its_own() -> None:
-    searcher = SourceSearcher(ListSource(), lambda own, starting: 1, reuse_lanes=False)
-    for number in range(3):
-        assert searcher.suggest(str(number))["lane"] == number
-        searcher.on_trial_complete(str(number), reported(COMPLETE, lane=number))
-
-
-def test_a_lane_that_has_idled_for_long_holds_nothing_and_starts_anew(monkeypatch) -> None:
-    monkeypatch.setattr(sweep, "_ROOM_CHECK_SECONDS", 0.0)
-    told = list[tuple[int, int]]()
-
-    def room(own: int, starting: int) -> int:
-        told.append((own, starting))
-        return 3
-
-    searcher = SourceSearcher(ListSource(more_may_come=True), room)
     for trial in "ab":
         searcher.suggest(trial)
-    for number, trial in enumerate("ab"):
-        searcher.on_trial_complete(trial, reported(COMPLETE, lane=number))
-    told.clear()
-    assert searcher.suggest("c")["lane"] == 1, "the one that was at work last"
-    monkeypatch.setattr(lane, "IDLE_SECONDS", 0.0)
-    assert searcher.suggest("d")["lane"] == 0
-    searcher.suggest("e")
-    assert told == [(2, 0), (1, 0), (2, 1)], "(lanes with workers, of which start)"
+    searcher.on_trial_complete("a", reported(COMPLETE, lane=1))
+    searcher.on_trial_complete("b", error=True)
+    assert [result.lane for _, result in source.told] == [1, None]
+
+
+def test_a_lane_that_dies_is_forgotten() -> None:
+    forgotten = list[int]()
+    searcher = SourceSearcher(ListSource(), lambda own, starting: 2, lambda: (0, 0), forgotten.append)
+    for trial in "ab":
+        searcher.suggest(trial)
+    searcher.on_trial_complete("b", error=True)
+    searcher.on_trial_complete("a", reported(COMPLETE))
+    assert forgotten == [1]
 
 
 def test_a_trial_without_a_result_is_told_as_interrupted() -> None:
@@ -219,7 +197,7 @@ def test_pickling_leaves_the_source_behind() -> None:
 def test_no_more_trials_run_than_there_is_room_for_and_room_may_change(monkeypatch) -> None:
     monkeypatch.setattr(sweep, "_ROOM_CHECK_SECONDS", 0.0)
     source, room = ListSource(more_may_come=True), [1]
-    searcher = SourceSearcher(source, lambda own, starting: room[0])
+    searcher = SourceSearcher(source, lambda own, starting: room[0], lambda: (0, 0))
     assert isinstance(searcher.suggest("a"), dict)
     assert searcher.suggest("b") is None
     room[0] = 2  # a node was added
@@ -236,7 +214,7 @@ def test_no_more_trials_run_than_there_is_room_for_and_room_may_change(monkeypat
 def test_without_room_the_search_waits_and_then_says_why_it_ends(monkeypatch) -> None:
     monkeypatch.setattr(sweep, "_ROOM_CHECK_SECONDS", 0.0)
     source, room = ListSource(more_may_come=True), [0]
-    searcher = SourceSearcher(source, lambda own, starting: room[0])
+    searcher = SourceSearcher(source, lambda own, starting: room[0], lambda: (0, 0))
     assert searcher.suggest("a") is None
     room[0] = 1
     assert isinstance(searcher.suggest("a"), dict)
@@ -260,14 +238,15 @@ NEVER = {**reported(LOST), "never_started": "rank 1 died"}
 def test_the_place_of_a_lane_that_never_started_is_not_tried_again() -> None:
     source = ListSource(more_may_come=True)
     searcher = searching(source, room=2)
-    assert [searcher.suggest(trial)["lane"] for trial in "ab"] == [0, 1]
+    for trial in "ab":
+        searcher.suggest(trial)
     searcher.on_trial_complete("a", NEVER)
     ((_, told),) = source.told
     assert (told.reason, told.detail, told.lane) == ("interrupted", "rank 1 died", 0)
     assert source.broken is None
     assert searcher.suggest("c") is None, "there is room for one lane, and it is busy"
     searcher.on_trial_complete("b", reported(COMPLETE, lane=1))
-    assert searcher.suggest("c")["lane"] == 1
+    assert isinstance(searcher.suggest("c"), dict)
 
 
 def test_the_last_lane_that_never_started_ends_the_search() -> None:
@@ -289,13 +268,17 @@ def test_room_is_told_of_the_lanes_and_of_those_that_may_not_have_their_share_ye
         told.append((own, starting))
         return 2
 
-    searcher = SourceSearcher(source, room)
-    searcher.suggest("a")
-    searcher.suggest("b")
+    lanes = [(0, 0)]
+    searcher = SourceSearcher(source, room, lambda: lanes[0])
+    searcher.suggest("a")  # no lane is there yet
+    lanes[0] = 1, 0
+    searcher.suggest("b")  # the first starts
+    lanes[0] = 2, 1
     searcher.suggest("c")
     searcher.on_trial_complete("a", reported(COMPLETE, lane=0))
-    searcher.on_trial_result("b", {"waiting": "waits for a quiet GPU", "done": False})
-    searcher.suggest("c")
+    lanes[0] = 2, 2
+    searcher.suggest("c")  # which the idle lane takes
     searcher.on_trial_complete("b", error=True)
+    lanes[0] = 1, 1
     searcher.suggest("d")
-    assert told == [(0, 0), (1, 1), (2, 2), (2, 0), (1, 0)]
+    assert told == [(0, 0), (1, 1), (2, 1), (2, 0), (1, 0)]
