@@ -17,6 +17,7 @@ from train_fn.contract.job import DataSpec, JobSpec, LoraSpec
 from train_fn.custom import check_function
 from train_fn.data import rows, samples, sources
 from train_fn.data.demo.demo import model_source
+from train_fn.data.image_text import image_paths
 from train_fn.data.images import UnreadableImageError, Vision, auto_class, open_vision, outside_language_model
 from train_fn.data.quiet_libraries import quiet_libraries
 from train_fn.model.weights import WEIGHT_PATTERNS
@@ -53,8 +54,6 @@ def an_image(spec: DataSpec) -> str | None:
 
     Data that can't be read is the check's affair.
     """
-    from train_fn.data.image_text import image_paths
-
     with contextlib.suppress(InputError):
         part = rows.read(spec)[0]
         for value, number in zip(part.dataset[spec.image], part.numbers + 1, strict=True):
@@ -156,8 +155,8 @@ def _check_data(job: JobSpec, config: Any, tokenizer: Any, vision: Vision | None
 
 def _check_images(job: JobSpec, sets: samples.SampleSets) -> None:
     """Decode the images that trials will: tokenising has read no more than their headers."""
+    from train_fn.data.batching import global_batches
     from train_fn.data.collate import demanding, load_images
-    from train_fn.trial.batching import global_batches
 
     batches = global_batches(sets.train.lengths, job)
     most = job.global_batch_size // job.num_workers

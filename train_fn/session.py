@@ -9,7 +9,6 @@ import torch
 
 from train_fn.contract import phases
 from train_fn.contract.job import JobSpec
-from train_fn.contract.trials import TrialResult, TrialSpec
 from train_fn.data.demo.demo import model_source
 from train_fn.data.quiet_libraries import quiet_libraries
 from train_fn.data.samples import load
@@ -18,11 +17,11 @@ from train_fn.memory.base import Memory
 from train_fn.model.base import NUMERICS, BaseModel
 from train_fn.parallel.budget import agreed_memory
 from train_fn.parallel.ranks import Ranks
-from train_fn.trainers.custom_trial import run_custom_trial
 from train_fn.trainers.custom_worker import CustomWorker, PostLast, open_custom_worker
-from train_fn.trial import trial
 from train_fn.trial.machine_speed import Drift
-from train_fn.trial.trial import Worker
+from train_fn.trial.trial import Worker, run_trial
+
+__all__ = ["open_worker", "run_trial"]
 
 
 def open_worker(
@@ -47,13 +46,6 @@ def open_worker(
     if job.train_fn is not None:
         return open_custom_worker(job, device, post_last, say)
     return _open_own(job, device, say)
-
-
-def run_trial(worker: Worker | CustomWorker, spec: TrialSpec) -> TrialResult:
-    """Measure one point with the training function that the worker was opened for. Collective."""
-    if isinstance(worker, CustomWorker):
-        return run_custom_trial(worker, spec)
-    return trial.run_trial(worker, spec)
 
 
 def _open_own(job: JobSpec, device: torch.device, say: Callable[[str], None]) -> Worker:

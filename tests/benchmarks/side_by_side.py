@@ -29,12 +29,12 @@ from peft.tuners.lora import LoraLayer
 
 from train_fn.contract.job import LoraSpec
 from train_fn.contract.trials import Knobs, Reason, Status, TrialParams, TrialResult, TrialSpec
+from train_fn.data import batching
 from train_fn.data.demo.demo import demo
 from train_fn.data.samples import Samples
 from train_fn.memory.out_of_memory import is_out_of_memory
 from train_fn.model.base import NUMERICS
 from train_fn.session import run_trial
-from train_fn.trial import batching
 from train_fn.trial.trial import Worker
 
 MIB = 1 << 20

@@ -76,7 +76,7 @@ def invariance(job: JobSpec, lone: list[Any], paired: list[Any]) -> Any:
 
 def _compared(worker: Worker, plain: Unsplit, batching_name: str, *point: Any) -> dict[str, Any]:
     trial = Recorded(with_job(worker, batching=batching_name), params(*point))
-    result = trial.run()
+    result = trial.measured()
     trained, expected = (
         torch.cat([adapter[k].flatten().double() for k in plain.adapter])
         for adapter in (trial.adapter, plain.adapter)

@@ -20,7 +20,7 @@ from train_fn.contract.job import OptimizerSpec
 from train_fn.contract.trials import Knobs, Reason, Status, TrialResult, TrialSpec
 from train_fn.model.optimizers import allocate_state, make_optimizer
 from train_fn.session import run_trial
-from train_fn.trial.prefetch import made_ahead
+from train_fn.trainers.prefetch import made_ahead
 from train_fn.trial.trial import Worker
 
 # What is allowed.

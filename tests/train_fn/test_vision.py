@@ -21,12 +21,11 @@ from train_fn.check import check
 from train_fn.contract.faults import InputError
 from train_fn.contract.job import DataSpec, JobSpec, LoraSpec
 from train_fn.contract.trials import Status
-from train_fn.data import samples
+from train_fn.data import batching, samples
 from train_fn.data.collate import IGNORE, collate, worst_case
 from train_fn.data.demo.demo import demo
 from train_fn.data.images import Vision, image_size, load_image
 from train_fn.model.base import BaseModel, attached
-from train_fn.trial import batching
 
 CPU = torch.device("cpu")
 

@@ -42,6 +42,11 @@ class Numerics:
     scale_loss: bool = False
     quantized: bool = False
 
+    @property
+    def kind(self) -> tuple[torch.dtype, bool]:
+        """How the base is kept: what `BaseModel.load` and `weight_bytes` take."""
+        return self.base_dtype, self.quantized
+
     @contextlib.contextmanager
     def matmuls(self) -> Iterator[None]:
         """Multiply fp32 matrices as this precision says, inside the block."""
