@@ -1,4 +1,4 @@
-"""Turns rows with images into tokens: the layouts of `train_fn.data.samples`, with places for images in them.
+"""Turns rows with images into tokens: the layouts of `train_fn.data.text`, with places for images in them.
 
 Images stand where the text says so: by the processor's own image token, which stays as it is, or by
 `<image>`. Without either they come before the text of the user's first turn. Where the processor has a chat
@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,10 +21,7 @@ from train_fn.contract.job import DataSpec
 from train_fn.data import rows
 from train_fn.data.chat import Encoded, checked_chat, encoder_of_chats
 from train_fn.data.images import UnreadableImageError, Vision, image_size
-from train_fn.data.samples import edge_tokens, join, texts
-
-if TYPE_CHECKING:
-    from train_fn.data.rows import Rows
+from train_fn.data.text import edge_tokens, join, texts
 
 MARK = "<image>"
 """Where an image belongs, in anyone's text."""
@@ -68,7 +65,7 @@ def image_paths(value: Any, number: int, source: str) -> list[str]:
     return [os.path.abspath(folder / Path(path).expanduser()) for path in paths if path]
 
 
-def images_digest(part: Rows, column: str) -> str:
+def images_digest(part: rows.Rows, column: str) -> str:
     """A hash of all image files by path, size and time of change: cached tokens hold for these alone.
 
     Raises:
