@@ -14,7 +14,7 @@ from train_fn.data.quiet_libraries import quiet_libraries
 from train_fn.data.samples import load
 from train_fn.data.sources import loadable
 from train_fn.memory.base import Memory
-from train_fn.model.base import NUMERICS, BaseModel
+from train_fn.model.base import BaseModel
 from train_fn.parallel.budget import agreed_memory
 from train_fn.parallel.ranks import Ranks
 from train_fn.trainers.custom_worker import CustomWorker, PostLast, open_custom_worker
@@ -87,7 +87,6 @@ def _warm_up(device: torch.device, ranks: Ranks, gradients: int) -> None:
 def _load_first(base: BaseModel, job: JobSpec, memory: Memory) -> None:
     """Load a precision that will be searched and whose weights fit, while nothing waits for it yet."""
     for precision in job.precisions:
-        numerics = NUMERICS[precision]
-        if base.weight_bytes(numerics.base_dtype, numerics.quantized) <= memory.budget_bytes:
-            base.load(numerics.base_dtype, numerics.quantized)
+        if base.weight_bytes(precision) <= memory.budget_bytes:
+            base.load(precision)
             return

@@ -33,7 +33,6 @@ from train_fn.data import batching
 from train_fn.data.demo.demo import demo
 from train_fn.data.samples import Samples
 from train_fn.memory.out_of_memory import is_out_of_memory
-from train_fn.model.base import NUMERICS
 from train_fn.session import run_trial
 from train_fn.trial.trial import Worker
 
@@ -129,7 +128,7 @@ def trainer(
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    base = worker.base.load(NUMERICS[params.precision].base_dtype)
+    base = worker.base.load(params.precision)
     with tempfile.TemporaryDirectory() as folder, adapted(base, job.lora, job.seed) as model:
         yield TimedTrainer(
             model=model,

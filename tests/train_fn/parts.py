@@ -187,7 +187,7 @@ class Unsplit:
 def plain_training(worker: Worker, shaken: bool = False) -> Unsplit:
     """Whole global batches, full logits, a mean over supervised tokens: what every split must come to."""
     job, train = worker.job, worker.samples.train
-    base = worker.base.load(torch.float32)
+    base = worker.base.load("fp32")
     gradients, losses = [], []
 
     def mean_loss(which: Samples, indices: list[int]) -> torch.Tensor:

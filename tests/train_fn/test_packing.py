@@ -98,7 +98,7 @@ def test_plain_batching_pads_as_the_trainer_does(tmp_path: Any, how: str) -> Non
     source = save_model(tmp_path, "llama", **TINY_LLAMA)
     worker = lone_worker(source, rows, rows, global_batch_size=4, steps=1, warmup_steps=0, batching=how)
     seen: list[tuple[int, ...]] = []
-    worker.base.load(torch.float32).register_forward_pre_hook(
+    worker.base.load("fp32").register_forward_pre_hook(
         lambda _, args, inputs: seen.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
     )
     result = ran(worker, 2, 2)

@@ -33,7 +33,7 @@ def lean_model(trial: Trial, base: BaseModel) -> Iterator[LeanModel]:
     attempts, memory = trial.attempts, trial.memory
     memory.start_probe(0)
     _check(trial, base)
-    loaded = attempts.run(lambda: base.load(*trial.numerics.kind), within=contextlib.nullcontext())
+    loaded = attempts.run(lambda: base.load(trial.params.precision), within=contextlib.nullcontext())
     attempts.agree()
     assert loaded is not None
     memory.start_probe(base.held_bytes)
@@ -53,7 +53,7 @@ def _check(trial: Trial, base: BaseModel) -> None:
     """Stop before weights are loaded in vain; every rank finds the same."""
     if problems := knobs.problems_of(trial.params.knobs):
         trial.stop(Reason.ERROR, "; ".join(problems))
-    needed_bytes = base.weight_bytes(*trial.numerics.kind)
+    needed_bytes = base.weight_bytes(trial.params.precision)
     if needed_bytes > trial.memory.budget_bytes:
         detail = f"{BASE_ALONE} {needed_bytes} bytes in {trial.params.precision}"
         trial.stop(Reason.OOM, detail, needed_bytes)
@@ -102,7 +102,7 @@ class LeanModel:
         trainable = [p for p in self.adapted.parameters() if p.requires_grad]
         self.gradients = FlatGradients(trainable)
         self.optimizer = make_optimizer(trial.knob("optimizer"), trainable, trial.job.optimizer)
-        self.scaler = torch.amp.GradScaler(trial.device.type, enabled=trial.numerics.scale_loss)
+        self.scaler = torch.amp.GradScaler(trial.device.type, enabled=trial.numerics.precision.scale_loss)
 
     def _attend(self, attention: str | None, stack: contextlib.ExitStack) -> None:
         """Choose how attention is computed, and whether micro-batches are packed."""
@@ -140,7 +140,7 @@ class LeanModel:
 
     def update(self) -> None:
         """Let the optimizer take the step that the gradients point to."""
-        if self.trial.numerics.scale_loss:
+        if self.trial.numerics.precision.scale_loss:
             self.scaler.unscale_(self.optimizer)
         self.gradients.clip_(self.trial.job.optimizer.max_grad_norm)
         self.scaler.step(self.optimizer)
