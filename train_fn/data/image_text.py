@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from train_fn.contract.faults import Fault, InputError
+from train_fn.contract.faults import Fault, InputError, first_line
 from train_fn.contract.job import DataSpec
 from train_fn.data import rows
 from train_fn.data.chat import Encoded, checked_chat, encoder_of_chats
@@ -210,7 +210,7 @@ def _expanded(ids: Any, mask: Any, paths: list[str], place: Place, vision: Visio
         except UnreadableImageError as e:
             raise InputError(Fault("data.image", f"{place}: {e}")) from e
         except Exception as e:  # a processor may refuse sizes, such as very narrow ones
-            problem = f"{place}: {path} doesn't go through the model's processor: {rows.first_line(e)}"
+            problem = f"{place}: {path} doesn't go through the model's processor: {first_line(e)}"
             raise InputError(Fault("data.image", problem)) from e
         made += [*ids[start:at], *expansion.tokens]
         made_mask += [*mask[start:at], *[0] * len(expansion.tokens)]
