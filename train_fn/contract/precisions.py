@@ -150,10 +150,10 @@ PLAIN = PRECISIONS[0]
 
 
 def switched(switch: str | None) -> str:
-    """The precision that one of `SWITCHES` alone asks for, or that None does."""
+    """Return the precision that one of `SWITCHES` alone asks for, or that None does."""
     return next(r.name for r in RECORDS.values() if r.switch == switch and r.quantization is None)
 
 
 def kept_in(dtype: str) -> Precision | None:
-    """The precision whose weights are kept in a dtype of torch's, and not quantized; None: there is none."""
+    """Return the precision whose weights are kept in a dtype of torch's, unquantized; None: there is none."""
     return next((r for r in RECORDS.values() if r.dtype == dtype and r.quantization is None), None)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from train_fn.contract.job import LoraSpec
-from train_fn.contract.precisions import PLAIN, RECORDS, Precision
+from train_fn.contract.precisions import RECORDS, Precision
 from train_fn.data.images import auto_class, open_vision, outside_language_model
 from train_fn.data.samples import max_positions
 from train_fn.model.shortcuts import NO_SHORTCUTS, Shortcuts, find_shortcuts
@@ -89,8 +89,8 @@ class BaseModel:
         """Any token will do where the tokenizer has none: padding is masked and unsupervised."""
         return int(self.tokenizer.pad_token_id or 0)
 
-    def load(self, precision: str = PLAIN) -> Any:
-        """The model as a precision keeps it, from the cache if it is the resident one."""
+    def load(self, precision: str) -> Any:
+        """Return the model as a precision keeps it, from the cache if it is the resident one."""
         record = RECORDS[precision]
         kind = (record.dtype, record.quantization)
         if self._model is None or self._kind != kind:

@@ -137,7 +137,7 @@ class CustomSteps:
         self._end(self._call())
 
     def validate(self) -> tuple[float, float]:
-        """What the function has returned on all ranks."""
+        """Add up what the function has returned on all ranks."""
         summed, count = self.ranks.sum(*self._share)
         if not count:
             problem = "the validation loss is summed over nothing on every rank"

@@ -43,7 +43,7 @@ class LeanSteps:
         self._extra_work = samples.train.extra_work(model.base.tokens_per_target)
 
     def worst_case(self) -> WorstCase:
-        """With the optimizer's state in place."""
+        """Allocate the optimizer's state, and name the worst micro-batches."""
         trial, model = self.trial, self.model
         trial.attempts.run(lambda: allocate_state(model.optimizer), within=trial.memory.counted())
         is_compiled = trial.knob("torch_compile")  # each sibling would be compiled anew
@@ -63,7 +63,7 @@ class LeanSteps:
             model.loss(worst_case(self.samples.validation, per_device, self._pad, model.packs))
 
     def train(self, step_done: StepDone) -> None:
-        """Optimizer steps over the global batches, each timed."""
+        """Make optimizer steps over the global batches, and time each."""
         trial, rank = self.trial, self.trial.ranks.rank
         torch.manual_seed(trial.job.seed + rank)  # dropout's, however much was probed before
         trial.seconds["reduce"] = 0.0
@@ -147,7 +147,7 @@ class LeanSteps:
         trial.seconds["warmup"] += time.perf_counter() - started
 
     def validate(self) -> tuple[float, float]:
-        """Every sample once over all ranks, however the set is split."""
+        """Sum the loss over every sample once, however the set is split over ranks."""
         trial, samples = self.trial, self.samples.validation
         ranks, model = trial.ranks, self.model
         share = batching.by_length(samples.lengths, self._per_device, ranks.world_size, ranks.rank)

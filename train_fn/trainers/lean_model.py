@@ -148,7 +148,7 @@ class LeanModel:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Without dropout and gradients, inside the block."""
+        """Switch dropout and gradients off inside the block."""
         self.adapted.eval()
         try:
             with torch.no_grad():

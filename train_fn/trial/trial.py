@@ -79,10 +79,10 @@ class Course:
         self.step_work: list[float] = []
         self.validation_loss: float | None = None
         self.validation_loss_source: str | None = None
-        self.alloc_retries = 0
+        self.alloc_retries = self._retries_before = 0
 
     def run(self, trainer: Trainer) -> TrialResult:
-        """All phases, whatever happens in them, and the clean-up after them."""
+        """Go through all phases, whatever happens in them, and clean up after them."""
         trial, started = self.trial, time.perf_counter()
         failure = self._phases(trainer)
         trial.enter("")

@@ -77,7 +77,7 @@ class Reader:
         raise self.fault(f"{name} must be true or false, got {_shown(value)}")
 
     def switches(self, on: Container[str] = ()) -> str | None:
-        """Which of the switches for precisions is on; None: none.
+        """Read which of the switches for precisions is on; None: none.
 
         Args:
             on: Those that are on by default.
@@ -86,7 +86,7 @@ class Reader:
         return found[0] if found else None
 
     def quantized(self) -> str:
-        """The precision of a base in 4 bits."""
+        """Read the precision of a base in 4 bits."""
         kind = self.text("bnb_4bit_quant_type")
         known = {r.quantization: r.name for r in RECORDS.values() if r.quantization}
         if kind is not None and kind not in known:
