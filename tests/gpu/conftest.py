@@ -1,15 +1,13 @@
-"""Ranks as real processes, as in tests/train_fn, whose fixtures these are."""
+"""Ranks as real processes, as in tests/train_fn, whose fixtures these are; but each is started afresh."""
 
-import importlib.util
-import sys
-from pathlib import Path
+import pytest
 
-_spec = importlib.util.spec_from_file_location(
-    "rank_processes", Path(__file__).parents[1] / "train_fn" / "conftest.py"
-)
-rank_processes = importlib.util.module_from_spec(_spec)
-sys.modules[_spec.name] = rank_processes
-_spec.loader.exec_module(rank_processes)
-rank_processes.FORKED = False
+from tests.train_fn.conftest import play, ragged, start_ranks
 
-play, start_ranks, ragged = rank_processes.play, rank_processes.start_ranks, rank_processes.ragged
+__all__ = ["play", "ragged", "start_ranks"]
+
+
+@pytest.fixture(scope="session")
+def forked() -> bool:
+    """Ranks on a GPU start as those of a run do."""
+    return False

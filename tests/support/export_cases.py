@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,3 +63,11 @@ def every_setting() -> Iterator[Setting]:
         yield setting(lora=LoraSpec(alpha=12.5, target_modules=target))
     for workers, device in itertools.product((1, 2), ("cpu", "cuda")):
         yield setting(num_workers=workers, device=device, batching="balanced")
+
+
+def named(given: Setting) -> str:
+    return f"{given.params} {given.job.device} {given.job.num_workers}"
+
+
+def quiet_environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}

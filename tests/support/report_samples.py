@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+from html.parser import HTMLParser
 from typing import Any
+
+from train_fn.contract.trials import TrialParams
+from tuner.report.facts import Run, make_run
 
 BUDGET = 1000 << 20
 START = "2026-11-24T22:00:00.000+00:00"
@@ -133,3 +137,41 @@ def hostile() -> tuple[dict[str, Any], str]:
     result["explanation"]["settings"][0]["why"] = HOSTILE
     result["gpus"] = [{"name": HOSTILE, "uuid": HOSTILE, "memory_total_bytes": 1 << 30}]
     return result, f"model: {json.dumps(HOSTILE)}\ndata: {{train: {json.dumps(HOSTILE)}}}\n"
+
+
+def point(*args: Any, **more: Any) -> TrialParams:
+    return TrialParams.from_dict(params(*args, **more))
+
+
+def one(**more: Any) -> Run:
+    return make_run(sample(**more), CONFIG)
+
+
+class Page(HTMLParser):
+    """Elements, and text by what it stands in; scripts and styles apart."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.words, self.scripts, self._inside = [], [], [], None
+        self.attributes = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag in ("script", "style"):
+            self._inside = tag
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        self._inside = None if tag == self._inside else self._inside
+
+    def handle_data(self, data):
+        if self._inside:
+            self.scripts[-1] += data
+        else:
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())

@@ -6,6 +6,7 @@ Each folder is what `from_pretrained` needs: model, tokenizer, image processor, 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,11 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from train_fn.contract.job import DataSpec
+from train_fn.data import samples
+from train_fn.model.base import BaseModel
+
+WritePictures = Callable[..., DataSpec]
 FAMILIES = ("internvl", "qwen2_5_vl", "llava")
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -219,3 +225,7 @@ def data(folder: Path, count: int = 24) -> dict[str, str]:
         "validation": str(folder / "validation.jsonl"),
         "image": "image",
     }
+
+
+def load(base: BaseModel, spec: DataSpec) -> samples.SampleSets:
+    return samples.load(spec, base.tokenizer, base.positions, base.vision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import select
@@ -23,8 +24,6 @@ from train_fn.contract.job import JobSpec
 from train_fn.contract.trials import TrialParams, TrialResult, TrialSpec
 
 ROOT = Path(__file__).parents[2]
-FORKED = True
-"""Whether `play` forks its ranks; `tests/gpu` starts them afresh."""
 
 
 def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
@@ -51,7 +50,9 @@ def free_port() -> int:
 class RankGroup:
     """Processes of tests/program/rank_server.py, one per rank."""
 
-    def __init__(self, job: JobSpec, world_size: int, folder: Path, arguments: Sequence[str] = ()) -> None:
+    def __init__(
+        self, job: JobSpec, world_size: int, folder: Path, arguments: Sequence[str], forked: bool
+    ) -> None:
         port, self.folder = free_port(), folder
         self._pending = b""
         self.processes = []
@@ -59,7 +60,7 @@ class RankGroup:
             with (folder / f"rank{rank}.log").open("w") as log:
                 environment = rank_environment(rank, world_size, port)
                 command = ["-m", "tests.program.rank_server", "--device", "cpu", *arguments]
-                self.processes.append(_started(command, environment, log, piped=True))
+                self.processes.append(_started(forked, command, environment, log, piped=True))
             self._send(rank, dataclasses.asdict(job))
 
     @property
@@ -134,8 +135,10 @@ class RankGroup:
         pipe.flush()
 
 
-def _started(command: list[str], environment: dict[str, str], log: Any, piped: bool = False) -> Any:
-    if FORKED:
+def _started(
+    forked: bool, command: list[str], environment: dict[str, str], log: Any, piped: bool = False
+) -> Any:
+    if forked:
         return ForkedProcess(command, environment, log, piped=piped)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
     streams = pipes if piped else {"stdout": log, "stderr": subprocess.STDOUT}
@@ -161,21 +164,36 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="module")
+def libraries_frozen() -> Iterator[None]:
+    """As in a rank: probes and bases collect garbage, half a second each with all libraries in it."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture
 def environment_of_one() -> dict[str, str]:
     """The environment of a rank that is alone."""
     return rank_environment(0, 1, free_port())
 
 
+@pytest.fixture(scope="session")
+def forked() -> bool:
+    """Whether ranks are forked from a process with all imports done; `tests/gpu` starts them afresh."""
+    return True
+
+
 @pytest.fixture(scope="module")
-def start_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., RankGroup]]:
+def start_ranks(tmp_path_factory: pytest.TempPathFactory, forked: bool) -> Iterator[Callable[..., RankGroup]]:
     """`start_ranks(job, world_size=2, arguments=())`: a group that is ready for trials."""
     groups: list[RankGroup] = []
 
     def start(
         job: JobSpec, world_size: int = 2, arguments: Sequence[str] = (), ready: bool = True
     ) -> RankGroup:
-        groups.append(RankGroup(job, world_size, tmp_path_factory.mktemp("ranks"), arguments))
+        groups.append(RankGroup(job, world_size, tmp_path_factory.mktemp("ranks"), arguments, forked))
         return groups[-1].wait_until_ready() if ready else groups[-1]
 
     yield start
@@ -184,7 +202,7 @@ def start_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
 
 
 @pytest.fixture(scope="module")
-def play(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+def play(tmp_path_factory: pytest.TempPathFactory, forked: bool) -> Callable[..., Any]:
     """`play(name, job, world_size=1, **settings)`: in fresh processes; returns what rank 0 found."""
 
     def run(
@@ -202,6 +220,7 @@ def play(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
         with (folder / "log").open("w") as log:
             ranks = [
                 _started(
+                    forked,
                     ["-m", script, str(folder)],
                     {**rank_environment(rank, world_size, port), **(variables or {})},
                     log,

@@ -3,76 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
-from collections.abc import Callable, Coroutine
-from functools import wraps
-from typing import Any
 
 import pytest
 
 from cluster.lanes import mailbox as module
 from cluster.lanes.mailbox import CLOSED, IDLE, MailboxState
-from cluster.lanes.starts import Ending
-from train_fn.contract.trials import Status, TrialParams, TrialResult, TrialSpec
+from tests.support.mailboxes import (
+    LONG,
+    NEXT_TRIAL,
+    SOON,
+    TRIAL,
+    arrive,
+    failure,
+    on_event_loop,
+    ready,
+    worker,
+)
+from train_fn.contract.trials import Status, TrialResult
 
-POINT = TrialParams(
-    per_device_train_batch_size=1,
-    gradient_accumulation_steps=1,
-    precision="fp32",
-    gradient_checkpointing=False,
-)
-TRIAL, NEXT_TRIAL = (TrialSpec(number=number, params=POINT) for number in (0, 1))
 RESULT = TrialResult(status=Status.COMPLETE, samples_per_second=2.0)
-LONG, SOON = 10.0, 0.02
-KILLED = Ending(rank=1)
-VICTIM = Ending(rank=0, error="RuntimeError: connection closed")
-WRONG = Ending(rank=0, error="data.train: no such file", is_input_fault=True)
-DIED = (
-    "rank 1 died while measuring: killed by someone, or by the kernel because memory ran out (dmesg tells), "
-)
-DIED += "or it crashed"
 
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SETTLE_SECONDS", SOON)
-
-
-def on_event_loop(test: Callable[[MailboxState], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    """Run an async test with a mailbox of its own; what hangs fails after five seconds."""
-
-    @wraps(test)
-    def run() -> None:
-        async def limited() -> None:
-            await asyncio.wait_for(test(MailboxState()), 5.0)
-
-        asyncio.run(limited())
-
-    del run.__wrapped__  # or pytest would take the mailbox for a fixture
-    return run
-
-
-def failure(result: TrialResult | None) -> tuple[str, str]:
-    assert result is not None
-    return str(result.status), str(result.reason)
-
-
-def worker(pid: int = 1, world_size: int = 1, gpu: str | None = None) -> dict[str, Any]:
-    return {"world_size": world_size, "pid": pid, "node": "n", "gpu": gpu}
-
-
-async def arrive(mailbox: MailboxState, group: str, size: int = 1) -> None:
-    """All workers of a new group are there."""
-    await asyncio.gather(*(mailbox.arrive(group, rank, worker(world_size=size)) for rank in range(size)))
-
-
-async def ready(mailbox: MailboxState, group: str, size: int = 1) -> None:
-    """And wait for trials."""
-    await arrive(mailbox, group, size)
-    await mailbox.set_admitted()
-    for rank in range(size):
-        await mailbox.join(group, rank)
 
 
 @on_event_loop
@@ -293,120 +248,6 @@ async def test_closing_ends_the_group_at_once(mailbox: MailboxState) -> None:
     assert await mailbox.is_closed()
     await mailbox.put(TRIAL)
     assert await mailbox.take("a", SOON) == CLOSED
-
-
-starts = itertools.count()
-
-
-async def failed_start(mailbox: MailboxState, *endings: Ending) -> list[bool]:
-    """What each rank hears."""
-    await arrive(mailbox, f"start {next(starts)}", 2)
-    await mailbox.set_admitted()
-    return await asyncio.gather(*(mailbox.report_end(ending) for ending in endings))
-
-
-@on_event_loop
-async def test_two_starts_that_come_to_nothing_end_the_lane(mailbox: MailboxState) -> None:
-    await mailbox.put(TRIAL)
-    assert await failed_start(mailbox, VICTIM, KILLED) == [False, False]
-    assert await mailbox.never_started() is None
-    waiting = asyncio.create_task(mailbox.wait(LONG))
-    assert await failed_start(mailbox, VICTIM, KILLED) == [True, True]
-    assert await waiting is None  # at once
-    why = await mailbox.never_started()
-    assert why is not None
-    assert why.startswith("the workers could not start, 2 times in a row: rank 1 died while starting: killed")
-    assert await mailbox.is_closed()
-
-
-@on_event_loop
-async def test_a_fault_of_the_input_ends_the_lane_at_once(mailbox: MailboxState) -> None:
-    assert await failed_start(mailbox, WRONG) == [True]
-    assert await mailbox.never_started() == "the workers could not start: data.train: no such file"
-
-
-@on_event_loop
-async def test_a_group_that_was_ready_between_them_begins_the_count_anew(mailbox: MailboxState) -> None:
-    for group in "abc":
-        assert await failed_start(mailbox, KILLED) == [False]
-        await ready(mailbox, group)
-    assert await mailbox.never_started() is None
-
-
-@on_event_loop
-async def test_how_a_rank_died_in_a_trial_is_its_detail(mailbox: MailboxState) -> None:
-    await ready(mailbox, "old", size=2)
-    await mailbox.put(TRIAL)
-    await mailbox.take("old", SOON)
-    await mailbox.begin("old")
-    assert await asyncio.gather(mailbox.report_end(VICTIM), mailbox.report_end(KILLED)) == [False, False]
-    assert await failed_start(mailbox, VICTIM) == [False]  # which is another matter
-    await ready(mailbox, "new")
-    result = await mailbox.wait(SOON)
-    assert failure(result) == ("failed", "worker-died")
-    assert result is not None
-    assert result.detail == DIED
-
-
-@on_event_loop
-async def test_a_trial_whose_ranks_never_come_back_has_failed_all_the_same(mailbox: MailboxState) -> None:
-    await ready(mailbox, "old", size=2)
-    await mailbox.put(TRIAL)
-    await mailbox.take("old", SOON)
-    await mailbox.begin("old")
-    await mailbox.report_end(KILLED)
-    for _ in range(2):
-        await failed_start(mailbox, VICTIM)
-    result = await mailbox.wait(SOON)
-    assert result is not None
-    assert (str(result.reason), result.detail) == ("worker-died", DIED)
-    await mailbox.put(NEXT_TRIAL)
-    assert await mailbox.wait(LONG) is None
-    assert await mailbox.never_started() is not None
-
-
-@on_event_loop
-async def test_ray_knows_of_deaths_and_ranks_know_why_they_fail(mailbox: MailboxState) -> None:
-    await failed_start(mailbox, VICTIM)
-    assert list(await mailbox.silent([0, 1])) == [1], "the other has said it itself"
-    await arrive(mailbox, "again", 2)
-    assert list(await mailbox.silent([0, 1])) == [0, 1]
-    await mailbox.report_end(Ending(rank=1, ray_says=": the node ran low on memory"))
-    why = await mailbox.never_started()
-    assert why is not None
-    assert why.endswith("2 times in a row: rank 1 died while starting: the node ran low on memory")
-
-
-@on_event_loop
-async def test_a_start_is_given_up_with_what_each_rank_was_doing(mailbox: MailboxState) -> None:
-    limited = MailboxState(SOON)
-    await arrive(limited, "a", 2)
-    await asyncio.sleep(2 * SOON)
-    assert await limited.never_started() is None, "it waits for quiet GPUs, which may take any time"
-    await limited.set_admitted()
-    await limited.say("a", 0, "talking to the other ranks")
-    await limited.say("a", 1, "importing own:train")
-    assert await limited.never_started() is None
-    await asyncio.sleep(2 * SOON)
-    why = await limited.never_started()
-    assert why is not None
-    assert why.startswith(
-        "the workers could not start: rank 1 not ready after 0.02 s (cluster.start_timeout)"
-    )
-    assert why.endswith(": importing own:train, for 0 s already")
-    assert await limited.is_closed()
-    assert not await limited.close(), "nobody is ready, so nobody would end by itself"
-
-
-@on_event_loop
-async def test_a_worker_that_never_arrives_is_not_waited_for_for_ever(mailbox: MailboxState) -> None:
-    limited = MailboxState(SOON)
-    arriving = asyncio.create_task(limited.arrive("a", 0, worker(world_size=2)))
-    await asyncio.sleep(2 * SOON)
-    why = await limited.never_started()
-    assert why is not None
-    assert "not ready after 0.02 s (cluster.start_timeout): starting, for 0 s already" in why
-    arriving.cancel()
 
 
 @on_event_loop

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import socket
-
 import pytest
 
-from cluster.connection.nodes import accelerator_type_of, is_gone
 from cluster.lanes.room import lanes_on, lanes_with_room
 
 A100 = {"CPU": 8.0, "GPU": 4.0, "accelerator_type:A100": 1.0, "node:10.0.0.1": 1.0}
@@ -49,17 +46,3 @@ def test_lanes_fit_on_single_nodes_of_one_type(device, num_workers, kind, lanes)
 def test_there_is_room_for_the_lanes_there_are_and_in_what_others_leave(own, starting, free, lanes):
     assert lanes_with_room(2, own, starting, free, "cuda", 2) == lanes
     assert lanes_with_room(2, own, starting, {"CPU": free.get("GPU", 0.0)}, "cpu", 2) >= lanes
-
-
-def test_the_type_is_the_one_that_the_node_was_started_with():
-    assert [accelerator_type_of(node) for node in (A100, L4, HEAD)] == ["A100", "L4", None]
-
-
-def test_a_node_that_refuses_connectionsis_gone_before_ray_knows():
-    with socket.socket() as raylet:
-        raylet.bind(("127.0.0.1", 0))
-        raylet.listen()
-        node = {"Alive": True, "NodeManagerAddress": "127.0.0.1", "NodeManagerPort": raylet.getsockname()[1]}
-        assert not is_gone(node)
-        assert is_gone({**node, "Alive": False})
-    assert is_gone(node)

@@ -5,25 +5,16 @@ from __future__ import annotations
 import dataclasses
 import gc
 import random
-import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
 
 from tests.support.parts import TINY_LLAMA, VOCAB, Row, lone_worker, params, save_model
 from train_fn.contract import knobs
-from train_fn.contract.job import OptimizerSpec
 from train_fn.contract.trials import Knobs, Reason, Status, TrialResult, TrialSpec
-from train_fn.model.optimizers import allocate_state, make_optimizer
 from train_fn.session import run_trial
-from train_fn.trainers.prefetch import made_ahead
 from train_fn.trial.trial import Worker
-
-# What is allowed.
 
 
 @pytest.mark.parametrize("name", knobs.CHOICES)
@@ -53,69 +44,6 @@ def test_threads_are_a_count(threads: int) -> None:
 )
 def test_anything_else_is_not(name: str, value: Any, said: str) -> None:
     assert said in (knobs.problem_with(name, value) or "")
-
-
-# Micro-batches ahead.
-
-
-@pytest.mark.parametrize("threads", [0, 1, 3])
-def test_order_is_kept(threads: int) -> None:
-    def slow_square(n: int) -> int:
-        time.sleep(0.002 * (n % 3))
-        return n * n
-
-    assert list(made_ahead(slow_square, range(20), threads)) == [n * n for n in range(20)]
-
-
-def test_no_more_is_begun_than_twice_the_threads() -> None:
-    begun: list[int] = []
-    results = made_ahead(begun.append, range(100), 2)
-    for taken in range(1, 5):
-        next(results)
-        time.sleep(0.05)
-        assert len(begun) <= taken + 4
-    results.close()
-    assert len(begun) < 20
-
-
-def test_an_error_comes_out_in_its_place_and_threads_end() -> None:
-    results = made_ahead(lambda n: 1 // (2 - n), range(9), 2)
-    assert [next(results), next(results)] == [0, 1]
-    with pytest.raises(ZeroDivisionError):
-        next(results)
-    assert not [t for t in threading.enumerate() if t.name.startswith("collate")]
-
-
-# Optimizers.
-
-
-@pytest.mark.parametrize("name", knobs.CHOICES["optimizer"])
-def test_state_allocated_ahead_changes_no_step(name: str) -> None:
-    """And after it a step allocates none."""
-    spec = OptimizerSpec(learning_rate=0.1, weight_decay=0.1)
-    weights = [[nn.Parameter(torch.full((4, 3), 0.5)), nn.Parameter(torch.ones(5))] for _ in range(2)]
-    optimizers = [make_optimizer(name, w, spec) for w in weights]
-    for p in weights[1]:
-        p.grad = torch.zeros_like(p)
-    allocate_state(optimizers[1])
-    assert torch.equal(weights[1][0], torch.full((4, 3), 0.5))
-    allocated = _state_bytes(optimizers[1])
-    for p in (*weights[0], *weights[1]):
-        p.grad = torch.linspace(-1, 1, p.numel()).view_as(p)
-    for _ in range(3):
-        for optimizer in optimizers:
-            optimizer.step()
-    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
-    assert _state_bytes(optimizers[0]) == _state_bytes(optimizers[1]) == allocated
-    assert (allocated > 0) == (name != "sgd")
-
-
-def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    tensors = [t for state in optimizer.state.values() for t in state.values() if torch.is_tensor(t)]
-    return sum(t.nbytes for t in tensors)
-
-
-# Whole trials.
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from typing import Any
 
 import psutil
@@ -12,21 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.parts import CPU, MIB
+from tests.support.parts import MIB
 from train_fn.memory import cpu
 from train_fn.memory.cpu import CpuMemory, MachineFullError, OverBudgetError
 from train_fn.memory.out_of_memory import is_out_of_memory
-from train_fn.parallel.budget import agreed_memory, resolve_budget
-from train_fn.parallel.ranks import Ranks
 
-
-@pytest.fixture(autouse=True, scope="module")
-def libraries_frozen() -> Iterator[None]:
-    """As in a worker: each probe collects garbage, which takes half a second with all libraries in it."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("libraries_frozen")
 
 
 def touch(mib: float) -> torch.Tensor:
@@ -41,9 +31,6 @@ def opened(budget_mib: float, held_mib: float = 0) -> CpuMemory:
 
 def peak_mib(memory: CpuMemory) -> float:
     return memory.peak().allocated_bytes / MIB
-
-
-# What counts.
 
 
 def test_peaks_are_what_tensors_held() -> None:
@@ -144,9 +131,6 @@ def test_the_count_is_that_of_any_order_of_coming_and_going(sizes: list[int], da
     assert memory.peak().allocated_bytes == most
 
 
-# What is refused.
-
-
 def test_the_operation_that_goes_over_is_refused() -> None:
     memory, done = opened(64), []
 
@@ -244,65 +228,3 @@ def test_tensors_that_only_garbage_holds_are_collected() -> None:
     finally:
         gc.enable()
     assert peak_mib(memory) == 50
-
-
-# What an error says.
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-        MemoryError(),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: ..."),
-        RuntimeError("std::bad_alloc"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
-        torch.AcceleratorError("CUDA error: out of memory"),
-        RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB"),
-        torch.distributed.DistBackendError(
-            "NCCL error in: ProcessGroupNCCL.cpp:94, unhandled cuda error\nncclUnhandledCudaError: Call to "
-            "CUDA function failed.\nLast error:\nCuda failure 2 'out of memory'"
-        ),
-        RuntimeError("Last error:\nCuda failure 'out of memory'"),
-    ],
-)
-def test_out_of_memory_is_recognised(error: Exception) -> None:
-    assert is_out_of_memory(error)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        RuntimeError("mat1 and mat2 shapes cannot be multiplied (3x4 and 5x6)"),
-        RuntimeError("[enforce fail at embedding.cpp:12] index < size. "),
-        RuntimeError("Connection closed by peer"),
-        RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if ..."),
-        RuntimeError("could not create a primitive"),  # oneDNN: it has none for these shapes and types
-        RuntimeError("Cuda failure 700 'an illegal memory access was encountered'"),
-        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
-        ValueError("memory"),
-        KeyError("out of memory"),
-        KeyboardInterrupt(),
-    ],
-)
-def test_other_errors_are_none(error: BaseException) -> None:
-    assert not is_out_of_memory(error)
-
-
-# Budgets.
-
-
-def test_budgets() -> None:
-    machine = psutil.virtual_memory()
-    assert resolve_budget(123_456, CPU, 2) == 123_456
-    assert resolve_budget(0.5, CPU, 2) == pytest.approx(machine.total / 4, rel=1e-6)
-    assert resolve_budget(1.0, CPU, 1) == machine.total
-    free = resolve_budget(None, CPU, 2)
-    assert free == pytest.approx(machine.available * 0.45, rel=0.2)
-
-
-def test_the_cpu_has_its_memory() -> None:
-    memory = agreed_memory(1 << 30, CPU, Ranks(CPU))
-    assert isinstance(memory, CpuMemory)
-    assert memory.budget_bytes == 1 << 30

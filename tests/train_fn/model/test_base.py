@@ -15,6 +15,8 @@ from train_fn.contract.precisions import PRECISIONS, RECORDS
 from train_fn.data.demo.demo import demo
 from train_fn.model.base import NUMERICS, BaseModel, attached
 
+pytestmark = pytest.mark.usefixtures("libraries_frozen")
+
 CPU = torch.device("cpu")
 TOKENS = torch.arange(5, 25).reshape(2, 10)
 

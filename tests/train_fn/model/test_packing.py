@@ -15,6 +15,8 @@ from train_fn.model.loss import summed_loss
 from train_fn.model.packing import packed, packed_attention
 from train_fn.model.shortcuts import Shortcuts, find_shortcuts
 
+pytestmark = pytest.mark.usefixtures("libraries_frozen")
+
 VOCAB = 97
 LENGTHS = (9, 1, 14, 4)
 

@@ -10,19 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from tests.train_fn.memory.test_out_of_memory import CPU_MESSAGE, CUDA_MESSAGE
 from train_fn.contract.trials import Reason, Status
 from train_fn.memory.base import Memory, Peak
 from train_fn.memory.out_of_memory import requested_bytes
 from train_fn.parallel.attempts import Attempts, Failure, TrialStoppedError, one_line
 from train_fn.parallel.ranks import Ranks
-
-CPU_MESSAGE = (
-    "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: "
-    "you tried to allocate 4096000 bytes. Error code 12 (Cannot allocate memory)"
-)
-CUDA_MESSAGE = (
-    "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.11 GiB of which ..."
-)
 
 
 class Ledger(Memory):
@@ -76,21 +69,6 @@ def attempts(others: Failure | None = None, timeout_seconds: float = 60) -> Atte
 
 def fail(error: Exception) -> Any:
     raise error
-
-
-@pytest.mark.parametrize(
-    ("message", "expected"),
-    [
-        (CPU_MESSAGE, 4096000),
-        (CUDA_MESSAGE, int(2.5 * 2**30)),
-        ("CUDA out of memory. Tried to allocate 20.00 MiB.", 20 << 20),
-        ("Tried to allocate 512.00 KiB", 512 << 10),
-        ("std::bad_alloc", 0),
-        ("", 0),
-    ],
-)
-def test_requested_bytes(message: str, expected: int) -> None:
-    assert requested_bytes(message) == expected
 
 
 def test_one_line_leaves_out_where_in_pytorch_it_happened() -> None:

@@ -16,6 +16,8 @@ from train_fn.contract.trials import Reason, Status, TrialResult
 from train_fn.data.demo.demo import demo
 from train_fn.parallel.attempts import constraints
 
+pytestmark = pytest.mark.usefixtures("libraries_frozen")
+
 MIB = 1 << 20
 SMALL = JobSpec(global_batch_size=8, steps=3, warmup_steps=1, data=DataSpec(max_validation_samples=12))
 """The demo, in trials of about two seconds."""

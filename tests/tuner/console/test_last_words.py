@@ -8,9 +8,7 @@ import sys
 
 import pytest
 
-from train_fn.contract.trials import Reason
 from tuner.console.last_words import this_command
-from tuner.console.next_step import next_step
 
 PRINTS = """
 import sys
@@ -66,24 +64,6 @@ def test_the_command_is_the_one_of_this_process() -> None:
     code = "from tuner.console.last_words import this_command; print(this_command())"
     done = subprocess.run([sys.executable, "-X", "utf8", "-c", code], capture_output=True, text=True)
     assert done.stdout.startswith(f"{sys.executable} -X utf8 -c 'from tuner.console.last_words import")
-
-
-@pytest.mark.parametrize(
-    ("trials", "words"),
-    [
-        ([], "study.time_budget"),
-        ([{"reason": Reason.OOM}] * 2 + [{"reason": Reason.TIMEOUT}], "raise cluster.memory_budget"),
-        ([{"reason": Reason.DIVERGED}], "lower optimizer.learning_rate"),
-        ([{"reason": Reason.TIMEOUT}], "raise trial.timeout"),
-        ([{"reason": Reason.ERROR, "detail": "KeyError: 'x'\nmore"}], "trial says: KeyError: 'x'; tuner.log"),
-        ([{}], "tuner.log beside the results"),
-    ],
-)  # fmt: skip
-def test_what_to_try_where_nothing_is_feasible(trials, words) -> None:
-    step = next_step(trials)
-    assert step.startswith("Next: ")
-    assert words in step
-    assert "\n" not in step
 
 
 SIGNALS = """

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from tests.support.ftp_server import PASSWORD, serving
-from tuner.config.places import local_folder
 from tuner.results.files import load_result
 from tuner.results.output import Output, logged_to
 
@@ -134,11 +133,3 @@ def test_a_place_that_refuses_us(ftp) -> None:
     problem = Output(url.replace(PASSWORD, "wrong-password")).problem() or ""
     assert "can't be reached: 530" in problem
     assert "wrong-password" not in problem
-
-
-def test_local_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/someone")
-    assert local_folder("~/x") == Path("/home/someone/x")
-    assert local_folder("runs/x") == Path("runs/x")
-    assert local_folder("file:///srv/x") == Path("/srv/x")
-    assert local_folder("s3://bucket/x") is None
