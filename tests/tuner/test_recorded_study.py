@@ -88,7 +88,7 @@ def test_the_search_goes_on_and_measures_nothing_twice(url, sampler):
 
 def test_a_disturbed_trial_of_the_earlier_version_is_repeated(url):
     study = endings(url)
-    while study.open_points():
+    while study._state().open:
         study.tell(study.ask(), COMPLETE)
     assert study.ask().params == study.measured()[1].params
 

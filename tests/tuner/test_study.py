@@ -167,7 +167,7 @@ def test_failed_points_stay_closed(tmp_path):
     study = opened(tmp_path)
     spec = study.ask()
     study.tell(spec, FAILED)
-    assert spec.params not in opened(tmp_path).open_points()
+    assert spec.params not in opened(tmp_path)._state().open
 
 
 def test_an_interrupted_result_opens_its_point_again(tmp_path):

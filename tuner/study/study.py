@@ -35,7 +35,6 @@ from tuner.search.sampler import (
 )
 from tuner.search.step_limit import StepLimit
 from tuner.search.strategy import Step, next_step, spec_of
-from tuner.search.wide import WIDE, WideSearch
 from tuner.space.points import Measured, SearchState
 from tuner.study.compatibility import DIRECTIONS, check_fingerprint, stored_knobs, stored_precisions
 from tuner.study.endings import ending_of, with_finite_objectives
@@ -84,7 +83,6 @@ class TuningStudy:
         self._max_trials = max_trials
         self._global_batch_size = global_batch_size
         self._settings = settings
-        self._wide = WideSearch(settings) if settings and len(candidates) > WIDE else None
         self._step: tuple[SearchState, Step] | None = None
         self._asked: dict[int, optuna.Trial] = {}  # those in flight, by number
         self._times: dict[int, tuple[datetime | None, datetime | None]] = {}
@@ -149,17 +147,13 @@ class TuningStudy:
 
     def beliefs(self) -> Beliefs:
         """What the measurements say about the points that are not measured."""
-        if self._wide is not None:
-            return self._wide.beliefs(self._state())
-        settings = self._settings or ModelSettings()
-        return beliefs_of(self._state(), settings)
+        return beliefs_of(self._state(), self._settings or ModelSettings())
 
     def _next_step(self, state: SearchState) -> Step:
         """Asked for often while lanes wait; decided once for each state of the record."""
         assert self._settings is not None
         if self._step is None or self._step[0] is not state:
-            outlook = self._wide.outlook(state) if self._wide is not None else None
-            self._step = state, next_step(state, self._max_trials, self._settings, outlook)
+            self._step = state, next_step(state, self._max_trials, self._settings)
         return self._step[1]
 
     def _new_trial(self, point: TrialParams | None, state: SearchState) -> tuple[int, TrialParams]:
@@ -204,10 +198,6 @@ class TuningStudy:
     def times(self) -> dict[int, tuple[datetime | None, datetime | None]]:
         """When every trial was asked for and told, by number."""
         return dict(self._times)
-
-    def open_points(self) -> list[TrialParams]:
-        """Candidates that are neither measured, nor running, nor proven infeasible."""
-        return self._state().open
 
     def skipped(self) -> list[tuple[TrialParams, str]]:
         """Candidates that need no trial, each with the reason: a smaller batch ran out of memory."""
