@@ -146,7 +146,6 @@ class Search:
     def _sweep(self) -> None:
         """Start Ray where it does not run yet, and run trials until there is nothing left to do."""
         from cluster.connection.head import head_watched
-        from cluster.connection.names import name_submitted_job
         from cluster.connection.ray_session import connected, imported_meanwhile
         from tuner.driver.study_figures import Watch
 
@@ -163,7 +162,6 @@ class Search:
             from cluster.monitoring.trackers import make_loggers
 
             stack.enter_context(head_watched(self._leave))
-            name_submitted_job(name)
             source.record = stack.enter_context(Watch(name, self._record)).record
             stack.callback(source.flush)  # so that the last figures are those of all trials
             if self._study.measured():

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from train_fn.contract.faults import Fault, InputError
@@ -27,27 +27,21 @@ from tuner.search.ledger import Ledger
 from tuner.search.predictions import Beliefs
 from tuner.search.sampler import (
     CandidateSampler,
+    finished,
     make_sampler,
     params_of,
     result_of,
     samples_per_worker,
-    values_of,
 )
 from tuner.search.step_limit import StepLimit
 from tuner.search.strategy import Step, next_step, spec_of
-from tuner.search.wide import WIDE, WideSearch
 from tuner.space.points import Measured, SearchState
 from tuner.study.compatibility import DIRECTIONS, check_fingerprint, stored_knobs, stored_precisions
-from tuner.study.endings import ended_trial, with_finite_objectives
+from tuner.study.endings import ending_of, with_finite_objectives
 from tuner.study.generations import Generation, generation_for
 from tuner.study.identity import Identity
-from tuner.study.storage import (
-    Rescued,
-    StudyStorage,
-    open_storage,
-    parse_storage,
-    why_not_opened,
-)
+from tuner.study.optuna_view import LISTED_CONSTRAINTS
+from tuner.study.storage import PatientStorage, Rescued, open_storage, parse_storage, why_not_opened
 
 INTERRUPTED = TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED)
 
@@ -65,7 +59,7 @@ class TuningStudy:
     def __init__(
         self,
         study: optuna.Study,
-        storage: StudyStorage,
+        storage: PatientStorage,
         sampler: CandidateSampler,
         candidates: Sequence[TrialParams],
         max_trials: int,
@@ -80,18 +74,17 @@ class TuningStudy:
         """See `open_study`; `settings` are those of the `model` strategy, None where another one searches."""
         self.news = generation.news if generation else None
         self.compared_with = generation.compared_with if generation else None
-        self._study = study
+        self._study, self._name = study, str(study.study_name)
         self._storage = storage
-        self._sampler = sampler
+        self._sampler = study.sampler = sampler
         self._study_id = storage.get_study_id_from_name(study.study_name)
         self._candidates = list(candidates)
         self._samples_per_worker = samples_per_worker(candidates)
         self._max_trials = max_trials
         self._global_batch_size = global_batch_size
         self._settings = settings
-        self._wide = WideSearch(settings) if settings and len(candidates) > WIDE else None
         self._step: tuple[SearchState, Step] | None = None
-        self._asked: dict[int, int] = {}  # the trials' ids in the storage, by number
+        self._asked: dict[int, optuna.Trial] = {}  # those in flight, by number
         self._times: dict[int, tuple[datetime | None, datetime | None]] = {}
         self._settle_orphans(rescued or {})
         self._ledger = self._read(Ledger(self._candidates, skip_proven, repeat_disturbed, limit))
@@ -99,7 +92,7 @@ class TuningStudy:
     @property
     def name(self) -> str:
         """The study's name."""
-        return str(self._study.study_name)
+        return self._name
 
     @property
     def candidates(self) -> list[TrialParams]:
@@ -154,41 +147,31 @@ class TuningStudy:
 
     def beliefs(self) -> Beliefs:
         """What the measurements say about the points that are not measured."""
-        if self._wide is not None:
-            return self._wide.beliefs(self._state())
-        settings = self._settings or ModelSettings()
-        return beliefs_of(self._state(), settings)
+        return beliefs_of(self._state(), self._settings or ModelSettings())
 
     def _next_step(self, state: SearchState) -> Step:
         """What to do next, decided once for each state of the record: lanes that wait ask often."""
         assert self._settings is not None
         if self._step is None or self._step[0] is not state:
-            outlook = self._wide.outlook(state) if self._wide is not None else None
-            self._step = state, next_step(state, self._max_trials, self._settings, outlook)
+            self._step = state, next_step(state, self._max_trials, self._settings)
         return self._step[1]
 
     def _new_trial(self, point: TrialParams | None, state: SearchState) -> tuple[int, TrialParams]:
         """A running trial in the record, of this point or of the one that the sampler chooses."""
-        if point is None:
-            # A study of its own: Optuna goes on with the trials that it has read until *it* is asked for one.
-            fresh = optuna.load_study(study_name=self.name, storage=self._storage)
-            point = self._sampler.propose(fresh, state)
-        attributes = {
-            "gradient_accumulation_steps": point.gradient_accumulation_steps,
-            "global_batch_size": self._global_batch_size,
-            "setting": str(point),
-        }
-        trial = optuna.trial.create_trial(
-            state=TrialState.RUNNING,
-            params=values_of(point),
-            distributions=self._sampler.distributions,
-            user_attrs=attributes,
-        )
-        trial_id, number = self._storage.begin_trial(self._study_id, trial)
-        self._asked[number] = trial_id
-        self._times[number] = trial.datetime_start, None
-        self._ledger.start(number, point)
-        return number, point
+        self._sampler.plan(state, point)
+        insist = self._storage.insist
+        trial = insist(self._study.ask)
+        for name, dimension in self._sampler.distributions.items():
+            insist(trial.suggest_categorical, name, dimension.choices)
+        point = params_of(trial.params, self._samples_per_worker)
+        assert point is not None
+        insist(trial.set_user_attr, "gradient_accumulation_steps", point.gradient_accumulation_steps)
+        insist(trial.set_user_attr, "global_batch_size", self._global_batch_size)
+        insist(trial.set_user_attr, "setting", str(point))
+        self._asked[trial.number] = trial
+        self._times[trial.number] = trial.datetime_start, None
+        self._ledger.start(trial.number, point)
+        return trial.number, point
 
     def tell(self, spec: TrialSpec, result: TrialResult) -> None:
         """Record what came of a trial; telling a finished one again changes nothing.
@@ -196,17 +179,16 @@ class TuningStudy:
         Raises:
             StorageLostError: The storage did not take it; it may be told again.
         """
-        trial_id = self._asked.get(spec.number)
-        if trial_id is None:
+        trial = self._asked.get(spec.number)
+        if trial is None:
             if spec.number in self._times:
                 return
             raise ValueError(f"trial {spec.number} was not asked for in this run")
         # As the storage gives it back, so that a resumed study is the same to the last type.
         result = TrialResult.from_dict(dataclasses.asdict(with_finite_objectives(result)))
-        ended = ended_trial(result)
-        self._storage.end_trial(trial_id, ended)
+        ended = self._end(trial, result)
         del self._asked[spec.number]
-        self._times[spec.number] = self._times[spec.number][0], ended.datetime_complete
+        self._times[spec.number] = ended.datetime_start, ended.datetime_complete
         self._ledger.finish(spec.number, spec.params, result)
 
     def measured(self) -> list[Measured]:
@@ -216,10 +198,6 @@ class TuningStudy:
     def times(self) -> dict[int, tuple[datetime | None, datetime | None]]:
         """When every trial was asked for and told, by number."""
         return dict(self._times)
-
-    def open_points(self) -> list[TrialParams]:
-        """Candidates that are neither measured, nor running, nor proven infeasible."""
-        return self._state().open
 
     def skipped(self) -> list[tuple[TrialParams, str]]:
         """Candidates that need no trial, each with the reason: a smaller batch ran out of memory."""
@@ -250,11 +228,10 @@ class TuningStudy:
 
     def _read(self, ledger: Ledger) -> Ledger:
         """What the storage holds; every later change is this driver's own."""
-        for trial in self._study.get_trials(deepcopy=False):
-            self._times[trial.number] = trial.datetime_start, trial.datetime_complete
-            params, result = params_of(trial.params, self._samples_per_worker), result_of(trial)
-            if params is not None and result is not None and trial.state.is_finished():
-                ledger.finish(trial.number, params, result)
+        trials = self._study.get_trials(deepcopy=False)
+        self._times = {trial.number: (trial.datetime_start, trial.datetime_complete) for trial in trials}
+        for number, params, result in finished(trials, self._samples_per_worker):
+            ledger.finish(number, params, result)
         return ledger
 
     def _settle_orphans(self, rescued: Rescued) -> None:
@@ -264,7 +241,25 @@ class TuningStudy:
             if result is None:
                 params = params_of(trial.params, self._samples_per_worker)
                 result = rescued.get((trial.number, str(params)), INTERRUPTED)
-            self._storage.end_trial(trial._trial_id, ended_trial(result))
+            self._end(optuna.Trial(self._study, self._id_of(trial.number)), result)
+
+    def _id_of(self, number: int) -> int:
+        return int(self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number))
+
+    def _end(self, trial: optuna.Trial, result: TrialResult) -> FrozenTrial:
+        """Give a running trial all that came of it; as often as need be, a finished one stays as it is."""
+        insist, ending = self._storage.insist, ending_of(result)
+        insist(self._constrain, trial, ending.constraints)
+        for key, value in ending.attributes.items():
+            insist(trial.set_user_attr, key, value)
+        return insist(self._study.tell, trial, ending.values, ending.state, skip_if_finished=True)
+
+    def _constrain(self, trial: optuna.Trial, constraints: Mapping[str, float]) -> None:
+        if constraints:
+            listed = [value for _, value in sorted(constraints.items())]
+            self._storage.set_trial_system_attr(self._id_of(trial.number), LISTED_CONSTRAINTS, listed)
+        for name in constraints.keys() - trial.constraints.keys():
+            trial.set_constraint(name, constraints[name])
 
 
 def open_study(
@@ -321,7 +316,7 @@ def open_study(
         check_fingerprint(study, fingerprint)
         precisions = stored_precisions(study, candidates)
         knobs = stored_knobs(study, candidates)
-        sampler = make_sampler(sampler_name, candidates, seed, precisions, knobs, settings, skip_proven)
+        sampler = make_sampler(sampler_name, candidates, seed, precisions, knobs)
         if study.metric_names is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -222,7 +222,7 @@ def test_points_of_lost_trials_are_open_again_for_the_next_run(tmp_path: Path) -
     again = Run(opened(tmp_path))
     assert again.source.broken is None
     assert again.source.has_work()
-    assert {spec.params for spec in lost} <= set(again.study.open_points())
+    assert {spec.params for spec in lost} <= set(again.study._state().open)
     assert [m.params for m in again.study.measured()] == [kept.params]
     while again.source.has_work():
         again.one(COMPLETE)
@@ -252,7 +252,7 @@ def test_what_is_in_flight_at_the_end_is_marked_as_interrupted(tmp_path: Path) -
     assert [t.state.name for t in trials] == ["COMPLETE", "FAIL", "FAIL"]
     assert [t.user_attrs.get("reason") for t in trials] == [None, "interrupted", "interrupted"]
     assert [m.params for m in run.study.measured()] == [done.params]
-    assert lost.params in run.study.open_points()
+    assert lost.params in run.study._state().open
     assert not run.study.is_finished
 
 
@@ -349,7 +349,7 @@ def test_a_lane_that_never_began_closes_no_point(tmp_path: Path) -> None:
     assert run.study.measured() == []
     run.one(in_vain)
     assert run.source.broken == waited
-    assert run.study.open_points() == POINTS
+    assert run.study._state().open == POINTS
 
 
 def test_a_point_whose_lane_breaks_under_it_every_time_is_left_for_later(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_trials_in_flight_at_the_end_are_settled_by_the_next_run_where_the_stora
     assert time.monotonic() - started < 20
     other.close()
     again = opened(tmp_path)
-    assert (again.measured(), spec.params in again.open_points()) == ([], True)
+    assert (again.measured(), spec.params in again._state().open) == ([], True)
 
 
 def test_an_interrupt_ends_the_wait(tmp_path, monkeypatch):
@@ -153,7 +153,7 @@ def test_a_result_that_was_kept_is_told_to_the_study_it_belongs_to(tmp_path):
 
     again = opened(tmp_path, rescued=kept(tmp_path))
     assert [(m.number, m.result) for m in again.measured()] == [(0, COMPLETE), (1, COMPLETE)]
-    assert specs[2].params in again.open_points()
+    assert specs[2].params in again._state().open
     drop_kept(tmp_path)
     assert kept(tmp_path) == {}
 
