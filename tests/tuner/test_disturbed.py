@@ -6,6 +6,7 @@ import io
 
 import pytest
 
+from tests.support.plans import open_study
 from train_fn.contract.trials import MEASURED, Reason, Status, TrialResult
 from tuner.console.final_table import print_table
 from tuner.recommendation.recommend import pareto_front, recommend
@@ -14,7 +15,6 @@ from tuner.search.expected_gain import ModelSettings, beliefs_of
 from tuner.search.strategy import next_step
 from tuner.space.points import Measured, SearchState, candidates
 from tuner.space.repeats import MAX_REPEATS, count_repeats, counting, to_repeat
-from tuner.study.study import open_study
 
 POINTS = candidates(16, 2, ("fp32",), (False,))
 A, B, C, D = POINTS
@@ -208,15 +208,7 @@ def test_the_recommended_point_is_confirmed_in_full_although_it_was_repeated():
 def test_files_and_table_say_what_disturbed_a_trial(opened, tmp_path):
     study = opened()
     played(study, lambda point, time: result(5.0 + point.per_device_train_batch_size, disturbed=point == D))
-    written = write_results(
-        tmp_path,
-        study,
-        global_batch_size=16,
-        num_workers=2,
-        device="cpu",
-        loss_tolerance=0.01,
-        wall_seconds=1.0,
-    )
+    written = write_results(tmp_path, study, wall_seconds=1.0)
     assert [t["disturbed"] for t in written["trials"]] == [[], [], [], LOUD, LOUD, LOUD]
     rows = list(csv.DictReader((tmp_path / "trials.csv").open()))
     assert [row["disturbed"] for row in rows] == ["", "", "", *LOUD * 3]

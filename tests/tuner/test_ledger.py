@@ -7,10 +7,10 @@ import random
 import optuna
 import pytest
 
+from tests.support.plans import open_study
 from train_fn.contract.trials import MemoryPoint, Reason, Status, TrialResult
 from tuner.search.sampler import search_state
 from tuner.space.points import candidates
-from tuner.study.study import open_study
 
 POINTS = candidates(32, 2, ("fp32", "bf16"), (False, True), None, {"queue": [1, 2]})
 ENDINGS = [

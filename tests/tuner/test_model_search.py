@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from tests.support.plans import open_study
 from train_fn.contract.trials import MEASURED, Knobs, MemoryPoint, TrialResult
 from tuner.recommendation.recommend import recommend
 from tuner.search.expected_gain import ModelSettings, after_trials
@@ -14,7 +15,6 @@ from tuner.search.predictions import Beliefs
 from tuner.search.strategy import next_step, spec_of
 from tuner.space.points import Measured, candidates, is_out_of_memory, setting_of
 from tuner.space.proofs import Proofs
-from tuner.study.study import open_study
 
 POINTS = candidates(48, 2, ("fp32", "bf16"), (False, True))
 SETTINGS = ModelSettings(device="cuda")

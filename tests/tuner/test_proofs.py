@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.plans import open_study
 from train_fn.contract.trials import BASE_ALONE, MEASURED, MemoryPoint, TrialResult
 from tuner.recommendation.recommend import pareto_front, recommend
 from tuner.search.expected_gain import ModelSettings
@@ -13,7 +14,6 @@ from tuner.search.ledger import Ledger
 from tuner.search.predictions import Beliefs
 from tuner.space.points import Measured, candidates
 from tuner.space.proofs import Proofs, current_budget
-from tuner.study.study import open_study
 
 POINTS = candidates(16, 2, ("bf16", "fp32"), (False, True))
 FP32, CHECKPOINTED, BF16 = POINTS[:4], POINTS[4:8], POINTS[8:12]

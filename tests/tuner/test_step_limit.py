@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.plans import open_study
 from train_fn.contract.trials import MEASURED, TrialResult
 from tuner.recommendation.recommend import recommend
 from tuner.search.expected_gain import ModelSettings
@@ -21,7 +22,6 @@ from tuner.search.step_limit import (
     steps_that_fit,
 )
 from tuner.space.points import Measured, candidates
-from tuner.study.study import open_study
 
 LIMIT = StepLimit(steps=20, warmup_steps=2, timeout_seconds=600.0)
 POINTS = candidates(16, 2, ("fp32",), (False, True))

@@ -14,6 +14,7 @@ from arbitrary import POINTS, results, studies
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.plans import open_study
 from train_fn.contract.trials import TrialResult
 from tuner.console.final_table import print_table
 from tuner.console.why_not_another import summary
@@ -40,7 +41,7 @@ from tuner.search.strategy import next_step, spec_of
 from tuner.space.in_words import outcome
 from tuner.space.interval import measured_speed
 from tuner.space.points import Measured, SearchState, setting_of
-from tuner.study.study import TuningStudy, open_study
+from tuner.study.study import TuningStudy
 
 TOLERANCE = 0.01
 anything = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -240,16 +241,7 @@ def test_a_study_goes_on_and_opens_again_whatever_its_trials_tell(tmp_path_facto
         return open_study("s", url, POINTS, sampler, 0, 9, batch, ModelSettings(device="cpu"))
 
     def write(study: TuningStudy) -> dict:
-        return write_results(
-            folder,
-            study,
-            global_batch_size=16,
-            num_workers=2,
-            device="cpu",
-            loss_tolerance=TOLERANCE,
-            wall_seconds=1.0,
-            predictions=study.beliefs(),
-        )
+        return write_results(folder, study, wall_seconds=1.0)
 
     study = opened()
     for result in told:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
+from tests.support.plans import open_study
 from train_fn.contract.trials import MemoryPoint, Reason, Status, TrialResult, TrialSpec
 from tuner.search.expected_gain import ModelSettings, Outlook
 from tuner.search.wide import WIDE, WideSearch
 from tuner.space.points import Measured, SearchState, candidates
-from tuner.study.study import open_study
 
 POINTS = candidates(5040, 2, ("fp32", "bf16"), (False, True), None, {"queue": [0, 1, 2]})
 SETTINGS = ModelSettings(stop_within=0.02)

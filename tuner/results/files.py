@@ -11,7 +11,6 @@ import csv
 import functools
 import io
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
@@ -33,61 +32,41 @@ PACKAGES = ("ray", "torch", "transformers", "peft", "accelerate", "datasets", "o
 OPTIONAL_PACKAGES = ("bitsandbytes", "lora-batch-tuner")
 
 
-def write_results(
-    output: Output | Path | str,
-    study: TuningStudy,
-    *,
-    global_batch_size: int,
-    num_workers: int,
-    device: str,
-    loss_tolerance: float,
-    wall_seconds: float,
-    headroom: float = 0.0,
-    predictions: Predictions | None = None,
-    gpus: Sequence[Any] = (),
-) -> dict[str, Any]:
+def write_results(output: Output | Path | str, study: TuningStudy, wall_seconds: float) -> dict[str, Any]:
     """Write both files and return what `result.json` holds.
 
     Args:
         output: Where; a folder is made where it does not exist. What can't be written is left to
             `Output.failure`: nothing is lost, it stands in the study.
         study: The record.
-        global_batch_size: Samples per optimizer step over all workers.
-        num_workers: Data-parallel ranks.
-        device: `cpu` or `cuda`.
-        loss_tolerance: `search.loss_tolerance`.
         wall_seconds: How long the search took.
-        headroom: `search.memory_headroom`.
-        predictions: What the search believes about points that it has not measured.
-        gpus: Those that lanes can run on, as records.
     """
-    trials, times = study.measured(), study.times()
-    recommendation = recommend(trials, loss_tolerance)
-    number = recommendation.number
+    plan, config, predictions = study.plan, study.plan.config, study.beliefs()
+    trials, times, tolerance = study.measured(), study.times(), config.search.loss_tolerance
+    recommendation = recommend(trials, tolerance)
+    number, headroom = recommendation.number, config.search.memory_headroom
     explanation = (
-        None
-        if number is None
-        else explain(trials, study.candidates, number, loss_tolerance, predictions, headroom)
+        None if number is None else explain(trials, plan.points, number, tolerance, predictions, headroom)
     )
     result = jsonable(
         {
             "study": study.name,
-            "global_batch_size": global_batch_size,
-            "num_workers": num_workers,
-            "device": device,
+            "global_batch_size": config.global_batch_size,
+            "num_workers": config.num_workers,
+            "device": plan.device,
             "trials": [_trial(t, times) for t in trials],
             "skipped": [{"params": p, "why": why} for p, why in study.skipped()],
-            "pareto_front": pareto_front(trials, loss_tolerance),
+            "pareto_front": pareto_front(trials, tolerance),
             "recommended": number,
             "why": recommendation.why,
             "explanation": explanation,
-            "candidates": [_candidate(p, predictions) for p in study.candidates],
+            "candidates": [_candidate(p, predictions) for p in plan.points],
             "stopped": study.stopped,
             "finished": study.is_finished,
             "compared_with": study.compared_with,
             "wall_seconds": wall_seconds,
             "written_at": _utc(datetime.now()),
-            "gpus": gpus,
+            "gpus": plan.gpus,
             "versions": versions(),
         }
     )
@@ -151,12 +130,12 @@ def _utc(local: datetime | None) -> str | None:
     return None if local is None else local.astimezone(UTC).isoformat(timespec="milliseconds")
 
 
-def _candidate(point: TrialParams, predictions: Predictions | None) -> dict[str, Any]:
+def _candidate(point: TrialParams, predictions: Predictions) -> dict[str, Any]:
     """A point of the search with what is believed of it, whether it was measured or not."""
     return {
         "params": point,
-        "predicted_samples_per_second": predictions.samples_per_second(point) if predictions else None,
-        "predicted_memory_bytes": predictions.memory(point) if predictions else None,
+        "predicted_samples_per_second": predictions.samples_per_second(point),
+        "predicted_memory_bytes": predictions.memory(point),
     }
 
 
