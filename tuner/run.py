@@ -16,7 +16,7 @@ import contextlib
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from train_fn.contract.faults import InputError
 from train_fn.contract.redaction import know_url, redact_url, redacted_output
@@ -26,8 +26,8 @@ from tuner.driver.command_line import Options, load
 from tuner.study import interrupts
 
 if TYPE_CHECKING:
+    from tuner.results.findings import Findings
     from tuner.results.output import Output
-    from tuner.study.plan import Plan
     from tuner.trainers.read.present import Present
 
 log = logging.getLogger("tuner")
@@ -114,39 +114,32 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
         if options.present:
             say("\n".join(options.present.lines()), sys.stdout)
         search = Search(study, output, rescue_dir)
-        return _outcome(plan, search.run(lease), search.broken, output, options.present)
+        return _outcome(search.run(lease), search.broken, output, options.present)
 
 
-def _outcome(
-    plan: Plan,
-    result: dict[str, Any],
-    broken: str | None,
-    output: Output,
-    present: Present | None,
-) -> int:
+def _outcome(found: Findings, broken: str | None, output: Output, present: Present | None) -> int:
     """Say how the run ended, and what to do next; returns the exit code."""
     from tuner.console.next_step import next_step
 
-    code = EXIT_OK
+    code, judged = EXIT_OK, found.judged
     again = f"The same command goes on from here:\n  {this_command()}"
     if interrupts.INTERRUPTED.is_set():
         code = EXIT_INTERRUPTED
         log.info("interrupted")
-        say(f"Interrupted. {len(result['trials'])} finished trials are kept in {output}. {again}")
+        say(f"Interrupted. {len(judged.trials)} finished trials are kept in {output}. {again}")
     elif broken:
         code = EXIT_ERROR
         say(f"The search ended early: {broken}. {again}")
-    elif result["recommended"] is None:
+    elif judged.number is None:
         code = EXIT_INFEASIBLE
-        say(f"{result['why']}\n{next_step(result['trials'])}")
+        say(f"{judged.why}\n{next_step(judged.trials)}")
     else:
         say(f"Results: {output} (to look at: report.html)", sys.stdout)
         say(f"For your trainer: python -m tuner.export {output} --format ms-swift|axolotl|...", sys.stdout)
         if present:
-            advice = present.advice(result["trials"], result["recommended"])
-            say("\n" + "\n".join(advice), sys.stdout)
+            say("\n" + "\n".join(present.advice(judged.trials, judged.number)), sys.stdout)
     if output.failure:
-        study_at = redact_url(plan.storage)
+        study_at = redact_url(found.plan.storage)
         say(f"{output} can't be written: {output.failure}; all is kept in {study_at}.")
         return code or EXIT_ERROR
     return code

@@ -38,6 +38,7 @@ from train_fn.contract.trials import MemoryPoint, Reason, Status, TrialParams, T
 from tuner.console.progress import Progress
 from tuner.driver.trial_source import StudySource
 from tuner.results.files import write_results
+from tuner.results.findings import findings_of
 from tuner.search.expected_gain import ModelSettings
 from tuner.space.points import candidates
 
@@ -165,7 +166,7 @@ def run(lanes: int, trials: int, seconds: float, sampler: str, folder: Path) -> 
 
     def record() -> None:
         started = time.perf_counter()
-        write_results(folder, study, wall_seconds=0.0)
+        write_results(folder, findings_of(study, 0.0))
         source.spent["files"] += time.perf_counter() - started
 
     with open(os.devnull, "w") as nowhere:

@@ -14,7 +14,10 @@ from train_fn.contract.trials import Knobs, Status, TrialParams, TrialResult
 from tuner.console.final_table import print_table
 from tuner.console.progress import Progress
 from tuner.console.without_start import print_faults, print_plan
+from tuner.recommendation.explain import explain
+from tuner.recommendation.recommend import Judged
 from tuner.space.in_words import outcome, training_arguments
+from tuner.space.points import Measured
 
 ESCAPE = "\x1b"
 
@@ -207,8 +210,8 @@ def test_knobs_have_a_column_and_reach_the_block_to_paste():
 
 
 def test_the_explanation_and_the_end_of_the_search_are_told():
-    memory = {"params": dataclasses.asdict(point(4)), "why": "[measured] 207 MiB"}
-    explanation = {**memory, "next_larger": None, "batches": [], "settings": []}
+    explanation = explain(Judged([Measured(0, point(4), complete())], 0.01), [point(4)])
+    explanation = dataclasses.replace(explanation, why="[measured] 207 MiB")
     out = io.StringIO()
     stopped = "Stopped after 7 of 28: every other point is predicted at least 9% slower."
     print_table(RESULTS, [0], 0, "why", explanation=explanation, stopped=stopped, stream=out)

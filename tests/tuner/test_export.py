@@ -26,6 +26,7 @@ from tuner import export
 from tuner.config.resolve import resolve, to_yaml
 from tuner.config.schema import Config
 from tuner.results.files import write_results
+from tuner.results.findings import findings_of
 from tuner.space.points import candidates
 from tuner.trainers.write import accelerate, axolotl, hf, llamafactory, ms_swift
 from tuner.trainers.write.registry import FORMATS
@@ -69,7 +70,7 @@ def write_run(tmp_path_factory: pytest.TempPathFactory):
             study.tell(study.ask(), result)
         folder.mkdir()
         (folder / "config.yaml").write_text(to_yaml(resolved))
-        write_results(folder, study, wall_seconds=1.0)
+        write_results(folder, findings_of(study, 1.0))
         study.close()
         return folder
 

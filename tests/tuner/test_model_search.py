@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.plans import open_study
 from train_fn.contract.trials import MEASURED, Knobs, MemoryPoint, TrialResult
-from tuner.recommendation.recommend import recommend
+from tuner.recommendation.recommend import Judged
 from tuner.search.expected_gain import ModelSettings, after_trials
 from tuner.search.ledger import Ledger
 from tuner.search.predictions import Beliefs
@@ -110,7 +110,7 @@ def best(points=POINTS, budget=BUDGET):
 
 
 def chosen(measured):
-    number = recommend(measured, 0.01).number
+    number = Judged(measured, 0.01).number
     return next(m for m in measured if m.number == number)
 
 

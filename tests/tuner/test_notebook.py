@@ -15,6 +15,7 @@ import tuner
 from tests.support.plans import open_study
 from train_fn.contract.trials import Status, TrialParams, TrialResult
 from tuner.results.files import write_results
+from tuner.results.findings import findings_of
 from tuner.space.points import candidates
 
 COMPLETE = TrialResult(
@@ -42,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fast = replace(COMPLETE, samples_per_second=9.5, samples_per_second_ci95=[9.4, 9.6])
     for result in (COMPLETE, fast, OOM):
         study.tell(study.ask(), result)
-    write_results(folder, study, wall_seconds=62.0)
+    write_results(folder, findings_of(study, 62.0))
     study.close()
     return folder
 

@@ -11,6 +11,7 @@ from cluster.node.nvml import Gpu
 from tests.support.plans import open_study
 from train_fn.contract.trials import TrialResult
 from tuner.results.files import load_result, write_results
+from tuner.results.findings import findings_of
 from tuner.search.expected_gain import ModelSettings
 from tuner.space.interval import Prediction
 from tuner.space.points import candidates
@@ -55,7 +56,7 @@ def study(tmp_path):
 
 
 def write(folder, study):
-    return write_results(folder, study, wall_seconds=12.5)
+    return write_results(folder, findings_of(study, 12.5))
 
 
 def no_constant(name):

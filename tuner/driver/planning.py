@@ -9,7 +9,7 @@ from train_fn.contract.faults import InputError
 from tuner.config.resolve import fingerprint, resolve
 from tuner.config.schema import Config
 from tuner.driver import places, preflight
-from tuner.results.files import versions
+from tuner.results.findings import versions
 from tuner.search.expected_gain import ModelSettings
 from tuner.search.step_limit import StepLimit
 from tuner.space.points import candidates

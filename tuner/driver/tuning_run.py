@@ -16,6 +16,7 @@ from tuner.console.last_words import outlived, say, this_command
 from tuner.study import interrupts
 
 if TYPE_CHECKING:
+    from tuner.results.findings import Findings
     from tuner.results.output import Output
     from tuner.study.lease import Lease
     from tuner.study.study import TuningStudy
@@ -53,14 +54,15 @@ class Search:
         """Why the search could not go on, or None."""
         return self._source.broken
 
-    def run(self, lease: Lease) -> dict[str, Any]:
-        """Search; returns what `result.json` holds.
+    def run(self, lease: Lease) -> Findings:
+        """Search; returns what was found.
 
         Args:
             lease: On the study; another run may take it over when this one hangs.
         """
         from tuner.console.final_table import print_table
         from tuner.results.files import set_aside
+        from tuner.results.findings import as_json
 
         self._study.be_patient(self._plan.config.study.storage_timeout, self._progress.note)
         lease.on_lost = partial(self._source.give_up, "another run has taken over the study")
@@ -71,19 +73,20 @@ class Search:
             self._sweep()
         interrupts.finish()
         self._source.settle()
-        result = self._record()
-        self._report.finish(result)
+        found = self._record()
+        self._report.finish(as_json(found))
+        judged, explanation, stopped = found.judged, found.explanation, found.stopped
         with outlived():
             print_table(
-                self._study.measured(),
-                result["pareto_front"],
-                result["recommended"],
-                result["why"],
-                explanation=result["explanation"],
-                stopped=result["stopped"],
+                judged.trials,
+                judged.pareto_front,
+                judged.number,
+                judged.why,
+                explanation=explanation,
+                stopped=stopped,
             )
-        self._say_if_time_is_up(result)
-        return result
+        self._say_if_time_is_up(found)
+        return found
 
     def _say_first(self) -> None:
         from cluster.jobs import working_dir_is_copy
@@ -107,20 +110,21 @@ class Search:
         self._source.deadline, self._source.overrun_seconds = self._started + budget, overrun_seconds(budget)
         return self._source.deadline + self._source.overrun_seconds - time.monotonic()
 
-    def _say_if_time_is_up(self, result: dict[str, Any]) -> None:
+    def _say_if_time_is_up(self, found: Findings) -> None:
         from tuner.config.values import human_seconds
 
         budget = self._plan.config.study.time_budget
-        if budget is not None and self._source.is_time_up() and not result["finished"]:
+        if budget is not None and self._source.is_time_up() and not found.is_finished:
             spent = f"The time budget of {human_seconds(budget)} is spent."
             say(f"{spent} The same command goes on from here.", sys.stdout)
 
-    def _record(self) -> dict[str, Any]:
+    def _record(self) -> Findings:
         from tuner.results.files import write_results
+        from tuner.results.findings import findings_of
 
-        result = write_results(self._output, self._study, time.monotonic() - self._started)
-        self._report.update(result)
-        return result
+        found = findings_of(self._study, time.monotonic() - self._started)
+        self._report.update(write_results(self._output, found))
+        return found
 
     def _sweep(self) -> None:
         """Start Ray where it does not run yet, and run trials until there is nothing left to do."""

@@ -212,16 +212,19 @@ def _need_of_base(result: TrialResult) -> Need:
     return Need(0, least, None, RAN, ran_out=True, detail=result.detail)
 
 
-def not_disproved(trials: Sequence[Measured]) -> list[Measured]:
+def not_disproved(trials: Sequence[Measured], proofs: Proofs, now_bytes: int | None) -> list[Measured]:
     """The trials without those of points that have since proved not to run, in their order.
 
     A trial that ended early is not told of its point any more once one that went on ran out of memory in the
     same budget, or diverged. As far as there are others, points that do not fit in the present budget are
     left out as well.
+
+    Args:
+        trials: Finished ones, by number.
+        proofs: What they prove.
+        now_bytes: The present budget.
     """
-    proofs = Proofs((t.params, t.result) for t in trials)
     diverged = {t.params: t.number for t in trials if t.result.reason == Reason.DIVERGED}
-    now = current_budget([t.result for t in trials])
 
     def is_possible(trial: Measured) -> bool:
         if trial.result.status == Status.INFEASIBLE:
@@ -231,6 +234,8 @@ def not_disproved(trials: Sequence[Measured]) -> list[Measured]:
 
     possible = [t for t in trials if is_possible(t)]
     fitting = [
-        t for t in possible if t.result.status != Status.COMPLETE or proofs.against(t.params, now) is None
+        t
+        for t in possible
+        if t.result.status != Status.COMPLETE or proofs.against(t.params, now_bytes) is None
     ]
     return fitting if any(t.result.status == Status.COMPLETE for t in fitting) else possible
