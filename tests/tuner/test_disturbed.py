@@ -14,8 +14,9 @@ from tuner.results.files import write_results
 from tuner.results.findings import findings_of
 from tuner.search.expected_gain import ModelSettings, beliefs_of
 from tuner.search.strategy import next_step
-from tuner.space.points import Measured, SearchState, candidates
+from tuner.space.points import Measured, candidates
 from tuner.space.repeats import MAX_REPEATS, count_repeats, counting, to_repeat
+from tuner.space.state import SearchState
 
 POINTS = candidates(16, 2, ("fp32",), (False,))
 A, B, C, D = POINTS

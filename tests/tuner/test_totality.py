@@ -35,7 +35,8 @@ from tuner.search.step_limit import StepLimit, advice, is_too_slow, steps_of_tri
 from tuner.search.strategy import next_step, spec_of
 from tuner.space.in_words import outcome
 from tuner.space.interval import measured_speed
-from tuner.space.points import Measured, SearchState, setting_of
+from tuner.space.points import Measured, setting_of
+from tuner.space.state import SearchState
 from tuner.study.study import TuningStudy
 
 TOLERANCE = 0.01

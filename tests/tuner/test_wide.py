@@ -9,7 +9,8 @@ from tests.support.plans import open_study
 from train_fn.contract.trials import MemoryPoint, Reason, Status, TrialResult, TrialSpec
 from tuner.search.expected_gain import ModelSettings, Outlook
 from tuner.search.wide import WIDE, WideSearch
-from tuner.space.points import Measured, SearchState, candidates
+from tuner.space.points import Measured, candidates
+from tuner.space.state import SearchState
 
 POINTS = candidates(5040, 2, ("fp32", "bf16"), (False, True), None, {"queue": [0, 1, 2]})
 SETTINGS = ModelSettings(stop_within=0.02)

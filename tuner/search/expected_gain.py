@@ -17,7 +17,8 @@ import numpy as np
 from train_fn.contract.trials import Status, TrialParams
 from tuner.search.predictions import Beliefs, Draws
 from tuner.space.interval import measured_speed
-from tuner.space.points import Measured, SearchState, is_out_of_memory
+from tuner.space.points import Measured, is_out_of_memory
+from tuner.space.state import SearchState
 
 FASTEST_FIRST = {
     "cuda": ("bf16", "fp16", "nf4", "tf32", "fp32"),

@@ -28,7 +28,8 @@ from train_fn.contract.trials import Knob, TrialParams, TrialResult
 from tuner.config.splits import factorisations
 from tuner.search.expected_gain import ModelSettings, Outlook
 from tuner.search.ledger import Ledger
-from tuner.space.points import SearchState, knobs_of
+from tuner.space.points import knobs_of
+from tuner.space.state import SearchState
 
 TPE_EI_CANDIDATES = (24, 4, 1)
 """TPE proposes the best of so many draws from the density of good points: on a small grid the best of 24 (its

@@ -13,9 +13,10 @@ from train_fn.contract.trials import Knob, KnownSteps, Status, TrialParams, Tria
 from tuner.recommendation.recommend import Judged
 from tuner.search.expected_gain import ModelSettings, Outlook
 from tuner.space.interval import measured_speed
-from tuner.space.points import SearchState, Setting, same_numerics, same_setting, setting_of
+from tuner.space.points import Setting, same_numerics, same_setting, setting_of
 from tuner.space.proofs import Proofs, budget_of
 from tuner.space.repeats import failed_last, may_try_again
+from tuner.space.state import SearchState
 
 SAME_STEPS_TOLERANCE = {"fp32": 1e-3, "tf32": 2e-3, "bf16": 1e-2, "fp16": 5e-3, "nf4": 1e-2}
 """Relative difference of training losses up to which two trials make the same steps: what rounding in another

@@ -16,7 +16,8 @@ import numpy as np
 from train_fn.contract.trials import Status, TrialParams
 from tuner.search.expected_gain import ModelSettings, Outlook, beliefs_of
 from tuner.search.predictions import Beliefs
-from tuner.space.points import Measured, SearchState
+from tuner.space.points import Measured
+from tuner.space.state import SearchState
 
 WIDE = 400
 """Candidates; with fewer, everything is looked at every time."""

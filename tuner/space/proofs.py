@@ -16,15 +16,8 @@ from typing import NamedTuple
 from train_fn.contract.trials import BASE_ALONE, MemoryPoint, Reason, Status, TrialParams, TrialResult
 from tuner.config.values import human_bytes
 from tuner.space.held import held_bytes, probed_bytes, probes_of, refused_below
-from tuner.space.points import (
-    Measured,
-    SearchState,
-    Setting,
-    at_size,
-    is_out_of_memory,
-    probed_point,
-    setting_of,
-)
+from tuner.space.points import Measured, Setting, at_size, is_out_of_memory, probed_point, setting_of
+from tuner.space.state import SearchState
 
 PROBED, RAN = 0, 1
 """How much a look at a batch weighs: one micro-batch of it, or a trial of its own."""

@@ -34,7 +34,8 @@ from tuner.search.sampler import (
 )
 from tuner.search.strategy import Step, next_step, spec_of
 from tuner.search.wide import WIDE, WideSearch
-from tuner.space.points import Measured, SearchState
+from tuner.space.points import Measured
+from tuner.space.state import SearchState
 from tuner.study.compatibility import DIRECTIONS, check_fingerprint, stored_knobs, stored_precisions
 from tuner.study.endings import ended_trial, with_finite_objectives
 from tuner.study.generations import Generation, generation_for
