@@ -2,8 +2,8 @@
 
     python -m tuner.run --config tune.yaml --global-batch-size 32 --search.precision bf16,fp16 --dry-run
 
-Flags are made from the configuration's own fields by pydantic-settings. Pydantic's errors speak to
-programmers, so they are turned into one `Fault` per wrong key here.
+Flags are made from the configuration's own fields. Pydantic's errors speak to programmers, so they are
+turned into one `Fault` per wrong key here.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
 from train_fn.contract.faults import Fault, InputError
 from tuner.config.rules import check
-from tuner.config.schema import Config, apply_demo_defaults, parse_knobs
+from tuner.config.schema import Config, apply_demo_defaults, parse_knobs, set_default
 from tuner.config.values import shown
 
 if TYPE_CHECKING:
@@ -63,12 +62,6 @@ class Options:
     """A file of present `TrainingArguments`."""
     present: Present | None = None
     """What was read from either."""
-
-
-class _Flags(BaseSettings, Config):
-    """`Config` as pydantic-settings wants it to make flags of it; never instantiated."""
-
-    model_config = SettingsConfigDict(cli_kebab_case=True, cli_parse_none_str="null", cli_avoid_json=True)
 
 
 def load(argv: list[str]) -> tuple[Config, Options]:
@@ -158,7 +151,8 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(Fault("command line", message))
 
 
-def _parse_flags(argv: list[str]) -> tuple[dict[str, Any], Options, list[Fault]]:
+def _make_parser() -> argparse.ArgumentParser:
+    """With a flag for every key of the configuration, by section."""
     parser = _Parser(
         prog="python -m tuner.run",
         usage="%(prog)s [--config FILE] [--dry-run] [--KEY VALUE ...]",
@@ -181,43 +175,48 @@ def _parse_flags(argv: list[str]) -> tuple[dict[str, Any], Options, list[Fault]]
     parser.add_argument(
         "--from-hf", metavar="FILE", help="start from present TrainingArguments, a JSON or YAML file"
     )
-    source: CliSettingsSource[Any] = CliSettingsSource(
-        _Flags,
-        root_parser=parser,
-        add_argument_method=_add_argument,
-        add_argument_group_method=_add_group,
-        cli_parse_args=False,
-    )
-    parsed, unknown = parser.parse_known_args(_normalised(list(_knob_flags(argv))))
+    groups = {
+        name: parser.add_argument_group(name, Config.model_fields[name].description) for name in _sections()
+    }
+    for key, field in _fields().items():
+        _add_flag(groups.get(key.partition(".")[0], parser), key, field)
+    return parser
+
+
+def _parse_flags(argv: list[str]) -> tuple[dict[str, Any], Options, list[Fault]]:
+    parsed, unknown = _make_parser().parse_known_args(_normalised(list(_knob_flags(argv))))
     given = vars(parsed)
     config_file, dry_run = given.pop("config"), given.pop("dry_run")
     present = {name: given.pop(name) for name in ("from_swift", "from_hf")}
-    source(parsed_args=given)
     options = Options(dry_run=dry_run, config_file=Path(config_file) if config_file else None, **present)
     faults = [Fault("--config", "expected a file, got nothing")] if config_file == "" else []
-    values = source()
+    values: dict[str, Any] = {}
+    for key, texts in given.items():
+        if texts is not None:
+            set_default(values, key, _value(_fields()[key], texts))
     # A map, so that it is merged with the file's, name by name.
     with contextlib.suppress(KeyError, ValueError):
         values["search"]["knobs"] = parse_knobs(values["search"]["knobs"])
     return values, options, [*faults, *_unknown_flags(unknown)]
 
 
-def _add_argument(parser: Any, *names: str, **settings: Any) -> None:
-    """Add a flag that pydantic-settings made, with a shorter text; flags for whole sections are left out."""
-    field = _fields().get(settings.get("dest", ""))
-    if field is None:
-        if settings.get("action") == "help":
-            parser.add_argument(*names, **settings)
-        return
+def _add_flag(parser: Any, key: str, field: FieldInfo) -> None:
     default = json.dumps(field.default).strip('"')
     choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-    settings["metavar"] = "|".join(choices) or "VALUE"
-    settings["help"] = f"{field.description} (default: {default})".replace("%", "%%")
-    parser.add_argument(*names, **settings)
+    parser.add_argument(
+        f"--{key.replace('_', '-')}",
+        dest=key,
+        action="append",
+        metavar="|".join(choices) or "VALUE",
+        help=f"{field.description} (default: {default})".replace("%", "%%"),
+    )
 
 
-def _add_group(parser: argparse.ArgumentParser, **settings: Any) -> Any:
-    return parser.add_argument_group(settings["title"].removesuffix(" options"), settings.get("description"))
+def _value(field: FieldInfo, texts: list[str]) -> str | None:
+    """What a flag says that was given once or several times: of several lists all, else the last one."""
+    kinds = {get_origin(kind) for kind in (field.annotation, *get_args(field.annotation))}
+    text = ",".join(texts) if kinds & {list, dict} else texts[-1]
+    return None if text == "null" else text
 
 
 def _knob_flags(argv: list[str]) -> Iterator[str]:
