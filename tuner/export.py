@@ -14,23 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from train_fn.contract.faults import Fault, InputError
+from tuner.trainers.write.registry import FORMATS
 
 EXIT_OK, EXIT_INPUT = 0, 2
-FORMATS = {
-    "hf": "TrainingArguments, LoraConfig and from_pretrained, as Python",
-    "accelerate": "the file of accelerate launch",
-    "ms-swift": "a script with swift sft",
-    "llamafactory": "the file of llamafactory-cli train",
-    "axolotl": "the file of axolotl train",
-    "json": "everything, for programs",
-}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line; returns the exit code."""
     try:
         args = _parse(sys.argv[1:] if argv is None else argv)
-        _write(_rendered(args), args.output)
+        from tuner.trainers.write.setting import read_setting  # after --help, which should not wait for it
+
+        _write(FORMATS[args.format].render(read_setting(args.run, args.trial)), args.output)
     except InputError as error:
         for fault in error.faults:
             print(" ".join(str(fault).split()), file=sys.stderr)
@@ -46,7 +41,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    listed = "\n".join(f"  {name:<13} {what}" for name, what in FORMATS.items())
+    listed = "\n".join(f"  {name:<13} {kind.about}" for name, kind in FORMATS.items())
     parser = _Parser(
         prog="python -m tuner.export",
         description="Write a measured configuration down in the words of your own trainer.",
@@ -59,13 +54,6 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--trial", type=int, metavar="N", help="a trial's number; default: the recommended")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
     return parser.parse_args(argv)
-
-
-def _rendered(args: argparse.Namespace) -> str:
-    from tuner.trainers.write.registry import FORMATS as RENDERERS
-    from tuner.trainers.write.setting import read_setting
-
-    return RENDERERS[args.format](read_setting(args.run, args.trial))
 
 
 def _write(text: str, output: Path | None) -> None:

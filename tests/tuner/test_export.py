@@ -259,7 +259,7 @@ def test_every_trainer_gets_the_same_global_batch(workers: int, per_device: int,
     expected = workers * per_device * accumulation
     assert given.global_batch_size == expected
     assert set(global_batches(given).values()) == {expected}
-    text = {name: render(given) for name, render in FORMATS.items()}
+    text = {name: kind.render(given) for name, kind in FORMATS.items()}
     assert [
         n for n in text if n != "json" and f"Global batch {expected} = {workers} process" not in text[n]
     ] == []
@@ -287,11 +287,11 @@ def test_the_yaml_and_the_python_and_the_script_can_be_read_back() -> None:
 
 @pytest.mark.parametrize("name", [n for n in FORMATS if n != "json"])
 def test_what_a_trainer_cant_do_is_said_in_a_comment(name: str) -> None:
-    text = " ".join(FORMATS[name](setting(batching="balanced")).replace("\n# ", " ").split())
+    text = " ".join(FORMATS[name].render(setting(batching="balanced")).replace("\n# ", " ").split())
     assert "trial.batching: balanced, which this trainer can't do" in text
     assert "tune with trial.batching: plain" in text
     assert "4 to 8 times too large" in text
-    plain = FORMATS[name](setting(batching="plain"))
+    plain = FORMATS[name].render(setting(batching="plain"))
     assert "balanced" not in plain
 
 
