@@ -195,11 +195,11 @@ class _Judge:
         if found is None and need is not None and budget and need.low > budget:
             over = Prediction(need.value - budget, need.low - budget, need.high - budget)
             why = f"predicted out of memory by {with_half_width(over, human_bytes)}"
-            found = _unmeasured(point, Verdict.OUT_OF_MEMORY, why, over_budget_bytes=over.value)
+            found = replace(_unmeasured(point, Verdict.OUT_OF_MEMORY, why), over_budget_bytes=over.value)
         if found is None and (worse := self._worse_loss(point)) is not None:
             number, loss = worse
             why = f"validation loss worse by {_percent(loss)}, as in trial {number}"
-            found = _unmeasured(point, Verdict.LOSS, why, loss_above_lowest=loss)
+            found = replace(_unmeasured(point, Verdict.LOSS, why), loss_above_lowest=loss)
         if found is None and speed is not None and lacks is not None and lacks.low > 0:
             found = _unmeasured(point, Verdict.SLOWER, f"predicted {_how_much_slower(lacks, speed)}")
         if found is None and need is not None and budget and need.value > budget * (1 - self._headroom):
@@ -215,16 +215,12 @@ class _Judge:
         """Where another trial has shown that the point does not fit."""
         if (proof := self._refusal(point)) is None:
             return None
-        if (shown := self._too_large.get(point)) is not None:
-            number, peak, over = shown
-            return _unmeasured(
-                point,
-                Verdict.OUT_OF_MEMORY,
-                f"{_out_of_memory_by(over)} (probed in trial {number})",
-                over_budget_bytes=over,
-                peak_memory_bytes=peak,
-            )
-        return _unmeasured(point, Verdict.OUT_OF_MEMORY, proof)
+        if (shown := self._too_large.get(point)) is None:
+            return _unmeasured(point, Verdict.OUT_OF_MEMORY, proof)
+        number, peak, over = shown
+        why = f"{_out_of_memory_by(over)} (probed in trial {number})"
+        found = _unmeasured(point, Verdict.OUT_OF_MEMORY, why)
+        return replace(found, over_budget_bytes=over, peak_memory_bytes=peak)
 
     def _worse_loss(self, point: TrialParams) -> tuple[int, float] | None:
         """A trial that made the same steps as this point would, and its loss, where that is too high."""
@@ -243,24 +239,8 @@ class _Judge:
                     yield probed_point(trial.params, probe), (trial.number, need, over)
 
 
-def _unmeasured(
-    point: TrialParams,
-    verdict: Verdict,
-    why: str,
-    *,
-    over_budget_bytes: float | None = None,
-    loss_above_lowest: float | None = None,
-    peak_memory_bytes: float | None = None,
-) -> Alternative:
-    return Alternative(
-        params=point,
-        verdict=verdict,
-        measured=False,
-        why=why,
-        over_budget_bytes=over_budget_bytes,
-        loss_above_lowest=loss_above_lowest,
-        peak_memory_bytes=peak_memory_bytes,
-    )
+def _unmeasured(point: TrialParams, verdict: Verdict, why: str) -> Alternative:
+    return Alternative(params=point, verdict=verdict, measured=False, why=why)
 
 
 def _closeness(other: Alternative) -> tuple[float, ...]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from train_fn.contract.trials import BASE_ALONE, MemoryPoint, Reason, Status, TrialParams, TrialResult
 from tuner.config.values import human_bytes
-from tuner.space.held import held_bytes, probed_bytes, probes_of, refused_below
+from tuner.space.held import held_bytes, needed_bytes, probed_bytes, probes_of, refused_below
 from tuner.space.points import Measured, Setting, at_size, is_out_of_memory, probed_point, setting_of
 from tuner.space.state import SearchState
 
@@ -198,10 +198,8 @@ def _is_base_alone(result: TrialResult) -> bool:
 
 
 def _need_of_base(result: TrialResult) -> Need:
-    budget, least = result.memory_budget_bytes, math.inf
-    if budget is not None:
-        violation = result.constraints.get("memory", 0.0)
-        least = max(budget + 1, math.floor(budget * (1 + violation)) if math.isfinite(violation) else 0)
+    budget = result.memory_budget_bytes
+    least = math.inf if budget is None else max(budget + 1, math.floor(needed_bytes(result) or 0))
     return Need(0, least, None, RAN, ran_out=True, detail=result.detail)
 
 
