@@ -129,9 +129,13 @@ class Run:
     def candidates(self) -> dict[TrialParams, Candidate]:
         """The points of the search in order, and all others that are mentioned anywhere."""
         found = {c.params: c for c in map(_candidate, self._written_candidates())}
-        mentioned = [t.params for t in self.trials]
-        mentioned += [TrialParams.from_dict(s["params"]) for s in self.result.get("skipped") or []]
+        mentioned = [*(t.params for t in self.trials), *self.skipped]
         return found | {p: Candidate(p, None, None) for p in mentioned if p not in found}
+
+    @cached_property
+    def skipped(self) -> list[TrialParams]:
+        """Points that needed no trial."""
+        return [TrialParams.from_dict(s["params"]) for s in self.result.get("skipped") or []]
 
     def _written_candidates(self) -> list[dict[str, Any]]:
         if self.result.get("candidates"):
@@ -174,14 +178,12 @@ class Run:
     @cached_property
     def out_of_memory(self) -> dict[TrialParams, float | None]:
         """Points that run out of memory now, tried, probed or proven; bytes needed, where that is known."""
-        refused = {p: probed for p, probed in self.memory_points.items() if probed.peak_bytes is None}
-        found: dict[TrialParams, float | None] = {p: probed.needed_bytes for p, probed in refused.items()}
-        for _, params, result in self.trials:
-            if is_out_of_memory(result):
-                found[params] = needed_bytes(result)
+        found: dict[TrialParams, float | None] = {
+            p: probed.needed_bytes for p, probed in self.memory_points.items() if probed.peak_bytes is None
+        }
+        found |= {t.params: needed_bytes(t.result) for t in self.trials if is_out_of_memory(t.result)}
         proofs, now = self.judged.proofs, self.judged.budget_bytes
-        skipped = [TrialParams.from_dict(s["params"]) for s in self.result.get("skipped") or []]
-        return dict.fromkeys(skipped) | {p: n for p, n in found.items() if proofs.against(p, now)}
+        return dict.fromkeys(self.skipped) | {p: n for p, n in found.items() if proofs.against(p, now)}
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
