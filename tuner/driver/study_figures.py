@@ -10,8 +10,6 @@ import contextlib
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import Self
 
 from cluster.monitoring.metrics import Figures, Metric, Reporter, lane_label
 from train_fn.contract.trials import Status, TrialResult
@@ -47,42 +45,30 @@ METRICS = (
 )
 
 
-class Watch:
-    """Shows a study for as long as the block lasts. Ray must be connected.
+@contextlib.contextmanager
+def shown_in_metrics(study: str, record: Callable[[], Findings]) -> Iterator[Callable[[], Findings]]:
+    """Show a study for as long as the block lasts. Ray must be connected.
 
     Args:
         study: Its name.
-        record: Writes the result files and returns what `result.json` holds.
+        record: Writes the result files and returns what they hold.
+
+    Yields:
+        The same `record`, after which what it returns is shown.
     """
+    now: Figures = {"tuner_running": {(): 1.0}}
 
-    def __init__(self, study: str, record: Callable[[], Findings]) -> None:
-        self._study, self._record = study, record
-        self._found: Findings | None = None
-        self._known: tuple[Findings | None, Figures] = None, {}
-        self._runs = 0.0
-        self._open = contextlib.ExitStack()
+    def recorded() -> Findings:
+        nonlocal now
+        found = record()
+        now = {"tuner_running": {(): 1.0}, **figures(found.judged.trials, found.judged.number)}
+        return found
 
-    def record(self) -> Findings:
-        """Write the result files and show what they hold."""
-        self._found = self._record()
-        return self._found
-
-    def __enter__(self) -> Self:
-        self._runs = 1.0
-        self._open.enter_context(Reporter(METRICS, self._study, self._now))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._runs = 0.0
-        self._open.close()
-
-    def _now(self) -> Figures:
-        found = self._found
-        if found is not None and found is not self._known[0]:
-            self._known = found, figures(found.judged.trials, found.judged.number)
-        return {"tuner_running": {(): self._runs}, **self._known[1]}
+    with Reporter(METRICS, study, lambda: now):
+        try:
+            yield recorded
+        finally:
+            now = {**now, "tuner_running": {(): 0.0}}
 
 
 def figures(trials: Sequence[Measured], recommended: int | None) -> Figures:

@@ -10,16 +10,30 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from cluster.connection.head import head_watched
+from cluster.connection.names import name_submitted_job
+from cluster.connection.ray_session import connected, imported_meanwhile, lanes_that_fit
+from cluster.jobs import working_dir_is_copy
+from cluster.lanes.room import Room
+from train_fn.contract.environment import worker_environment
+from train_fn.data.sources import with_paths
+from tuner.config.values import human_seconds
+from tuner.console.final_table import print_table
 from tuner.console.last_words import outlived, say, this_command
+from tuner.console.progress import Progress
+from tuner.driver.preflight import remarks
+from tuner.driver.study_figures import shown_in_metrics
+from tuner.driver.submission import lost_with_the_job
+from tuner.driver.trial_source import StudySource, overrun_seconds
+from tuner.report.write import LiveReport
+from tuner.results.files import set_aside, write_results
+from tuner.results.findings import Findings, as_json, findings_of
+from tuner.results.output import Output
 from tuner.study import interrupts
-
-if TYPE_CHECKING:
-    from tuner.results.findings import Findings
-    from tuner.results.output import Output
-    from tuner.study.lease import Lease
-    from tuner.study.study import TuningStudy
+from tuner.study.lease import Lease
+from tuner.study.study import TuningStudy
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +48,6 @@ class Search:
     """
 
     def __init__(self, study: TuningStudy, output: Output, rescue_dir: Path) -> None:
-        from cluster.connection.ray_session import lanes_that_fit
-        from tuner.console.progress import Progress
-        from tuner.driver.trial_source import StudySource
-        from tuner.report.write import LiveReport
-
         self._study, self._plan, self._output = study, study.plan, output
         self._rescue_dir, self._started = rescue_dir, time.monotonic()
         config = self._plan.config
@@ -60,10 +69,6 @@ class Search:
         Args:
             lease: On the study; another run may take it over when this one hangs.
         """
-        from tuner.console.final_table import print_table
-        from tuner.results.files import set_aside
-        from tuner.results.findings import as_json
-
         self._study.be_patient(self._plan.config.study.storage_timeout, self._progress.note)
         lease.on_lost = partial(self._source.give_up, "another run has taken over the study")
         set_aside(str(self._plan.config.output_dir), self._study.name)
@@ -89,10 +94,6 @@ class Search:
         return found
 
     def _say_first(self) -> None:
-        from cluster.jobs import working_dir_is_copy
-        from tuner.driver.preflight import remarks
-        from tuner.driver.submission import lost_with_the_job
-
         for fault in lost_with_the_job(self._plan.config) if working_dir_is_copy() else ():
             self._progress.note(f"Will be lost: {fault}")
         if self._study.news:
@@ -102,8 +103,6 @@ class Search:
 
     def _time_limit(self) -> float | None:
         """Seconds until the last trial in flight is given up; None: no limit."""
-        from tuner.driver.trial_source import overrun_seconds
-
         budget = self._plan.config.study.time_budget
         if budget is None:
             return None
@@ -111,28 +110,18 @@ class Search:
         return self._source.deadline + self._source.overrun_seconds - time.monotonic()
 
     def _say_if_time_is_up(self, found: Findings) -> None:
-        from tuner.config.values import human_seconds
-
         budget = self._plan.config.study.time_budget
         if budget is not None and self._source.is_time_up() and not found.is_finished:
             spent = f"The time budget of {human_seconds(budget)} is spent."
             say(f"{spent} The same command goes on from here.", sys.stdout)
 
     def _record(self) -> Findings:
-        from tuner.results.files import write_results
-        from tuner.results.findings import findings_of
-
         found = findings_of(self._study, time.monotonic() - self._started)
         self._report.update(write_results(self._output, found))
         return found
 
     def _sweep(self) -> None:
         """Start Ray where it does not run yet, and run trials until there is nothing left to do."""
-        from cluster.connection.head import head_watched
-        from cluster.connection.names import name_submitted_job
-        from cluster.connection.ray_session import connected, imported_meanwhile
-        from tuner.driver.study_figures import Watch
-
         source, name = self._source, self._plan.name
         if not source.has_work():
             self._progress.note(f"Nothing to do: study {self._study.name} is finished.")
@@ -147,7 +136,7 @@ class Search:
 
             stack.enter_context(head_watched(self._leave))
             name_submitted_job(name)
-            source.record = stack.enter_context(Watch(name, self._record)).record
+            source.record = stack.enter_context(shown_in_metrics(name, self._record))
             stack.callback(source.flush)  # so that the last figures are those of all trials
             if self._study.measured():
                 source.record()  # what earlier runs have measured is shown from the start
@@ -172,10 +161,7 @@ class Search:
 
     def _run_lanes(self, name: str, loggers: list[Any]) -> None:
         from cluster.lanes.lane import LaneSpec
-        from cluster.lanes.room import Room
         from cluster.lanes.sweep import run_sweep
-        from train_fn.contract.environment import worker_environment
-        from train_fn.data.sources import with_paths
 
         config, device = self._plan.config, self._plan.device
         precisions = list(dict.fromkeys(point.precision for point in self._plan.points))
