@@ -13,7 +13,7 @@ import contextlib
 import difflib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
@@ -54,14 +54,8 @@ class Options:
 
     dry_run: bool = False
     """Print the resolved configuration and the candidates, start nothing."""
-    config_file: Path | None = None
-    """The YAML file that was read."""
-    from_swift: str | None = None
-    """A present `swift sft` command, or the file that holds it."""
-    from_hf: str | None = None
-    """A file of present `TrainingArguments`."""
     present: Present | None = None
-    """What was read from either."""
+    """What a trainer runs at present, where `--from-swift` or `--from-hf` says so."""
 
 
 def load(argv: list[str]) -> tuple[Config, Options]:
@@ -73,15 +67,14 @@ def load(argv: list[str]) -> tuple[Config, Options]:
     Raises:
         InputError: With one fault for each key that is wrong.
     """
-    flags, options, faults = _parse_flags(argv)
+    flags, given, faults = _parse_flags(argv)
     try:
-        values = _merged(_read_file(options.config_file) if options.config_file else {}, flags)
-        present = _read_present(options, values.get("num_workers"))
+        values = _merged(_read_file(Path(given["config"])) if given["config"] else {}, flags)
+        present = _read_present(given["from_swift"], given["from_hf"], values.get("num_workers"))
     except InputError as error:
         raise InputError(*faults, *error.faults, *_validate(flags)[1]) from None
     if present is not None:
         values = _merged(present.values, values)
-        options = replace(options, present=present)
         faults += _unnamed(values)
     apply_demo_defaults(values, device=None)
     config, wrong = _validate(values)
@@ -89,22 +82,22 @@ def load(argv: list[str]) -> tuple[Config, Options]:
     faults += check(config, known_bad={fault.key for fault in faults})
     if faults:
         raise InputError(*faults)
-    return config, options
+    return config, Options(dry_run=given["dry_run"], present=present)
 
 
-def _read_present(options: Options, num_workers: object) -> Present | None:
-    """What a trainer runs at present, where the command line names one."""
-    if options.from_swift is not None and options.from_hf is not None:
+def _read_present(command: str | None, arguments: str | None, num_workers: object) -> Present | None:
+    """What a trainer runs at present, where a command or a file of arguments says so."""
+    if command is not None and arguments is not None:
         raise InputError(Fault("--from-hf", "give either --from-swift or --from-hf"))
-    if options.from_swift is not None:
+    if command is not None:
         from tuner.trainers.read.swift import read
 
-        return read(options.from_swift)
-    if options.from_hf is not None:
+        return read(command)
+    if arguments is not None:
         from tuner.trainers.read.hf import read as read_arguments
 
         workers = str(num_workers)
-        return read_arguments(options.from_hf, int(workers) if workers.isdecimal() else None)
+        return read_arguments(arguments, int(workers) if workers.isdecimal() else None)
     return None
 
 
@@ -183,21 +176,18 @@ def _make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _parse_flags(argv: list[str]) -> tuple[dict[str, Any], Options, list[Fault]]:
+def _parse_flags(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any], list[Fault]]:
+    """The configuration's values, nested; what else was given, by flag; and what is wrong with the flags."""
     parsed, unknown = _make_parser().parse_known_args(_normalised(list(_knob_flags(argv))))
-    given = vars(parsed)
-    config_file, dry_run = given.pop("config"), given.pop("dry_run")
-    present = {name: given.pop(name) for name in ("from_swift", "from_hf")}
-    options = Options(dry_run=dry_run, config_file=Path(config_file) if config_file else None, **present)
-    faults = [Fault("--config", "expected a file, got nothing")] if config_file == "" else []
-    values: dict[str, Any] = {}
-    for key, texts in given.items():
-        if texts is not None:
-            set_default(values, key, _value(_fields()[key], texts))
+    given, values = vars(parsed), dict[str, Any]()
+    faults = [Fault("--config", "expected a file, got nothing")] if given["config"] == "" else []
+    for key, field in _fields().items():
+        if given[key] is not None:
+            set_default(values, key, _value(field, given[key]))
     # A map, so that it is merged with the file's, name by name.
     with contextlib.suppress(KeyError, ValueError):
         values["search"]["knobs"] = parse_knobs(values["search"]["knobs"])
-    return values, options, [*faults, *_unknown_flags(unknown)]
+    return values, given, [*faults, *_unknown_flags(unknown)]
 
 
 def _add_flag(parser: Any, key: str, field: FieldInfo) -> None:
