@@ -123,7 +123,7 @@ def human_seconds(seconds: float) -> str:
 
 
 def yaml_of(values: Mapping[str, Any]) -> str:
-    """YAML as people write it: plain lists on one line, keys in their order."""
+    """Write YAML as people do: plain lists on one line, keys in their order."""
     import yaml
 
     class Dumper(yaml.SafeDumper):

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 class Search:
-    """Of an open study, in an output folder.
+    """The search of an open study, whose files go to an output folder.
 
     Args:
         study: The record, with the plan that it was opened for.

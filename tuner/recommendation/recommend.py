@@ -120,7 +120,7 @@ class Judged:
 
     @cached_property
     def lowest_loss(self) -> float:
-        """Of the feasible trials, of which there must be one."""
+        """The lowest validation loss of the feasible trials, of which there must be one."""
         return min(t.loss for t in self.feasible)
 
     @cached_property
@@ -133,7 +133,7 @@ class Judged:
 
     @cached_property
     def contenders(self) -> list[Feasible]:
-        """Of the good ones, those that did not thrash, or were clearly faster than every calm one.
+        """Those good trials that did not thrash, or were clearly faster than every calm one.
 
         Emptying the allocator's cache costs time that varies with the lengths of samples, and says that
         memory is all but spent: such a trial is worth its risk for a real gain only.
@@ -143,7 +143,7 @@ class Judged:
 
     @cached_property
     def best(self) -> Feasible | None:
-        """Of the fastest beyond noise, and of those all but as fast, the one with the smallest peak.
+        """The trial with the smallest peak out of the fastest beyond noise and those all but as fast.
 
         "Faster beyond noise" is not transitive: where clocks ramp and trials end early, a may be faster than
         b, b than c, and c than a, so that nobody is unbeaten. What decides are the maximal elements of its
@@ -160,7 +160,7 @@ class Judged:
 
     @property
     def number(self) -> int | None:
-        """Of the recommended trial; None where nothing is feasible."""
+        """The recommended trial's number; None where nothing is feasible."""
         return None if self.best is None else self.best.number
 
     @cached_property

@@ -56,5 +56,5 @@ class Plan:
 
     @property
     def gpus(self) -> list[Gpu]:
-        """Those that lanes can run on."""
+        """The GPUs that lanes can run on."""
         return [gpu for node in self.nodes for gpu in node.gpus] if self.device == "cuda" else []

@@ -133,7 +133,7 @@ class Reader:
                 self._left.pop(name)
 
     def optimizer(self, learning_rate: float, weight_decay: float) -> None:
-        """Its settings, with these defaults where they are not given."""
+        """Read the optimizer's settings, with these defaults where they are not given."""
         self.put("optimizer.learning_rate", float(self.number("learning_rate", learning_rate)))
         self.put("optimizer.weight_decay", float(self.number("weight_decay", weight_decay)))
         self.put("optimizer.max_grad_norm", float(self.number("max_grad_norm", 1.0)))
@@ -154,7 +154,7 @@ class Reader:
             self.knob(knob, value)
 
     def compiler_and_threads(self) -> None:
-        """The knobs torch_compile and dataloader_num_workers."""
+        """Read the knobs torch_compile and dataloader_num_workers."""
         self.knob("torch_compile", self.switch("torch_compile", False))
         name = "dataloader_num_workers"
         value = int(self.number(name, 0))
