@@ -104,7 +104,7 @@ def as_json(found: Findings) -> dict[str, Any]:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Return the versions of what decides what is measured, by package; read once: results are often written."""
+    """Return the versions of what decides what is measured, by package; results are written often."""
     found = {package: metadata.version(package) for package in PACKAGES}
     for package in OPTIONAL_PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
