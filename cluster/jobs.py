@@ -223,7 +223,7 @@ def choose_id(study: str, jobs: Iterable[Any]) -> str:
 
 
 def _of_study(study: str, jobs: Sequence[Any]) -> list[Any]:
-    """Its jobs, the latest first; the driver may have noted a generation of the study instead."""
+    """A study's jobs, the latest first; the driver may have noted a generation of the study instead."""
     ours = re.compile(rf"{re.escape(study)}-\d+")
     found = [j for j in jobs if (j.metadata or {}).get(STUDY_KEY) == study or ours.fullmatch(j.submission_id)]
     return sorted(found, key=lambda job: job.start_time or 0, reverse=True)
@@ -275,7 +275,7 @@ def _submit(client: Any, study: str, entrypoint: str, folder: Path) -> str:
 
 
 def _jobs(client: Any) -> list[Any]:
-    """All that were submitted, by anybody; drivers that connected by themselves are no jobs."""
+    """All jobs that anybody has submitted; drivers that connected by themselves are none."""
     return [job for job in client.list_jobs() if job.submission_id]
 
 

@@ -46,7 +46,7 @@ def test_a_file_ends(file: Path) -> None:
 def test_what_lies_beside_the_rooms_are_doors() -> None:
     """What is started with `python -m`, or the one call that others make."""
     doors = {
-        "train_fn": {"__main__", "check", "custom", "server", "session"},
+        "train_fn": {"__main__", "check", "custom", "session"},
         "cluster": {"gpus", "jobs"},
         "tuner": {"export", "plan", "run"},
     }

@@ -16,7 +16,19 @@ from tuner.config.schema import Config
 from tuner.driver.command_line import load
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", "tuner/README.md", "train_fn/README.md", "deploy/README.md"]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "deploy/ALTERNATIVES.md",
+    "deploy/MEASUREMENTS.md",
+    "deploy/README.md",
+    "deploy/RECIPES.md",
+    "train_fn/CUSTOM.md",
+    "train_fn/README.md",
+    "tuner/README.md",
+]
+OTHER_PAGES = ["deploy/FAULTS.md", "deploy/grafana/README.md"]
+"""Written by a program, or about machines of its own."""
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -27,7 +39,7 @@ def prose(page: str) -> str:
     return re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
 
 
-CONFIGS = blocks("README.md", "yaml")
+CONFIGS = blocks("README.md", "yaml") + blocks("deploy/RECIPES.md", "yaml")
 COMMANDS = [
     line.removeprefix("$ ").partition("  #")[0].strip()
     for page in PAGES
@@ -124,11 +136,46 @@ def test_keys_that_are_named_are_keys_of_the_configuration(page: str) -> None:
     assert wrong == []
 
 
-def test_anchors_within_the_page_exist() -> None:
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_anchors_exist(page: str) -> None:
+    for link, anchor in re.findall(r"\]\(([^)#:]*)#([\w-]+)\)", prose(page)):
+        assert anchor in anchors((ROOT / page).parent / link if link else ROOT / page)
+
+
+def test_every_page_is_one_click_from_the_readme_and_linked_once() -> None:
     text = (ROOT / "README.md").read_text()
-    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    assert set(re.findall(r"\]\(#([\w-]+)\)", text)) <= anchors
+    assert [page for page in [*PAGES[1:], *OTHER_PAGES] if text.count(f"]({page})") != 1] == []
+    places = ["*.md", "deploy/**/*.md", "train_fn/**/*.md", "cluster/**/*.md", "tuner/**/*.md"]
+    there = {found.relative_to(ROOT).as_posix() for place in places for found in ROOT.glob(place)}
+    assert there == {*PAGES, *OTHER_PAGES}
+
+
+def test_the_readme_is_for_the_first_ten_minutes() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 180
+
+
+def test_the_tree_has_a_line_for_every_folder() -> None:
+    tree = (ROOT / "README.md").read_text().rpartition("```text\n")[2]
+    lines = re.findall(r"^( *)([a-z_]+)/", tree, re.MULTILINE)
+    package, named = "", set()
+    for indent, name in lines:
+        package = package if indent else name
+        named.add(f"{package}/{name}" if indent else name)
+    packages = ["train_fn", "cluster", "tuner"]
+    folders = {f"{p}/{f.parent.name}" for p in packages for f in (ROOT / p).glob("*/__init__.py")}
+    assert named == {*packages, *folders, "deploy", "tests"}
+
+
+def test_formats_that_are_named_are_formats() -> None:
+    from tuner.trainers.write.registry import FORMATS
+
+    (line,) = re.findall(r"^Formats: (.*?), with", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert {"hf", "json"} <= set(re.findall(r"`([\w-]+)`", line)) <= FORMATS.keys()
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 
 from train_fn.contract import phases
 from train_fn.contract.job import JobSpec
@@ -16,18 +18,33 @@ from train_fn.data.samples import load
 from train_fn.data.sources import loadable
 from train_fn.memory.base import Memory
 from train_fn.model.base import NUMERICS, BaseModel
+from train_fn.parallel import ranks as collectives
 from train_fn.parallel.budget import agreed_memory
-from train_fn.parallel.ranks import Ranks
+from train_fn.parallel.ranks import COLLECTIVE_GRACE_SECONDS, Ranks, meeting_point
 from train_fn.trainers.custom_trial import run_custom_trial
 from train_fn.trainers.custom_worker import CustomWorker, PostLast, open_custom_worker
 from train_fn.trial import trial
 from train_fn.trial.machine_speed import Drift
 from train_fn.trial.trial import Worker
 
+__all__ = ["join", "meeting_point", "open_worker", "run_trial"]
+
+
+def join(job: JobSpec, device: str, store: dist.Store) -> None:
+    """Enter the process group of the ranks. Collective.
+
+    Args:
+        job: A collective may last as long as one of its trials.
+        device: `cpu` or `cuda:N`, as this process counts.
+        store: See `meeting_point`.
+    """
+    timeout = timedelta(seconds=job.timeout_seconds + COLLECTIVE_GRACE_SECONDS)
+    collectives.join(torch.device(device), timeout=timeout, store=store)
+
 
 def open_worker(
     job: JobSpec,
-    device: torch.device,
+    device: torch.device | str,
     post_last: PostLast = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Worker | CustomWorker:
@@ -42,6 +59,7 @@ def open_worker(
     Raises:
         InputError: The data or the model, or the user's training function, can't be used.
     """
+    device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if job.train_fn is not None:

@@ -23,9 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run from the command line; returns the exit code."""
     try:
         args = _parse(sys.argv[1:] if argv is None else argv)
-        from tuner.trainers.write.setting import read_setting  # after --help, which should not wait for it
-
-        _write(FORMATS[args.format].render(read_setting(args.run, args.trial)), args.output)
+        _write(_rendered(args), args.output)
     except InputError as error:
         for fault in error.faults:
             print(" ".join(str(fault).split()), file=sys.stderr)
@@ -41,7 +39,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    listed = "\n".join(f"  {name:<13} {kind.about}" for name, kind in FORMATS.items())
+    listed = "\n".join(f"  {name:<13} {known.what}" for name, known in FORMATS.items())
     parser = _Parser(
         prog="python -m tuner.export",
         description="Write a measured configuration down in the words of your own trainer.",
@@ -54,6 +52,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--trial", type=int, metavar="N", help="a trial's number; default: the recommended")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
     return parser.parse_args(argv)
+
+
+def _rendered(args: argparse.Namespace) -> str:
+    from tuner.trainers.write.setting import read_setting
+
+    return FORMATS[args.format].render(read_setting(args.run, args.trial))
 
 
 def _write(text: str, output: Path | None) -> None:

@@ -150,7 +150,7 @@ class _Log:
 
 
 def wait_until_ended(client: Any, job_id: str, timeout_seconds: float) -> Any:
-    """Its `JobDetails` once it has ended, or as they are when time is up."""
+    """Return a job's `JobDetails` once it has ended, or as they are when time is up."""
     deadline = time.monotonic() + timeout_seconds
     while True:
         job = client.get_job_info(job_id)
@@ -160,7 +160,7 @@ def wait_until_ended(client: Any, job_id: str, timeout_seconds: float) -> Any:
 
 
 def _raylet(client: Any, node_id: str) -> list[str]:
-    """Its command line."""
+    """The command line of a node's raylet."""
     found = client._do_request("GET", f"/nodes/{node_id}")
     return list(found.json()["data"]["detail"].get("cmdline") or []) if found.ok else []
 

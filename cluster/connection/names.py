@@ -13,16 +13,16 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 STUDY_KEY = "study"
-"""Of a job's metadata."""
+"""The key of a job's metadata that holds the study's name."""
 
 
 def job_metadata(study: str) -> dict[str, str]:
-    """Of a job: for those who look for the study, and the name that the dashboard's page of jobs shows."""
+    """A job's metadata: the study, for those who look for it, and its name on the dashboard's page."""
     return {STUDY_KEY: study, "job_name": study}
 
 
 def lane_name(study: str, lane: int) -> str:
-    """As the dashboard lists the actors of a lane."""
+    """The name under which the dashboard lists the actors of a lane."""
     return f"{study} lane {lane}"
 
 
@@ -52,7 +52,7 @@ def name_submitted_job(study: str) -> None:
 
 
 def submission_id() -> str | None:
-    """Of the job that this process was started by, or None."""
+    """The id of the job that started this process, or None."""
     injected = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
     value = (injected.get("metadata") or {}).get("job_submission_id")
     return str(value) if value else None

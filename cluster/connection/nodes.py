@@ -25,7 +25,7 @@ def gone(node_ids: Collection[str]) -> set[str]:
 
 
 def is_gone(node: Mapping[str, Any]) -> bool:
-    """Ray finds out after some 15 seconds; a node that refuses connections is gone at once."""
+    """Whether Ray misses a node, which takes it some 15 seconds, or the node refuses connections."""
     if not node["Alive"]:
         return True
     return refuses(node["NodeManagerAddress"], node["NodeManagerPort"])

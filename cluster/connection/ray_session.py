@@ -24,7 +24,7 @@ from cluster.node.nvml import Gpu, driver, gpus
 from train_fn.contract.faults import Fault, InputError
 
 OBJECT_STORE_BYTES = 256 << 20
-"""Of a local Ray. Results are small; the default, 30% of the machine, would be reserved for nothing."""
+"""A local Ray's object store: results are small, and the default reserves 30% of the machine for nothing."""
 
 _head_is_lost = threading.Event()
 UNLISTED = "_ray_internal_look"
@@ -235,7 +235,7 @@ def is_silent(address: str) -> bool:
 
 
 def _why_not_joined(address: str, error: Exception) -> str:
-    """One line. Where somebody listens, what Ray calls a failed connection is a refused token."""
+    """Why Ray was not joined, in a line: where somebody listens, a failed connection is a refused token."""
     import ray
 
     if isinstance(error, ConnectionError | ray.exceptions.AuthenticationError):

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -17,9 +18,7 @@ from cluster.node.nvml import GpuState
 from cluster.node.quiet_gpus import Sharing
 from cluster.node.readings import PERIOD_SECONDS, QUIET_READINGS, OwnProcesses, Watch, wait_until_quiet
 from train_fn.contract.job import JobSpec
-
-JOIN_SECONDS = 10.0
-"""All ranks are ready at the same time; so much later each has told the mailbox."""
+from train_fn.contract.trials import TrialResult
 
 PATIENCE_SECONDS = 30.0
 """For about so long processes of ours stay on GPUs that others are on, too; see `Guard.lets_begin`."""
@@ -49,20 +48,15 @@ class Guard:
         refused = self._wait(QUIET_READINGS, self._sharing.gpu_wait - self._waited_seconds)
         if refused is not None:
             in_vain = f"{refused}; gave up after {self._sharing.gpu_wait:g} s (cluster.gpu_wait)"
-            ray.get(self._mailbox.report_broken.remote(in_vain))
+            (self._mailbox.report_broken(in_vain))
             return False
         self._before = nvml.states(self._uuids) if self._uuids else []
-        ray.get(self._mailbox.set_admitted.remote())
+        (self._mailbox.set_admitted())
         return True
 
     def look_around(self, driver: dict[str, Any]) -> None:
         """Get to know the group's processes once they run."""
-        deadline = time.monotonic() + JOIN_SECONDS
-        while True:
-            pids = [w["pid"] for w in ray.get(self._mailbox.workers.remote()).values()]
-            if len(pids) == self._job.num_workers or time.monotonic() > deadline:
-                break
-            time.sleep(0.02)
+        pids = [worker["pid"] for worker in (self._mailbox.workers()).values()]
         context = ray.get_runtime_context()
         driver_pid = driver.get("pid") if driver.get("node_id") == context.get_node_id() else None
         own = OwnProcesses(driver_pid, context.get_session_name(), context.get_job_id())
@@ -79,31 +73,28 @@ class Guard:
         patience = min(PATIENCE_SECONDS, _PATIENCE_SHARE * self._sharing.gpu_wait) * random.uniform(1.0, 2.0)
         return self._wait(1, patience) is None
 
-    def leave(self) -> None:
-        """Give the GPUs back: none of our processes is on them any more."""
-        self._claim.release()
-        self._watch = None
-
-    def measured(self, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def measured(self, run: Callable[[], TrialResult]) -> TrialResult:
         """Run a trial, and add what disturbed it to its result."""
         watch = self._watch if self._sharing.disturbance_check else None
         looking: AbstractContextManager[list[Reading]] = watch.readings() if watch else nullcontext([])
         with looking as readings:
             began = time.monotonic()
             result = run()
+        seconds = result.seconds
         if self._waited_seconds > 1:
-            result["seconds"]["wait"] = self._waited_seconds
+            seconds = {**seconds, "wait": self._waited_seconds}
         self._waited_seconds = 0.0
         if watch is None:
-            return {**result, "disturbed": []}
-        if not result["step_seconds"]:
-            return result
-        found = watch.findings(readings, result["seconds"], began)
-        return {
-            **result,
-            "disturbed": [*found.disturbed, *result["disturbed"]],
-            "notes": [*result["notes"], *found.notes],
-        }
+            return replace(result, seconds=seconds, disturbed=[])
+        if not result.step_seconds:
+            return replace(result, seconds=seconds)
+        found = watch.findings(readings, seconds, began)
+        return replace(
+            result,
+            seconds=seconds,
+            disturbed=[*found.disturbed, *result.disturbed],
+            notes=[*result.notes, *found.notes],
+        )
 
     def _wait(self, readings: int, seconds: float) -> str | None:
         """None once the GPUs are quiet and ours, else what was waited for in vain."""
@@ -117,8 +108,8 @@ class Guard:
             self._watch.own_pids if self._watch else frozenset(),
             claim=self._claim,
             seconds=seconds,
-            say=lambda text, elsewhere: ray.get(self._mailbox.set_waiting.remote(text, elsewhere)),
-            is_over=lambda: bool(ray.get(self._mailbox.is_closed.remote())),
+            say=lambda text, elsewhere: self._mailbox.set_waiting(text, elsewhere),
+            is_over=lambda: bool(self._mailbox.is_closed()),
             readings=readings,
         )
         self._waited_seconds += max(time.monotonic() - started - readings * PERIOD_SECONDS, 0.0)

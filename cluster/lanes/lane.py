@@ -19,13 +19,12 @@ import ray
 from ray import tune
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.connection.folders import StartFolder
 from cluster.connection.names import lane_name, train_run_name
 from cluster.connection.nodes import gone
+from cluster.lanes.losses import death_of
 from cluster.lanes.mailbox import Mailbox
-from cluster.lanes.starts import Ending
 from cluster.lanes.workers import serve
 from cluster.monitoring.metrics import LaneWatch
 from cluster.node.quiet_gpus import Sharing
@@ -34,6 +33,9 @@ from train_fn.contract.trials import Reason, Status, TrialResult, TrialSpec
 
 TIMEOUT_GRACE_SECONDS = 15.0
 """A trial ends itself at its timeout. A rank that hangs does not: its group is killed this much later."""
+
+IDLE_SECONDS = 60.0
+"""A lane that has had no trial for so long gives its workers' share of the node back."""
 
 MOVE_AGAIN_SECONDS = 90.0
 """A lane whose GPUs are not quiet tries others no more often than this, and for no longer."""
@@ -59,6 +61,7 @@ class LaneSpec:
         driver: `pid` and `node_id` of the process that runs the sweep; `run_sweep` fills it in.
         names_gpus: See `cluster.connection.ray_session.Node`.
         folder: Where that process was started; filled in likewise.
+        mailroom: The sweep's `Mailroom` actor; likewise.
         study: The study's name, as the Ray dashboard and the metrics show it.
         number: Which lane it is, from 0; each lane fills in its own.
     """
@@ -72,12 +75,9 @@ class LaneSpec:
     driver: dict[str, Any] = dataclasses.field(default_factory=dict)
     names_gpus: bool = False
     folder: StartFolder = dataclasses.field(default_factory=StartFolder)
+    mailroom: Any = None
     study: str = "unnamed"
     number: int = 0
-
-
-class LaneLostError(Exception):
-    """The lane can't go on; one line for people."""
 
 
 class NeverStartedError(Exception):
@@ -85,34 +85,27 @@ class NeverStartedError(Exception):
 
 
 class _Losses(UserCallback):
-    """Tells the mailbox of workers that died without a word, e.g. when Ray itself killed them for memory."""
+    """Tells the mailbox of workers that died without a word, e.g. when the kernel killed them for memory."""
 
     def __init__(self, mailbox: Any) -> None:
         self._mailbox = mailbox
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called by Ray Train with each rank's exception."""
-        endings = [
-            Ending(rank=rank, phase="in its Ray worker", error=_in_a_line(error))
-            for rank, error in worker_exceptions.items()
-        ]
-        self._mailbox.report_loss.remote(*endings)
-
-
-def _in_a_line(error: Exception) -> str:
-    """What Ray says of a worker, without its lists of what the worker and its actor are."""
-    lines = [line for line in str(error).rpartition("\n)\n")[2].splitlines() if not line.startswith("\t")]
-    return " ".join(" ".join(lines).split())[:400]
+        """Called by Ray Train's controller with each rank's exception."""
+        silent = self._mailbox.silent(list(worker_exceptions))
+        deaths = [death_of(rank, worker, worker_exceptions[rank]) for rank, worker in silent.items()]
+        if deaths:
+            self._mailbox.report_end(*deaths)
 
 
 class WorkerGroup:
     """One Ray Train run in a thread, and the mailbox in front of it."""
 
     def __init__(self, lane: LaneSpec, storage_path: str) -> None:
-        # Hard: without a need for resources, Ray puts an actor with a soft wish on any node, which may die.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.mailbox = Mailbox.options(scheduling_strategy=here).remote()
+        self.mailbox = Mailbox(lane.mailroom, ray.get(lane.mailroom.open.remote()))
         self.error: BaseException | None = None
+        self.is_open = True
+        self._closing = threading.Lock()
         self._trainer = _trainer(lane, self.mailbox, storage_path)
         self._thread = threading.Thread(target=self._fit, name="ray-train-run", daemon=True)
         self._thread.start()
@@ -131,7 +124,7 @@ class WorkerGroup:
     @property
     def has_died(self) -> bool:
         """Whether a worker of the group that joined last is dead; Ray Train is about to replace it."""
-        for worker in ray.get(self.mailbox.workers.remote()).values():
+        for worker in (self.mailbox.workers()).values():
             try:
                 ray.get(worker["actor"].__ray_ready__.remote(), timeout=1.0)
             except ray.exceptions.RayActorError:
@@ -141,16 +134,22 @@ class WorkerGroup:
         return False
 
     def kill_workers(self) -> None:
-        """Kill the present workers, and their processes with them; the Train run starts new ones."""
-        for worker in ray.get(self.mailbox.workers.remote()).values():
+        """Kill the present workers; the Train run starts new ones, unless the mailbox is closed."""
+        for worker in (self.mailbox.workers()).values():
             ray.kill(worker["actor"])
 
     def close(self, timeout_seconds: float = 30.0) -> None:
         """Let the workers end, and the Train run with them; without a mailbox, they end with this actor."""
-        with contextlib.suppress(ray.exceptions.RayActorError):
-            ray.get(self.mailbox.close.remote())
-            self._thread.join(timeout_seconds)
-        ray.kill(self.mailbox)
+        with self._closing:
+            if not self.is_open:
+                return
+            self.is_open = False
+            with contextlib.suppress(ray.exceptions.RayActorError):
+                if self.mailbox.close():
+                    self._thread.join(timeout_seconds)
+                else:
+                    self.kill_workers()  # they may hang, and nobody waits for them any more
+            self.mailbox.remove()
 
 
 class Lane(tune.Trainable):
@@ -160,7 +159,7 @@ class Lane(tune.Trainable):
         """Start the worker group; it loads while Tune goes on.
 
         Args:
-            config: The first trial, and the lane's number.
+            config: The first trial.
             lane: What the lane is like.
             storage_path: Where Ray Train keeps its files; nothing of ours is in them.
         """
@@ -168,11 +167,16 @@ class Lane(tune.Trainable):
         os.environ.update(_TRAIN_ENVIRONMENT)
         if not lane.names_gpus:  # Ray's record of a run takes numbers only, and the run ends with any other
             os.environ["RAY_TRAIN_ENABLE_STATE_TRACKING"] = "1"  # runs are visible in the Ray dashboard
-        self._spec, self._storage_path = dataclasses.replace(lane, number=config["lane"]), storage_path
-        self._watch, self._is_warm = LaneWatch(lane.study, self._spec.number), False
-        self._group = WorkerGroup(self._spec, storage_path)
+        number = ray.get(lane.mailroom.new_lane.remote())
+        self._spec, self._storage_path = dataclasses.replace(lane, number=number), storage_path
+        self._watch = LaneWatch(lane.study, self._spec.number)
+        self._open_group()
+        self._idle = threading.Timer(IDLE_SECONDS, lambda: None)
         self._next_move = 0.0
         self.reset_config(config)
+
+    def _open_group(self) -> None:
+        self._group, self._is_warm = WorkerGroup(self._spec, self._storage_path), False
 
     def __repr__(self) -> str:
         """How the Ray dashboard lists this actor."""
@@ -189,56 +193,60 @@ class Lane(tune.Trainable):
         """Run the trial. Whatever comes of it is a result.
 
         A trial that has to wait takes several steps: each says what it waits for.
-
-        Raises:
-            LaneLostError: The node is gone: Tune gives up this actor, and a new lane finds its own place.
         """
+        end = {}
         try:
             if self._started is None:
                 self._begin()
-            values = self._run()
+            result = self._run()
         except NeverStartedError as error:
             self._group.close()
-            return {"never_started": str(error), "done": True}
-        if values is None:
+            result, end = _interrupted(str(error)), {"never_started": str(error)}
+        if result is None:
             return {"waiting": self._waits, "done": False}
+        self._idle = threading.Timer(IDLE_SECONDS, self._group.close)
+        self._idle.daemon = True
+        self._idle.start()
         assert self._started is not None
         self._watch.enter("idle")
-        values["seconds"] = {**values["seconds"], "total": time.perf_counter() - self._started}
+        seconds = {**result.seconds, "total": time.perf_counter() - self._started}
+        result = dataclasses.replace(result, seconds=seconds, lane=self._spec.number)
         # As text: Tune flattens nested dictionaries on their way to the searcher.
-        result = {"trial_result": json.dumps(values), "lane": self._spec.number, "done": True}
-        for objective in ("samples_per_second", "validation_loss"):
-            if values[objective] is not None:
-                result[objective] = values[objective]
-        return result
+        shown = {"trial_result": json.dumps(dataclasses.asdict(result)), "done": True, **end}
+        objectives = {o: getattr(result, o) for o in ("samples_per_second", "validation_loss")}
+        return {**shown, **{name: value for name, value in objectives.items() if value is not None}}
 
     def _begin(self) -> None:
         """Hand the trial to the group."""
         self._started = time.perf_counter()
-        if not self._group.is_alive:
+        self._idle.cancel()
+        if not self._group.is_open:
+            self._open_group()
+        elif not self._group.is_alive:
             self._check_started()
-            self._group, self._is_warm = WorkerGroup(self._spec, self._storage_path), False
+            self._open_group()
         self._watch.enter("measuring" if self._is_warm else "starting")
-        ray.get(self._group.mailbox.put.remote(dataclasses.asdict(self._trial)))
+        (self._group.mailbox.put(self._trial))
 
-    def _run(self) -> dict[str, Any] | None:
+    def _run(self) -> TrialResult | None:
         """The trial's result; None when it waits for something new."""
         mailbox, limit = self._group.mailbox, self._spec.job.timeout_seconds + TIMEOUT_GRACE_SECONDS
         while True:
-            result = ray.get(mailbox.wait.remote(1.0))
-            if result is not None and result["reason"] != Reason.WORKER_DIED:
+            result: TrialResult | None = mailbox.wait(1.0)
+            if result is not None and result.reason != Reason.WORKER_DIED:
                 self._is_warm = True
-                return dict(result)
-            if lost := gone(ray.get(mailbox.nodes.remote())):
-                raise LaneLostError(f"node {lost.pop()[:8]} died during the trial")
+                return result
+            if lost := gone(mailbox.nodes()):
+                self._group.close()  # the next one finds its own place
+                return _interrupted(f"node {lost.pop()[:8]} died during the trial")
             if result is not None:
                 self._is_warm = False
-                return dict(result)
+                return result
             self._check_started()
             if not self._group.is_alive:
-                return self._gone()
-            waits, elsewhere = ray.get(mailbox.waiting.remote())
-            seconds = ray.get(mailbox.seconds_in_flight.remote())
+                return _interrupted(f"the worker group ended: {self._group.error}")
+            waits, elsewhere = mailbox.waiting()
+            seconds = mailbox.seconds_in_flight()
             self._watch.enter("waiting" if waits else "measuring" if seconds else "starting")
             if waits != self._waits:
                 self._waits = waits
@@ -251,11 +259,11 @@ class Lane(tune.Trainable):
                 else:
                     detail = f"a worker hung: no answer {TIMEOUT_GRACE_SECONDS:g} s after the timeout"
                     failed = Reason.TIMEOUT, detail
-                ray.get(mailbox.fail.remote(*failed))
+                mailbox.fail(*failed)
                 self._group.kill_workers()
 
     def _check_started(self) -> None:
-        if why := ray.get(self._group.mailbox.never_started.remote()):
+        if why := (self._group.mailbox.never_started()):
             raise NeverStartedError(why)
 
     def _has_moved(self) -> bool:
@@ -266,25 +274,26 @@ class Lane(tune.Trainable):
         self._next_move = time.monotonic() + MOVE_AGAIN_SECONDS
         other = WorkerGroup(self._spec, self._storage_path)
         while other.is_alive and time.monotonic() < self._next_move:
-            if ray.get(other.mailbox.is_admitted.remote()):
-                ray.get(other.mailbox.put.remote(dataclasses.asdict(self._trial)))
+            if other.mailbox.is_admitted():
+                other.mailbox.put(self._trial)
                 self._group.close()
                 self._group = other
                 return True
-            if ray.get(other.mailbox.waiting.remote())[0] is not None:
+            if other.mailbox.waiting()[0] is not None:
                 break
             time.sleep(0.5)
         other.close()
         return False
 
-    def _gone(self) -> dict[str, Any]:
-        detail = f"the worker group ended: {self._group.error}"
-        return dataclasses.asdict(TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED, detail=detail))
-
     def cleanup(self) -> None:
         """End the worker group."""
+        self._idle.cancel()
         self._watch.close()
         self._group.close()
+
+
+def _interrupted(detail: str) -> TrialResult:
+    return TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED, detail=detail)
 
 
 def _trainer(lane: LaneSpec, mailbox: Any, storage_path: str) -> DataParallelTrainer:
@@ -297,7 +306,6 @@ def _trainer(lane: LaneSpec, mailbox: Any, storage_path: str) -> DataParallelTra
             "job": dataclasses.asdict(job),
             "environment": lane.worker_environment,
             "sharing": dataclasses.asdict(lane.sharing),
-            "start_timeout_seconds": lane.start_timeout_seconds,
             "driver": lane.driver,
             "folder": dataclasses.asdict(lane.folder),
         },

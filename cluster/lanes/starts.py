@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,21 +12,21 @@ MAX_STARTS_IN_VAIN = 2
 """In a row. A rank may fall victim to something that passes; the second time it would for ever."""
 
 _MEMORY_SHARE = 0.5
-"""Weights that take more of the machine than this are the likely cause of a SIGKILL."""
+"""Weights that take more of the machine than this are the likely cause of a death."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """How a rank ended before its time.
+    """How a rank ended before its time: it died, unless it says more.
 
     Attributes:
         rank: Which one.
         phase: What it was doing, as it stands after "while".
         phase_seconds: For how long.
-        exit_code: Of its process, as `subprocess` has it; None: the process lived.
         error: What it said was wrong, in one line.
         is_input_fault: What it said is a fault of the user's input: it would say so again.
         limit_seconds: It was given up since it was not ready after so long.
+        ray_says: Why Ray thinks that its worker died, where it knows.
         last_words: The end of its error output.
         weights_bytes: Of the base model, where its files are known.
         num_ranks: How many of them its node has.
@@ -35,12 +34,12 @@ class Ending:
     """
 
     rank: int
-    phase: str
+    phase: str = "starting"
     phase_seconds: float = 0.0
-    exit_code: int | None = None
     error: str | None = None
     is_input_fault: bool = False
     limit_seconds: float | None = None
+    ray_says: str = ""
     last_words: Sequence[str] = ()
     weights_bytes: int | None = None
     num_ranks: int = 1
@@ -55,25 +54,18 @@ class Ending:
         if self.limit_seconds is not None:
             at = f"{self.phase}, for {self.phase_seconds:.0f} s already{self._said()}"
             return f"rank {self.rank} not ready after {self.limit_seconds:g} s (cluster.start_timeout): {at}"
-        return f"rank {self.rank} {self._death()} while {self.phase}{self._guess()}{self._said()}"
+        return f"rank {self.rank} died while {self.phase}{self.ray_says or self._guess()}{self._said()}"
 
     @property
     def is_final(self) -> bool:
         """Whether another start is of no use: the input is wrong, or it would take as long again."""
         return self.is_input_fault or self.limit_seconds is not None
 
-    def _death(self) -> str:
-        if self.exit_code is None or self.exit_code >= 0:
-            return f"ended with exit code {self.exit_code}"
-        return f"was killed by signal {-self.exit_code} ({_signal_name(-self.exit_code)})"
-
     def _guess(self) -> str:
-        """Who sent SIGKILL: the kernel leaves no word with its victim."""
-        if self.exit_code != -signal.SIGKILL:
-            return ""
+        """Who ended it: the kernel leaves no word with its victim."""
         weights_bytes = self.weights_bytes or 0
         if not self.num_ranks * weights_bytes > _MEMORY_SHARE * self.machine_bytes > 0:
-            return ", by someone, or by the kernel because memory ran out (dmesg tells)"
+            return ": killed by someone, or by the kernel because memory ran out (dmesg tells), or it crashed"
         ranks = f"{self.num_ranks} rank{'s' if self.num_ranks > 1 else ''}"
         need = f"{ranks} x {human_bytes(weights_bytes)} of weights in {human_bytes(self.machine_bytes)}"
         advice = "lower num_workers, or take a smaller model or a larger machine"
@@ -108,10 +100,9 @@ class Starts:
         self._endings += endings
         return str(root_cause(self._endings))
 
-    @property
-    def is_explained(self) -> bool:
+    def has_said(self, rank: int) -> bool:
         """Whether a rank of this group has said how it ended."""
-        return bool(self._endings)
+        return any(ending.rank == rank for ending in self._endings)
 
     def verdict(self) -> str | None:
         """Why no other group is to be started, in one line; None: one may be, or this one was ready."""
@@ -131,9 +122,8 @@ class Starts:
 def root_cause(endings: Sequence[Ending]) -> Ending:
     """The ending that explains the others: ranks whose partner dies fail in a collective soon after it.
 
-    A process that was killed explains most, then one that ended without a word, then the first that said
-    something. Of ranks that were not ready in time, it is one that did not wait for others, or else the one
-    that has been at the same thing longest.
+    A process that died explains most, then the first that said something. Of ranks that were not ready in
+    time, it is one that did not wait for others, or else the one that has been at the same thing longest.
     """
     return min(endings, key=_order)
 
@@ -142,14 +132,5 @@ def _order(ending: Ending) -> tuple[int, float]:
     if ending.is_input_fault:
         return 0, 0.0
     if ending.limit_seconds is not None:
-        return (5 if ending.phase.startswith(WITH_OTHERS) else 4), -ending.phase_seconds
-    if ending.error is not None or ending.exit_code == -signal.SIGABRT:  # NCCL's watchdog aborts for others
-        return 3, 0.0
-    return (1 if (ending.exit_code or 0) < 0 else 2), 0.0
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return "unknown"
+        return (4 if ending.phase.startswith(WITH_OTHERS) else 3), -ending.phase_seconds
+    return (1 if ending.error is None else 2), 0.0

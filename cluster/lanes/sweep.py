@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import logging
 import os
-import pickle
 import tempfile
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import ray
 from ray import tune
-from ray.tune.progress_reporter import TrialProgressCallback
-from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
-from ray.tune.utils.object_cache import _ObjectCache
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.connection.folders import start_folder
 from cluster.lanes.lane import Lane, LaneSpec
+from cluster.lanes.mailbox import Mailroom
 from cluster.monitoring.trackers import Tracker
 from train_fn.contract.trials import Reason, Status, TrialResult, TrialSpec
 
@@ -47,11 +43,6 @@ _TUNE_ENVIRONMENT = {
 # No CPU, or on a machine with one lane the actor would take the workers' (and `{"CPU": 0}` alone is refused).
 # The head outlives every other node of the cluster, and each node resource holds many thousand such shares.
 _LANE_RESOURCES = {"CPU": 0, "node:__internal_head__": 0.0001}
-
-
-def _lane_resources(sweep: str, lane: int) -> tune.PlacementGroupFactory:
-    """Of one lane and no other: Tune knows actors apart by what they reserve, the group's name with it."""
-    return tune.PlacementGroupFactory([_LANE_RESOURCES], name=f"{sweep} lane {lane}")
 
 
 class TrialSource(Protocol):
@@ -79,27 +70,25 @@ class TrialSource(Protocol):
 class SourceSearcher(Searcher):
     """Tune's side of a `TrialSource`. It keeps no state worth saving: the source's study is the record.
 
-    It also says which lane takes a trial: one that is idle, or a new one. Left to itself, Tune gives a trial
-    that a new lane starts for to whichever lane is free first, and takes the new one down again.
-
     Args:
         source: Of the trials.
         room: For how many lanes there is room now, told how many there are and how many of these start. It is
             asked every few seconds, since nodes and other jobs come and go.
-        reuse_lanes: Whether a lane takes one trial after the other.
+        lanes: How many lanes there are, and how many of these have their workers. A trial that waits for its
+            lane to be made counts as one that starts.
+        forget: Told the number of a trial whose lane has died.
     """
 
     def __init__(
-        self, source: TrialSource, room: Callable[[int, int], int], reuse_lanes: bool = True
+        self,
+        source: TrialSource,
+        room: Callable[[int, int], int],
+        lanes: Callable[[], tuple[int, int]],
+        forget: Callable[[int], None] = lambda _: None,
     ) -> None:
         super().__init__(metric=["samples_per_second", "validation_loss"], mode=["max", "min"])
-        self._source, self._room, self._reuse_lanes = source, room, reuse_lanes
+        self._source, self._room, self._lanes, self._forget = source, room, lanes, forget
         self._running: dict[str, TrialSpec] = {}
-        self._busy: dict[str, int] = {}
-        self._idle: list[int] = []
-        self._ready: set[int] = set()
-        self._started_lanes = 0
-        self._losses: dict[str, str] = {}
         self._never_started = 0
         self._limit, self._looked_at, self._no_room_since = 0, -_ROOM_CHECK_SECONDS, time.monotonic()
 
@@ -111,22 +100,14 @@ class SourceSearcher(Searcher):
         if spec is None:
             return None if self._running and self._source.has_work() else Searcher.FINISHED
         self._running[trial_id] = spec
-        if not self._idle:
-            self._idle, self._started_lanes = [self._started_lanes], self._started_lanes + 1
-        self._busy[trial_id] = self._idle.pop()
-        return {"trial": dataclasses.asdict(spec), "lane": self._busy[trial_id]}
-
-    def surplus_lanes(self) -> list[int]:
-        """Idle lanes for which there is no room any more; they are forgotten here."""
-        stay = max(self._limit - len(self._running), 0)
-        surplus, self._idle = self._idle[: max(len(self._idle) - stay, 0)], self._idle[-stay:] if stay else []
-        return surplus
+        return {"trial": dataclasses.asdict(spec)}
 
     def _lanes_now(self) -> int:
         now = time.monotonic()
         if now - self._looked_at >= _ROOM_CHECK_SECONDS:
-            starting = len(set(self._busy.values()) - self._ready)
-            room = self._room(len(self._busy) + len(self._idle), starting) - self._never_started
+            lanes, with_workers = self._lanes()
+            own = max(lanes, len(self._running))
+            room = self._room(own, own - with_workers) - self._never_started
             self._looked_at, self._limit = now, max(room, 0)
             if self._limit:
                 self._no_room_since = now
@@ -144,43 +125,28 @@ class SourceSearcher(Searcher):
             )
         return self._source.has_work()
 
-    def lose(self, trial_id: str, why: str) -> None:
-        """Hear why a lane broke; Tune itself says only that it did."""
-        self._losses[trial_id] = why
-
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Hand on what a trial waits for."""
         if "waiting" in result and trial_id in self._running:
-            self._ready.add(self._busy[trial_id])  # its workers are there, and wait for quiet GPUs
             self._source.waits(self._running[trial_id], result["waiting"])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Hand the result on; a trial whose lane broke under it is told as interrupted."""
-        spec, why = self._running.pop(trial_id, None), self._losses.pop(trial_id, "the lane's actor died")
-        lane = self._busy.pop(trial_id, None)
-        if spec is None or lane is None:
-            return
-        if result and "never_started" in result:
-            self._without_a_lane(result["never_started"])
-            lost = TrialResult(
-                status=Status.FAILED,
-                reason=Reason.INTERRUPTED,
-                detail=result["never_started"],
-                lane=lane,
-            )
-            self._source.tell(spec, lost)
+        """Hand the result on; a trial whose lane died under it is told as interrupted."""
+        spec = self._running.pop(trial_id, None)
+        if spec is None:
             return
         if error or not result or "trial_result" not in result:
-            lost = TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED, detail=why)
-            self._source.tell(spec, lost)
+            self._forget(spec.number)
+            detail = "the lane's actor died"
+            self._source.tell(
+                spec, TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED, detail=detail)
+            )
             return
-        if self._reuse_lanes:
-            self._idle.append(lane)
-            self._ready.add(lane)
-        values = {**json.loads(result["trial_result"]), "lane": result["lane"]}
-        self._source.tell(spec, TrialResult.from_dict(values))
+        if why := result.get("never_started"):
+            self._without_a_lane(why)
+        self._source.tell(spec, TrialResult.from_dict(json.loads(result["trial_result"])))
 
     def _without_a_lane(self, why: str) -> None:
         """A lane's workers can't start: its place is not tried again, and the last one ends the search."""
@@ -195,92 +161,7 @@ class SourceSearcher(Searcher):
         """Nothing to restore."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_source": None, "_room": None}
-
-
-class _LaneCache(_ObjectCache):
-    """Tune's idle lanes. Its own cache keeps one, or as many as trials wait; of others idle, too, none stays.
-
-    Args:
-        surplus: Takes the lanes, by their resources, that are no longer wanted.
-    """
-
-    def __init__(self, surplus: Callable[[], list[tune.PlacementGroupFactory]]) -> None:
-        super().__init__(may_keep_one=True)
-        self._surplus = surplus
-
-    def cache_object(self, key: Any, obj: Any) -> bool:
-        """Keep a lane."""
-        self._cached_objects[key].append(obj)
-        self._num_cached_objects += 1
-        return True
-
-    def flush_cached_objects(self, force_all: bool = False) -> Iterator[Any]:
-        """Take those that are not wanted out of it, or all."""
-        for key in list(self._cached_objects) if force_all else self._surplus():
-            while self.has_cached_object(key):
-                yield self.pop_cached_object(key)
-
-
-class _Forgets(TrialProgressCallback):
-    """Lets trials go that have ended, where Tune keeps and looks through them all; here the study has them.
-
-    It also takes the place of Tune's reporter, which prints nothing, and keeps them, too.
-    """
-
-    def log_result(self, trial: Any, result: dict[str, Any], error: bool = False) -> None:
-        """Report nothing."""
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Let those go that ended before; this one is still in use."""
-        trials[:] = [t for t in trials if not t.is_finished()]
-
-
-class LaneScheduler(FIFOScheduler):
-    """First in, first out. It hears of a lane's error before the searcher does, and passes the reason on.
-
-    Args:
-        searcher: Hears why a lane broke.
-        resources_of: A lane's, by its number.
-    """
-
-    def __init__(
-        self, searcher: SourceSearcher, resources_of: Callable[[int], tune.PlacementGroupFactory]
-    ) -> None:
-        super().__init__()
-        self._searcher, self._resources_of = searcher, resources_of
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Before the first lane starts, put our cache in the place of Tune's; then do as `_Forgets` does."""
-        super().on_trial_add(tune_controller, trial)
-        controller = tune_controller._tune_controller
-        controller._stopped_trials.clear()
-        controller._trials_to_cache.clear()
-        if not isinstance(controller._actor_cache, _LaneCache):
-            controller._actor_cache = _LaneCache(
-                lambda: [self._resources_of(lane) for lane in self._searcher.surplus_lanes()]
-            )
-
-    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """A lane broke."""
-        self._searcher.lose(trial.trial_id, _why_lost(trial.pickled_error_file))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_searcher": None, "_resources_of": None}
-
-
-def _why_lost(error_file: str | None) -> str:
-    """One line: an actor that died, or what a lane itself raised."""
-    try:
-        assert error_file is not None
-        with open(error_file, "rb") as file:
-            error = pickle.load(file)
-    except Exception:
-        return "the lane's actor died"
-    if isinstance(error, ray.exceptions.RayTaskError):
-        cause = error.cause
-        return (str(cause).strip() or type(cause).__name__).splitlines()[0]
-    return "the lane's actor died"
+        return {**self.__dict__, "_source": None, "_room": None, "_lanes": None, "_forget": None}
 
 
 def run_sweep(
@@ -306,17 +187,25 @@ def run_sweep(
     """
     os.environ.update(_TUNE_ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    searcher = SourceSearcher(source, room, reuse_workers)
-    resources_of = functools.partial(_lane_resources, f"{name} {uuid.uuid4().hex[:8]}")
-    driver = {"pid": os.getpid(), "node_id": ray.get_runtime_context().get_node_id()}
-    lane = dataclasses.replace(lane, driver=driver, folder=start_folder())
+    here = ray.get_runtime_context().get_node_id()
+    # Hard: without a need for resources, Ray puts an actor with a soft wish on any node, which may die.
+    beside_us = NodeAffinitySchedulingStrategy(here, soft=False)
+    remote = ray.remote(num_cpus=0)(Mailroom).options(scheduling_strategy=beside_us)
+    mailroom = remote.remote(lane.start_timeout_seconds)
+    searcher = SourceSearcher(
+        source,
+        room,
+        lanes=lambda: ray.get(mailroom.groups.remote()),
+        forget=lambda trial: ray.get(mailroom.forget.remote(trial)),
+    )
+    driver = {"pid": os.getpid(), "node_id": here}
+    lane = dataclasses.replace(lane, driver=driver, folder=start_folder(), mailroom=mailroom)
     with tempfile.TemporaryDirectory(prefix="tune-") as scratch:
         with_lane = tune.with_parameters(trainable, lane=lane, storage_path=scratch)
         tuner = tune.Tuner(
-            tune.with_resources(with_lane, lambda config: resources_of(config["lane"])),
+            tune.with_resources(with_lane, tune.PlacementGroupFactory([_LANE_RESOURCES])),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=LaneScheduler(searcher, resources_of),
                 num_samples=-1,
                 reuse_actors=reuse_workers,
             ),
@@ -324,7 +213,7 @@ def run_sweep(
                 name=name,
                 storage_path=scratch,
                 verbose=0,
-                callbacks=[*callbacks, _Forgets()],
+                callbacks=[*callbacks],
                 # A lane has no state: a checkpoint after each trial would only keep the next one waiting.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
@@ -332,5 +221,6 @@ def run_sweep(
         try:
             tuner.fit()
         finally:
+            ray.kill(mailroom)
             for callback in callbacks:
                 callback.close()

@@ -20,16 +20,16 @@ from typing import Any, Self
 log = logging.getLogger(__name__)
 
 Figures = Mapping[str, Mapping[tuple[str, ...], float]]
-"""By metric, then by the values of its own labels."""
+"""Values by metric, then by the values of its own labels."""
 
 MAX_LANES = 64
 """So many lanes have a number as a label's value; the others share one."""
 
 LANE_STATES = ("starting", "waiting", "measuring", "idle")
-"""Workers are being started; GPUs are not free yet; a trial is running; there is no trial to run."""
+"""What a lane does: workers start; GPUs are not free yet; a trial is running; there is no trial to run."""
 
 _SHORTEST_REPORT_SECONDS = 1.0
-"""Ray exports no more often."""
+"""The least time between two of Ray's exports."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Reporter:
     """
 
     def __init__(self, metrics: Iterable[Metric], study: str, figures: Callable[[], Figures]) -> None:
-        """`figures` is called from a thread, too."""
+        """Take what to report; `figures` is called from a thread, too."""
         from ray.util.metrics import Gauge
 
         self._study, self._figures = study, figures
@@ -125,7 +125,7 @@ class LaneClock:
             self._state = state
 
     def figures(self) -> Figures:
-        """Of `LANE_METRICS`, now."""
+        """The figures of `LANE_METRICS`, now."""
         with self._lock:
             self._count()
             return {

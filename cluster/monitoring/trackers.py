@@ -73,7 +73,7 @@ class Tracker(LoggerCallback):
         self._views: dict[str, TrialView] = {}
 
     def setup(self, *args: Any, **info: Any) -> None:
-        """Before the first trial."""
+        """Get ready, before the first trial."""
         self._attempt(super().setup, *args, **info)
 
     def log_trial_start(self, trial: Any) -> None:
@@ -106,7 +106,7 @@ class Tracker(LoggerCallback):
         self._attempt(super().log_trial_end, view, result.status == Status.FAILED)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        """Uploads may still be under way."""
+        """End the tracker; uploads may still be under way."""
         self._attempt(super().on_experiment_end, trials, **info)
 
     def _view(self, trial: Any) -> TrialView:

@@ -7,7 +7,7 @@ import psutil
 from cluster.node import nvml
 
 _SHARE_OF_CPU_MEMORY = 0.9
-"""As a worker without a budget takes it."""
+"""The part of free memory that a worker without a budget takes."""
 
 
 def free_bytes(device: str, num_workers: int) -> int | None:

@@ -260,7 +260,7 @@ def _state(gpu: Gpu, handle: Any) -> GpuState:
 
 
 def _memory(handle: Any) -> Any:
-    """Without what the driver keeps for itself, where it tells; None where the memory is the machine's."""
+    """Memory without what the driver keeps for itself, where it tells; None where it is the machine's."""
     told = _told(lambda: pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2))
     if told is None:
         with contextlib.suppress(pynvml.NVMLError_NotSupported):
@@ -269,7 +269,7 @@ def _memory(handle: Any) -> Any:
 
 
 def _processes(handle: Any) -> tuple[GpuProcess, ...]:
-    """Computing ones, and those that draw: they take time and memory, too."""
+    """Processes that compute, and those that draw: they take time and memory, too."""
     found: dict[int, int | None] = {}
     for ask in (pynvml.nvmlDeviceGetComputeRunningProcesses, pynvml.nvmlDeviceGetGraphicsRunningProcesses):
         found |= {int(p.pid): p.usedGpuMemory for p in _told(lambda ask=ask: ask(handle)) or ()}  # type: ignore[misc]

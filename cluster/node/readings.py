@@ -24,7 +24,7 @@ from cluster.node.quiet_gpus import Admission, Sharing, admit, waiting_for
 log = logging.getLogger(__name__)
 
 PERIOD_SECONDS = 0.5
-"""Between two readings."""
+"""The time between two readings."""
 
 QUIET_READINGS = 3
 """So many in a row make a quiet GPU."""
@@ -75,7 +75,7 @@ class OwnProcesses:
                     self._last[process] = _cpu_seconds(process) if is_new else (0.0, 0.0)
 
     def cpu_seconds(self) -> float:
-        """What they have taken since the first call."""
+        """CPU time that these processes have taken since the first call."""
         ended, reaped = 0.0, 0.0
         for process, (own_before, children_before) in list(self._last.items()):
             try:
@@ -207,7 +207,7 @@ class Watch:
 
 
 def _parents() -> dict[int, int]:
-    """Of every process its parent; psutil takes three times as long, which counts where there are many."""
+    """Every process's parent; psutil takes three times as long, which counts where there are many."""
     found = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -219,7 +219,7 @@ def _parents() -> dict[int, int]:
 
 
 def _cpu_seconds(process: psutil.Process) -> tuple[float, float]:
-    """Of the process itself, and of its children that have ended."""
+    """CPU time of the process itself, and of its children that have ended."""
     times = process.cpu_times()
     return times.user + times.system, times.children_user + times.children_system
 

@@ -27,6 +27,7 @@ from typing import Any
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 import psutil
+import ray
 from ray import tune
 
 from cluster.connection.ray_session import connected
@@ -105,7 +106,8 @@ class SleepingLane(tune.Trainable):
     """A lane without workers. It tells how long it had nothing to do before each trial."""
 
     def setup(self, config: dict[str, Any], lane: LaneSpec | None = None, storage_path: str = "") -> None:
-        self._seconds, self._number = float(lane.worker_environment["seconds"]), config["lane"]
+        self._seconds = float(lane.worker_environment["seconds"])
+        self._number = ray.get(lane.mailroom.new_lane.remote())
         self._ended: float | None = None
         self.reset_config(config)
 
@@ -118,9 +120,9 @@ class SleepingLane(tune.Trainable):
         seconds = self._seconds * random.Random(self._trial.number).uniform(0.7, 1.3)
         time.sleep(seconds)
         result = dataclasses.asdict(measure(self._trial))
-        result["seconds"] = {"total": seconds, "idle": idle}
+        result |= {"seconds": {"total": seconds, "idle": idle}, "lane": self._number}
         self._ended = time.perf_counter()
-        return {"trial_result": json.dumps(result), "lane": self._number, "done": True}
+        return {"trial_result": json.dumps(result), "done": True}
 
 
 @dataclasses.dataclass

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 from dataclasses import replace
 
 import pytest
 
 from cluster.lanes.starts import Ending, Starts, root_cause
 
-KILLED = Ending(rank=1, phase="loading the weights", exit_code=-signal.SIGKILL)
-EXITED = Ending(rank=1, phase="importing own:train", exit_code=3, last_words=("one", "two"))
+KILLED = Ending(rank=1, phase="loading the weights")
+SPOKE = Ending(rank=1, phase="importing own:train", last_words=("one", "two"))
 SAID = Ending(rank=0, phase="joining the process group at 10.0.0.1:4711", error="RuntimeError: closed")
-ABORTED = Ending(rank=0, phase="talking to the other ranks", exit_code=-signal.SIGABRT)
 WRONG = Ending(rank=0, phase="reading the data", error="data.train: no such file", is_input_fault=True)
 LATE = Ending(rank=0, phase="talking to the other ranks", phase_seconds=580, limit_seconds=600)
 SLOW = Ending(rank=1, phase="loading the weights", phase_seconds=5, limit_seconds=600)
@@ -22,20 +20,18 @@ GIB = 1 << 30
 @pytest.mark.parametrize(
     ("ending", "words"),
     [
-        (KILLED, "rank 1 was killed by signal 9 (SIGKILL) while loading the weights, by someone, or by the "
-                 "kernel because memory ran out (dmesg tells)"),
+        (KILLED, "rank 1 died while loading the weights: killed by someone, or by the kernel because memory "
+                 "ran out (dmesg tells), or it crashed"),
         (replace(KILLED, weights_bytes=int(15.2 * GIB), num_ranks=2, machine_bytes=24 * GIB),
-         "rank 1 was killed by signal 9 (SIGKILL) while loading the weights, most likely because the "
-         "machine's memory ran out: 2 ranks x 15.2 GiB of weights in 24.0 GiB; lower num_workers, or take a "
-         "smaller model or a larger machine"),
+         "rank 1 died while loading the weights, most likely because the machine's memory ran out: 2 ranks x "
+         "15.2 GiB of weights in 24.0 GiB; lower num_workers, or take a smaller model or a larger machine"),
         (replace(KILLED, weights_bytes=GIB, num_ranks=2, machine_bytes=24 * GIB),
-         "rank 1 was killed by signal 9 (SIGKILL) while loading the weights, by someone, or by the kernel "
-         "because memory ran out (dmesg tells)"),
-        (replace(KILLED, exit_code=-signal.SIGSEGV, last_words=("Fatal error",)),
-         "rank 1 was killed by signal 11 (SIGSEGV) while loading the weights; it said last: Fatal error"),
-        (replace(KILLED, exit_code=-99),
-         "rank 1 was killed by signal 99 (unknown) while loading the weights"),
-        (EXITED, "rank 1 ended with exit code 3 while importing own:train; it said last: one | two"),
+         "rank 1 died while loading the weights: killed by someone, or by the kernel because memory ran out "
+         "(dmesg tells), or it crashed"),
+        (replace(KILLED, ray_says=": the node was low on memory"),
+         "rank 1 died while loading the weights: the node was low on memory"),
+        (SPOKE, "rank 1 died while importing own:train: killed by someone, or by the kernel because memory "
+                "ran out (dmesg tells), or it crashed; it said last: one | two"),
         (SAID, "rank 0, joining the process group at 10.0.0.1:4711: RuntimeError: closed"),
         (WRONG, "data.train: no such file"),
         (LATE,
@@ -51,9 +47,7 @@ def test_an_ending_in_words(ending: Ending, words: str) -> None:
     ("endings", "cause"),
     [
         ([SAID, KILLED], KILLED),  # rank 0 is a victim, and was faster
-        ([SAID, EXITED], EXITED),
-        ([ABORTED, EXITED], EXITED),
-        ([ABORTED, SAID], ABORTED),  # the first of those that say something
+        ([SPOKE, KILLED], SPOKE),  # the first that was seen
         ([SAID, replace(SAID, rank=1)], SAID),
         ([KILLED, WRONG], WRONG),
         ([LATE, replace(LATE, rank=1, phase_seconds=590)], replace(LATE, rank=1, phase_seconds=590)),
@@ -94,11 +88,12 @@ def test_what_would_only_come_again_is_not_tried_again(ending: Ending) -> None:
     assert in_vain(Starts(), ending) == f"the workers could not start: {ending}"
 
 
-def test_what_ray_says_counts_only_where_no_rank_has_said_anything() -> None:
+def test_who_has_said_something_is_known_until_the_next_start() -> None:
     starts = Starts()
     starts.begin()
-    assert not starts.is_explained
+    assert not starts.has_said(1)
     starts.note(KILLED)
-    assert starts.is_explained
+    assert starts.has_said(1)
+    assert not starts.has_said(0)
     starts.begin()
-    assert not starts.is_explained
+    assert not starts.has_said(1)

@@ -6,16 +6,13 @@ import dataclasses
 import json
 import pickle
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 from ray import cloudpickle
-from ray.exceptions import ActorDiedError, RayTaskError
 from ray.tune.search import Searcher
 
 from cluster.lanes import sweep
-from cluster.lanes.lane import LaneLostError
-from cluster.lanes.sweep import LaneScheduler, SourceSearcher
+from cluster.lanes.sweep import SourceSearcher
 from train_fn.contract.trials import Status, TrialParams, TrialResult, TrialSpec
 
 COMPLETE = TrialResult(
@@ -72,15 +69,13 @@ class ListSource:
 
 
 def searching(source: ListSource, room: int = 99) -> SourceSearcher:
-    return SourceSearcher(source, lambda own, starting: room)
+    return SourceSearcher(source, lambda own, starting: room, lambda: (0, 0))
 
 
 def reported(result: TrialResult, lane: int = 0) -> dict[str, Any]:
     """A lane's result as Tune hands it to a searcher: flat, with Tune's own values beside it."""
-    text = json.dumps(dataclasses.asdict(result))
     return {
-        "trial_result": text,
-        "lane": lane,
+        "trial_result": json.dumps(dataclasses.asdict(dataclasses.replace(result, lane=lane))),
         "done": True,
         "training_iteration": 1,
         "config/trial/number": 3,
@@ -122,44 +117,24 @@ def test_results_are_told_with_their_trial_in_any_order() -> None:
     assert isinstance(source.told[0][1].status, Status)
 
 
-def test_a_trial_goes_to_a_lane_that_is_idle_or_to_a_new_one() -> None:
-    source = ListSource(trials=[spec(n) for n in range(6)])
+def test_the_lane_of_a_trial_is_the_one_that_measured_it() -> None:
+    source = ListSource()
     searcher = searching(source)
-    assert [searcher.suggest(trial)["lane"] for trial in "ab"] == [0, 1]
-    searcher.on_trial_complete("b", reported(COMPLETE, lane=1))
-    assert searcher.suggest("c")["lane"] == 1
-    searcher.on_trial_complete("c", error=True)
-    assert searcher.suggest("d")["lane"] == 2, "1 is broken"
-    searcher.on_trial_complete("d", reported(COMPLETE, lane=2))
-    searcher.on_trial_complete("a", reported(COMPLETE, lane=0))
-    assert {searcher.suggest(trial)["lane"] for trial in "ef"} == {0, 2}
-    assert [result.lane for _, result in source.told] == [1, None, 2, 0]
-
-
-def test_without_reuse_every_trial_has_a_lane_of_its_own() -> None:
-    searcher = SourceSearcher(ListSource(), lambda own, starting: 1, reuse_lanes=False)
-    for number in range(3):
-        assert searcher.suggest(str(number))["lane"] == number
-        searcher.on_trial_complete(str(number), reported(COMPLETE, lane=number))
-        assert searcher.surplus_lanes() == []
-
-
-def test_idle_lanes_are_given_back_where_room_is_taken_away(monkeypatch) -> None:
-    monkeypatch.setattr(sweep, "_ROOM_CHECK_SECONDS", 0.0)
-    source, room = ListSource(more_may_come=True), [3]
-    searcher = SourceSearcher(source, lambda own, starting: room[0])
-    for trial in "abc":
+    for trial in "ab":
         searcher.suggest(trial)
-    for lane, trial in enumerate("abc"):
-        searcher.on_trial_complete(trial, reported(COMPLETE, lane=lane))
-    assert searcher.surplus_lanes() == []
-    room[0] = 2
-    assert searcher.suggest("d")["lane"] == 2, "the one that was at work last"
-    assert searcher.surplus_lanes() == [0]
-    assert searcher.surplus_lanes() == []
-    room[0] = 1
-    searcher.suggest("e")
-    assert searcher.surplus_lanes() == [1]
+    searcher.on_trial_complete("a", reported(COMPLETE, lane=1))
+    searcher.on_trial_complete("b", error=True)
+    assert [result.lane for _, result in source.told] == [1, None]
+
+
+def test_a_lane_that_dies_is_forgotten() -> None:
+    forgotten = list[int]()
+    searcher = SourceSearcher(ListSource(), lambda own, starting: 2, lambda: (0, 0), forgotten.append)
+    for trial in "ab":
+        searcher.suggest(trial)
+    searcher.on_trial_complete("b", error=True)
+    searcher.on_trial_complete("a", reported(COMPLETE))
+    assert forgotten == [1]
 
 
 def test_a_trial_without_a_result_is_told_as_interrupted() -> None:
@@ -222,7 +197,7 @@ def test_pickling_leaves_the_source_behind() -> None:
 def test_no_more_trials_run_than_there_is_room_for_and_room_may_change(monkeypatch) -> None:
     monkeypatch.setattr(sweep, "_ROOM_CHECK_SECONDS", 0.0)
     source, room = ListSource(more_may_come=True), [1]
-    searcher = SourceSearcher(source, lambda own, starting: room[0])
+    searcher = SourceSearcher(source, lambda own, starting: room[0], lambda: (0, 0))
     assert isinstance(searcher.suggest("a"), dict)
     assert searcher.suggest("b") is None
     room[0] = 2  # a node was added
@@ -239,7 +214,7 @@ def test_no_more_trials_run_than_there_is_room_for_and_room_may_change(monkeypat
 def test_without_room_the_search_waits_and_then_says_why_it_ends(monkeypatch) -> None:
     monkeypatch.setattr(sweep, "_ROOM_CHECK_SECONDS", 0.0)
     source, room = ListSource(more_may_come=True), [0]
-    searcher = SourceSearcher(source, lambda own, starting: room[0])
+    searcher = SourceSearcher(source, lambda own, starting: room[0], lambda: (0, 0))
     assert searcher.suggest("a") is None
     room[0] = 1
     assert isinstance(searcher.suggest("a"), dict)
@@ -256,37 +231,22 @@ def test_without_room_the_search_waits_and_then_says_why_it_ends(monkeypatch) ->
     assert "no node" in source.broken
 
 
-def test_a_lane_says_why_it_broke(tmp_path) -> None:
-    source = ListSource()
-    searcher = searching(source)
-    scheduler = LaneScheduler(searcher, lambda lane: None)
-    lost = RayTaskError("train", "a traceback", LaneLostError("node 0f1e died during the trial"))
-    for trial_id, error in (("a", lost), ("b", ActorDiedError())):
-        searcher.suggest(trial_id)
-        (tmp_path / trial_id).write_bytes(cloudpickle.dumps(error))
-        trial = SimpleNamespace(trial_id=trial_id, pickled_error_file=str(tmp_path / trial_id))
-        scheduler.on_trial_error(None, trial)
-        searcher.on_trial_complete(trial_id, error=True)
-    assert [result.detail for _, result in source.told] == [
-        "node 0f1e died during the trial",
-        "the lane's actor died",
-    ]
-
-
-NEVER = {"never_started": "rank 1 was killed", "done": True}
+LOST = TrialResult(status=Status.FAILED, reason="interrupted", detail="rank 1 died")
+NEVER = {**reported(LOST), "never_started": "rank 1 died"}
 
 
 def test_the_place_of_a_lane_that_never_started_is_not_tried_again() -> None:
     source = ListSource(more_may_come=True)
     searcher = searching(source, room=2)
-    assert [searcher.suggest(trial)["lane"] for trial in "ab"] == [0, 1]
+    for trial in "ab":
+        searcher.suggest(trial)
     searcher.on_trial_complete("a", NEVER)
     ((_, told),) = source.told
-    assert (told.reason, told.detail, told.lane) == ("interrupted", "rank 1 was killed", 0)
+    assert (told.reason, told.detail, told.lane) == ("interrupted", "rank 1 died", 0)
     assert source.broken is None
     assert searcher.suggest("c") is None, "there is room for one lane, and it is busy"
     searcher.on_trial_complete("b", reported(COMPLETE, lane=1))
-    assert searcher.suggest("c")["lane"] == 1
+    assert isinstance(searcher.suggest("c"), dict)
 
 
 def test_the_last_lane_that_never_started_ends_the_search() -> None:
@@ -296,7 +256,7 @@ def test_the_last_lane_that_never_started_ends_the_search() -> None:
         searcher.suggest(trial)
     searcher.on_trial_complete("a", NEVER)
     searcher.on_trial_complete("b", NEVER)
-    assert source.broken == "rank 1 was killed"
+    assert source.broken == "rank 1 died"
     assert searcher.suggest("c") == Searcher.FINISHED
 
 
@@ -308,13 +268,17 @@ def test_room_is_told_of_the_lanes_and_of_those_that_may_not_have_their_share_ye
         told.append((own, starting))
         return 2
 
-    searcher = SourceSearcher(source, room)
-    searcher.suggest("a")
-    searcher.suggest("b")
+    lanes = [(0, 0)]
+    searcher = SourceSearcher(source, room, lambda: lanes[0])
+    searcher.suggest("a")  # no lane is there yet
+    lanes[0] = 1, 0
+    searcher.suggest("b")  # the first starts
+    lanes[0] = 2, 1
     searcher.suggest("c")
     searcher.on_trial_complete("a", reported(COMPLETE, lane=0))
-    searcher.on_trial_result("b", {"waiting": "waits for a quiet GPU", "done": False})
-    searcher.suggest("c")
+    lanes[0] = 2, 2
+    searcher.suggest("c")  # which the idle lane takes
     searcher.on_trial_complete("b", error=True)
+    lanes[0] = 1, 1
     searcher.suggest("d")
-    assert told == [(0, 0), (1, 1), (2, 2), (2, 0), (1, 0)]
+    assert told == [(0, 0), (1, 1), (2, 1), (2, 0), (1, 0)]

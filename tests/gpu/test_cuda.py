@@ -8,7 +8,6 @@ a GPU.
 
 from __future__ import annotations
 
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -211,10 +210,9 @@ def test_ranks_that_share_a_device_share_its_memory(pair) -> None:
         assert found["budget"] == pytest.approx(0.8 * total / sharing, rel=0.01)
 
 
-@pytest.mark.parametrize("device", ONE_DEVICE[1:])  # test_server has it on a CPU
+@pytest.mark.parametrize("device", ONE_DEVICE[1:])  # test_session has it on a CPU
 def test_two_servers_on_one_gpu(start_ranks, job, device) -> None:
-    command = [sys.executable, "-m", "train_fn.server", "--device", device, "--backend", "gloo"]
-    group = start_ranks(job(device, 2), command=command)
+    group = start_ranks(job(device, 2), arguments=["--device", device, "--backend", "gloo"])
     result = group.run(2, 2)
     assert result.status == "complete", f"{result.detail}\n{group.log}"
     group.end_input()

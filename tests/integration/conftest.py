@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -29,6 +30,14 @@ SMALL = [
     "--cluster.disturbance-check=false",
 ]
 """Trials of about a second; none comes again because this machine is busy with other things, too."""
+
+
+def is_train_worker(process: psutil.Process) -> bool:
+    """Whether it is one of Ray Train's workers: in them ranks measure."""
+    try:
+        return "RayTrainWorker" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
 
 
 class Run:
@@ -73,17 +82,13 @@ class Run:
         return value
 
     def ranks(self) -> list[psutil.Process]:
-        """The processes that measure, in rank order."""
-        found = {}
-        for process in psutil.process_iter(["cmdline"]):
-            try:
-                if "train_fn.server" in (process.info["cmdline"] or []):
-                    environment = process.environ()
-                    if environment.get(MARK) == self.mark or MARK not in environment:
-                        found[int(environment["RANK"])] = process
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
-        return [found[rank] for rank in sorted(found)]
+        """The processes that measure, in this run's own Ray or in one that it has joined, oldest first."""
+        found = []
+        for process in filter(is_train_worker, psutil.process_iter()):
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(MARK) in (self.mark, None):
+                    found.append(process)
+        return sorted(found, key=lambda p: p.create_time())
 
     def end(self) -> None:
         """Leave nothing behind."""

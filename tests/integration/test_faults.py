@@ -24,7 +24,7 @@ import optuna
 import psutil
 import pytest
 from conftest import Cluster, Run
-from sleepy import COMPLETE, SLEEPY, few_trials
+from sleepy import COMPLETE, SLEEPY, few_trials, ranks
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
 
@@ -116,7 +116,7 @@ class Search:
 
     def rank(self, rank: int) -> psutil.Process:
         """The process that measures."""
-        return next(p for p in self.processes("train_fn.server") if p.environ()["RANK"] == str(rank))
+        return ranks(self.folder)[rank]
 
     def trials(self) -> list[optuna.trial.FrozenTrial]:
         """The record."""

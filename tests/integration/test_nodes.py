@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -65,18 +64,6 @@ class Nodes:
     def kill(self, node: int) -> None:
         """Kill all processes of a node at once."""
         self._command(kill=node)
-
-    def ranks(self) -> dict[str, list[int]]:
-        """The ranks that measure now, by the address of their node's lane."""
-        found = defaultdict(list)
-        for process in psutil.Process(self._process.pid).children(recursive=True):
-            try:
-                if "train_fn.server" in process.cmdline():
-                    variables = process.environ()
-                    found[variables["MASTER_ADDR"]].append(int(variables["RANK"]))
-            except (psutil.Error, KeyError):
-                continue
-        return {host: sorted(ranks) for host, ranks in found.items()}
 
     def close(self) -> None:
         """Kill what this cluster started, and nothing else."""

@@ -148,14 +148,15 @@ def test_the_first_probe_has_seen_where_memory_ends(start, cluster):
     assert result["stopped"] is None or result["stopped"].startswith("stopped after ")
 
 
-def test_lanes_that_are_there_stay_while_others_start_and_all_are_idle(cluster):
+def test_lanes_that_are_there_stay_while_others_start(cluster):
     script = Path(__file__).with_name("lanes_that_sleep.py")
     environment = {**cluster.environment, "RAY_ADDRESS": cluster.address, "PYTHONPATH": str(ROOT)}
     out = subprocess.check_output([sys.executable, script], env=environment, text=True, timeout=120)
-    found = json.loads(out.splitlines()[-1])
-    assert found["started"] == [0, 1, 2], "none was taken down for another"
-    assert len(found["lanes"]) == 40
-    assert min(found["lanes"].count(lane) for lane in (0, 1, 2)) > 4
+    lanes = json.loads(out.splitlines()[-1])
+    assert len(lanes) == 14
+    assert set(lanes[:2]) == {0}
+    assert len(set(lanes)) >= 3
+    assert lanes.count(0) >= 4, "the first lane goes on while others start"
 
 
 ALWAYS_FAILS = """

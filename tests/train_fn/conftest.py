@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from train_fn.contract.environment import worker_environment
 from train_fn.contract.job import JobSpec
 from train_fn.contract.trials import TrialParams, TrialResult, TrialSpec
 
-SERVER = ["-m", "train_fn.server", "--device", "cpu"]
+SERVER = str(Path(__file__).with_name("rank_server.py"))
 SCENARIOS = Path(__file__).with_name("scenarios.py")
 FORKED = True
 """Whether `play` forks its ranks; `tests/gpu` starts them afresh."""
@@ -50,22 +50,17 @@ def free_port() -> int:
 
 
 class RankGroup:
-    """Processes of `train_fn.server`, one per rank, spoken to as a Ray Train worker would."""
+    """Processes of `rank_server.py`, one per rank."""
 
-    def __init__(self, job: JobSpec, world_size: int, folder: Path, command: list[str] | None = None) -> None:
+    def __init__(self, job: JobSpec, world_size: int, folder: Path, arguments: Sequence[str] = ()) -> None:
         port, self.folder = free_port(), folder
         self._pending = b""
         self.processes = []
         for rank in range(world_size):
             with (folder / f"rank{rank}.log").open("w") as log:
                 environment = rank_environment(rank, world_size, port)
-                process: Any
-                if command is None:
-                    process = ForkedProcess(SERVER, environment, log, piped=True)
-                else:
-                    pipe = subprocess.PIPE
-                    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, env=environment)
-            self.processes.append(process)
+                command = [SERVER, "--device", "cpu", *arguments]
+                self.processes.append(_started(command, environment, log, piped=True))
             self._send(rank, dataclasses.asdict(job))
 
     @property
@@ -89,7 +84,7 @@ class RankGroup:
         self._send(0, dataclasses.asdict(TrialSpec(number=number, params=params(*point), **spec)))
 
     def receive(self, timeout_seconds: float) -> dict[str, Any]:
-        """Rank 0's next line that is no phase of its start."""
+        """Rank 0's next line."""
         output = self.processes[0].stdout
         assert output is not None
         deadline = time.monotonic() + timeout_seconds
@@ -102,7 +97,7 @@ class RankGroup:
                 self._pending += chunk
         line, self._pending = self._pending.split(b"\n", 1)
         message: dict[str, Any] = json.loads(line)
-        return self.receive(timeout_seconds) if "phase" in message else message
+        return message
 
     def end_input(self) -> None:
         """Close every rank's standard input."""
@@ -140,10 +135,12 @@ class RankGroup:
         pipe.flush()
 
 
-def _started(command: list[str], environment: dict[str, str], log: Any) -> Any:
+def _started(command: list[str], environment: dict[str, str], log: Any, piped: bool = False) -> Any:
     if FORKED:
-        return ForkedProcess(command, environment, log)
-    return subprocess.Popen([sys.executable, *command], env=environment, stdout=log, stderr=subprocess.STDOUT)
+        return ForkedProcess(command, environment, log, piped=piped)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
+    streams = pipes if piped else {"stdout": log, "stderr": subprocess.STDOUT}
+    return subprocess.Popen([sys.executable, *command], env=environment, **streams)
 
 
 def params(
@@ -173,13 +170,13 @@ def environment_of_one() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def start_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., RankGroup]]:
-    """`start_ranks(job, world_size=2, command=None)`: a group that is ready for trials."""
+    """`start_ranks(job, world_size=2, arguments=())`: a group that is ready for trials."""
     groups: list[RankGroup] = []
 
     def start(
-        job: JobSpec, world_size: int = 2, command: list[str] | None = None, ready: bool = True
+        job: JobSpec, world_size: int = 2, arguments: Sequence[str] = (), ready: bool = True
     ) -> RankGroup:
-        groups.append(RankGroup(job, world_size, tmp_path_factory.mktemp("ranks"), command))
+        groups.append(RankGroup(job, world_size, tmp_path_factory.mktemp("ranks"), arguments))
         return groups[-1].wait_until_ready() if ready else groups[-1]
 
     yield start

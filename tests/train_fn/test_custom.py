@@ -17,16 +17,8 @@ from typing import Any
 import pytest
 
 from train_fn.contract.job import JobSpec, OptimizerSpec
-from train_fn.contract.trials import GROUP_ENDS, Reason, Status, TrialResult
+from train_fn.contract.trials import Reason, Status, TrialResult
 from train_fn.custom import check_function
-
-IMPATIENT = """
-import sys, train_fn.server, train_fn.trainers.watchdog
-train_fn.trainers.watchdog.GRACE_SECONDS = 1.0
-sys.argv[0] = "server"
-sys.exit(train_fn.server.main())
-"""
-"""The server, whose ranks get one second to come to a vote."""
 
 BUDGET_BYTES = 256 << 20
 HERE = Path(__file__).parent
@@ -56,8 +48,8 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> JobSpec:
 
 @pytest.fixture(scope="module")
 def start(start_ranks: Callable[..., Any], job: JobSpec) -> Callable[..., Any]:
-    command = [sys.executable, "-c", IMPATIENT, "--device", "cpu"]
-    return lambda **settings: start_ranks(job, command=command, **settings)
+    impatient = ["--watchdog-seconds", "1.0"]
+    return lambda **settings: start_ranks(job, arguments=impatient, **settings)
 
 
 class Warm:
@@ -82,7 +74,7 @@ class Warm:
         self._case.write_text(case)
         group.send(*(point or (4, 2)))
         message = group.receive(30)
-        assert message.pop(GROUP_ENDS) is True, message
+        assert message.pop("group_ends") is True, message
         codes = group.wait(30)
         assert 0 not in codes, codes
         self._group = None

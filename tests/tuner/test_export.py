@@ -259,7 +259,7 @@ def test_every_trainer_gets_the_same_global_batch(workers: int, per_device: int,
     expected = workers * per_device * accumulation
     assert given.global_batch_size == expected
     assert set(global_batches(given).values()) == {expected}
-    text = {name: kind.render(given) for name, kind in FORMATS.items()}
+    text = {name: known.render(given) for name, known in FORMATS.items()}
     assert [
         n for n in text if n != "json" and f"Global batch {expected} = {workers} process" not in text[n]
     ] == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-"""Under which a trial must run out of memory where the user's own training would."""
+"""Settings under which a trial must run out of memory where the user's own training would."""
 
 
 def worker_environment(device: str) -> dict[str, str]:

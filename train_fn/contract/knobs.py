@@ -22,7 +22,11 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "torch_compile": (False, True),
     "optimizer": ("adamw_torch_fused", "adamw_torch", "sgd", "adafactor"),
 }
-"""Of the knobs with a list of values; `dataloader_num_workers` is a count of threads."""
+"""The values of knobs that have a list of them; `dataloader_num_workers` is a count of threads."""
+
+
+TRAINER_NAMES = {"optimizer": "optim"}
+"""What `TrainingArguments` calls a knob, where that is not the knob's own name."""
 
 
 def problem_with(name: str, value: object) -> str | None:

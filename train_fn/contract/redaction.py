@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, unquote
 
 MASK = "***"
 SHORTEST_SECRET = 6
-"""Shorter ones are masked by their form only: the same letters stand in too many words."""
+"""Secrets shorter than this are masked by their form only: their letters stand in too many words."""
 
 _FORMS = [
     (("://",), re.compile(r"(\b[a-zA-Z][\w+.-]{0,20}://[^\s:/@'\"]*:)[^\s'\"]+@"), rf"\g<1>{MASK}@"),
@@ -59,7 +59,7 @@ def redact(text: str, *secrets: str | None) -> str:
 
 
 def redact_url(url: str) -> str:
-    """The same for text that is one URL: its password may hold any character."""
+    """The URL with every secret replaced by `***`: its password may hold any character."""
     return redact(_USER_INFO.sub(rf"\g<1>{MASK}@", url))
 
 
@@ -119,7 +119,7 @@ def _known() -> set[str]:
 
 
 def _token_files() -> list[Path]:
-    """Of Ray and of the Hugging Face hub."""
+    """The files with the tokens of Ray and of the Hugging Face hub."""
     home = Path(os.environ.get("HOME") or "/")
     hub = Path(os.environ.get("HF_HOME") or home / ".cache" / "huggingface")
     return [

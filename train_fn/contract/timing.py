@@ -23,10 +23,10 @@ _STEP_SECONDS = (1e-9, 1e9)
 """The shortest and the longest step that there is; a clock that says anything else has failed."""
 
 _WORK = (1e-9, 1e18)
-"""The same of a step's work."""
+"""The least and the most work that a step can have."""
 
 _MAX_CORRELATION = 0.8
-"""Of neighbouring steps; an estimate from few steps may be anything."""
+"""The most that neighbouring steps are taken to correlate; an estimate from few may be anything."""
 
 
 def student_t_975(degrees_of_freedom: int) -> float:

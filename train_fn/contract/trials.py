@@ -8,9 +8,6 @@ from typing import Any, Self
 
 from train_fn.contract.record import Record
 
-GROUP_ENDS = "group_ends"
-"""Beside a result's keys: its rank's process is about to end, and the ranks have to be started anew."""
-
 
 class Status(StrEnum):
     """How a trial ended."""

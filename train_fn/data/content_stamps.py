@@ -19,12 +19,12 @@ _HUB_TIMEOUT_SECONDS = 5.0
 
 
 def model_stamp(source: str, hub: bool = True) -> str | None:
-    """Of a model folder or, if `hub`, a hub id; None where neither can be reached."""
+    """The stamp of a model folder or, if `hub`, a hub id; None where neither can be reached."""
     return _stamp(source, "model", hub)
 
 
 def data_stamp(source: str, hub: bool = True) -> str | None:
-    """Of a data file, a folder of them or, if `hub`, a hub data set; None where it can't be reached."""
+    """The stamp of a data file, a folder of them or, if `hub`, a hub data set; None where out of reach."""
     return _stamp(source, "dataset", hub)
 
 

@@ -37,7 +37,7 @@ IGNORE_INDEX = -100
 RECIPE_VERSION = 1
 """Part of the cache's fingerprint: count it up when the same input shall give other tokens."""
 IMAGE_RECIPE_VERSION = 1
-"""The same for data with images, beside the other."""
+"""A further part of the cache's fingerprint, for data with images."""
 
 
 class Samples:

@@ -13,8 +13,8 @@ from train_fn.memory.base import Memory, Peak, collect
 from train_fn.memory.tracker import TensorTracker
 
 _MACHINE_SHARE = 0.9
-"""Of what the machine has available a worker may take its part of this much: the kernel's own out-of-memory
-killer is never the one to decide."""
+"""The share of available memory that all workers may take together: the kernel's own out-of-memory killer is
+never the one to decide."""
 
 
 class OverBudgetError(torch.OutOfMemoryError):

@@ -31,7 +31,7 @@ class CudaMemory(Memory):
         self.restart_peak()
 
     def restart_peak(self) -> None:
-        """From an empty cache, so that no fragments of what came before are in the way."""
+        """Begin from an empty cache, so that no fragments of what came before are in the way."""
         self.release()
         torch.cuda.reset_peak_memory_stats(self._device)
 

@@ -97,7 +97,7 @@ class BaseModel:
 
     @property
     def pad_token_id(self) -> int:
-        """Any token will do where the tokenizer has none: padding is masked and unsupervised."""
+        """The token to pad with: any will do where the tokenizer has none, as padding is masked."""
         return int(self.tokenizer.pad_token_id or 0)
 
     def load(self, dtype: torch.dtype, quantized: bool = False) -> Any:

@@ -44,7 +44,7 @@ NO_SHORTCUTS = Shortcuts()
 
 @torch.no_grad()
 def find_shortcuts(model: Any, device: torch.device) -> Shortcuts:
-    """Try them on a loaded model, which stays as it was.
+    """Try the shortcuts on a loaded model, which stays as it was.
 
     Args:
         model: A causal language model, in evaluation mode.

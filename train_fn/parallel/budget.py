@@ -11,8 +11,8 @@ from train_fn.memory.cuda import CudaMemory
 from train_fn.parallel.ranks import Ranks
 
 _MARGIN = 0.1
-"""Of the memory that is free, what is left where the user names no budget: on a CPU for the kernel, on a GPU
-for what lies outside the allocator and grows later (kernels that are loaded when first used, NCCL)."""
+"""The part of free memory that is left where the user names no budget: on a CPU for the kernel, on a GPU for
+what lies outside the allocator and grows later (kernels that are loaded when first used, NCCL)."""
 
 
 def resolve_budget(budget: int | float | None, device: torch.device, sharing: int) -> int:

@@ -5,6 +5,7 @@ Every method is a collective: all ranks must call it, in the same order.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -19,19 +20,41 @@ COLLECTIVE_GRACE_SECONDS = 120.0
 """A collective may last as long as a trial and this much more before it fails."""
 
 
-def join(device: torch.device, backend: str | None = None, timeout: timedelta | None = None) -> None:
+def join(
+    device: torch.device,
+    backend: str | None = None,
+    timeout: timedelta | None = None,
+    store: dist.Store | None = None,
+) -> None:
     """Enter the process group that torchrun's variables describe. Collective.
 
     Args:
         device: This rank's; on CUDA it becomes the current one.
         backend: One of `BACKENDS`; None is NCCL on CUDA and gloo on a CPU.
         timeout: After which a collective fails; None is PyTorch's.
+        store: Where ranks meet; None: at the address and port among the variables.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
     chosen = backend or ("nccl" if device.type == "cuda" else "gloo")
     # Beside NCCL objects go through gloo: a rank that waits for the next trial must not keep its GPU busy.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if chosen == "nccl" else chosen, timeout=timeout)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if chosen == "nccl" else chosen,
+        timeout=timeout,
+        store=store,
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+    )
+
+
+def meeting_point(address: str, port: int | None = None) -> dist.TCPStore:
+    """Where ranks meet: open it (rank 0, on a port that is free), or connect to it.
+
+    Args:
+        address: Rank 0's.
+        port: Of the one that rank 0 has opened; None: open it.
+    """
+    return dist.TCPStore(address, port or 0, is_master=port is None, wait_for_workers=False)
 
 
 class Ranks:

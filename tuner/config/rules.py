@@ -48,7 +48,7 @@ def _factorises(config: Config) -> Iterator[Fault]:
 
 
 def _knobs(config: Config) -> Iterator[Fault]:
-    """Those of our own training function; what another one knows is its affair."""
+    """Check the knobs of our own training function; what another one knows is its affair."""
     if config.train_fn is not None:
         return
     for name, values in config.search.knobs.items():

@@ -17,7 +17,7 @@ from tuner.results.findings import Findings
 from tuner.space.points import Measured
 
 MAX_SETTINGS = 64
-"""So many settings are shown at a time, the fastest; a study may have more."""
+"""The most settings that are shown at a time, the fastest; a study may have more."""
 
 _LONGEST_LABEL = 100
 _NESTED_PHASES = ("warmup", "reduce")  # within `train`
@@ -99,7 +99,7 @@ def figures(trials: Sequence[Measured], recommended: int | None) -> Figures:
 
 
 def _of_setting(result: TrialResult) -> tuple[float | None, ...]:
-    """In the order of `SETTING_METRICS`."""
+    """A trial's figures in the order of `SETTING_METRICS`."""
     low, high = result.samples_per_second_ci95 or (None, None)
     peak = max(result.peak_memory_bytes, default=None)
     return result.samples_per_second, low, high, result.validation_loss, peak
@@ -122,7 +122,7 @@ def _speed(result: TrialResult) -> float:
 
 
 def _setting(trial: Measured) -> str:
-    """As the console writes it, e.g. `4x2 bf16 ckpt`."""
+    """A trial's setting as the console writes it, e.g. `4x2 bf16 ckpt`."""
     return str(trial.params)[:_LONGEST_LABEL]
 
 

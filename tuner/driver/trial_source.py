@@ -23,14 +23,14 @@ from tuner.study.study import INTERRUPTED, TuningStudy
 log = logging.getLogger(__name__)
 
 MAX_LOST_TRIALS = 2
-"""In a row, for each lane. A trial is lost when its lane breaks, which says nothing about the trial, so it
-would be tried again; but a lane that can't start would break for ever."""
+"""The most trials that each lane may lose in a row. A trial is lost when its lane breaks, which says nothing
+about the trial, so it would be tried again; but a lane that can't start would break for ever."""
 
 MAX_LOSSES_OF_A_POINT = 3
 """A point whose lane breaks under it every time may well be what breaks it."""
 
 _WRITING_SHARE = 0.02
-"""Of the driver's time, at most, goes into files: with thousands of trials they are long, and lanes wait."""
+"""The most of the driver's time that goes into files: with many trials they are long, and lanes wait."""
 
 
 def overrun_seconds(time_budget: float) -> float:
@@ -209,7 +209,7 @@ class StudySource:
         self._steps = steps
 
     def _store(self, spec: TrialSpec, result: TrialResult) -> None:
-        """Into the study; where that is not to be had, into a file for the next run."""
+        """Put a result into the study, or, where that is not to be had, into a file for the next run."""
         try:
             self.study.tell(spec, result)
         except StorageLostError as error:

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 class Search:
-    """The search of an open study, whose files go to an output folder.
+    """The search of an open study, with its files in an output folder.
 
     Args:
         study: The record, with the plan that it was opened for.
@@ -186,6 +186,6 @@ class Search:
 
 
 def _in_a_line(error: Exception) -> str:
-    """The first line; of a traceback's text, as Tune wraps what it catches, the last one."""
+    """An error's first line; of a traceback's text, as Tune wraps what it catches, the last one."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return lines[-1 if lines[0].startswith("Traceback") else 0]

@@ -115,7 +115,7 @@ class _Judge:
         return self._judged.proofs.against(point, self._judged.budget_bytes)
 
     def with_memory(self, other: Alternative) -> Alternative:
-        """The same with what it needs in `why`, which is what one asks of the next larger batch."""
+        """The alternative with what it needs in `why`, which is what one asks of the next larger batch."""
         need, predicted = other.peak_memory_bytes, other.predicted_memory_bytes
         if need is not None:
             words = f"needs {human_bytes(need)}"
@@ -229,7 +229,7 @@ class _Judge:
         return None if bad is None or above is None else (bad.number, above)
 
     def _probes_that_do_not_fit(self) -> Iterator[tuple[TrialParams, tuple[int, int | None, int | None]]]:
-        """By point: the trial's number, the peak where it is known, and by how much that is too large."""
+        """Points that did not fit, each with the trial's number, the peak if known, and its excess."""
         for trial in self._judged.trials:
             budget = trial.result.memory_budget_bytes
             for probe in trial.result.memory_points:
@@ -275,7 +275,7 @@ def _out_of_memory_by(over: float | None) -> str:
 
 
 def _how_much_slower(lacks: Prediction, speed: Prediction) -> str:
-    """In words with an interval: how much slower a point of this speed is, or how much faster."""
+    """How much slower a point of this speed is, or how much faster, in words with an interval."""
     if lacks.value < 0:
         lacks = Prediction(-lacks.value, -lacks.high, -lacks.low)
         word = "faster"

@@ -57,7 +57,7 @@ class Feasible:
 
     @cached_property
     def total_seconds(self) -> float:
-        """Of the timed steps."""
+        """Wall time of all timed steps."""
         return math.fsum(self.step_seconds)
 
     def times_as_fast_as(self, other: Feasible) -> Prediction:
@@ -65,7 +65,7 @@ class Feasible:
         return speed_ratio(self.rate, other.rate, self.step_seconds, other.step_seconds)
 
     def is_faster(self, other: Feasible) -> bool:
-        """Beyond noise: over the same batches; without step times, where the intervals don't overlap."""
+        """Whether it is faster beyond noise: over the same batches, else where intervals don't overlap."""
         if (
             len(self.step_seconds) == len(other.step_seconds) > 1
             and self.total_seconds >= other.total_seconds
@@ -74,11 +74,11 @@ class Feasible:
         return self.times_as_fast_as(other).low > 1
 
     def has_lower_loss(self, other: Feasible, tolerance: float) -> bool:
-        """Beyond the tolerance."""
+        """Whether its loss is lower by more than the tolerance."""
         return other.loss > _limit(self.loss, tolerance)
 
     def dominates(self, other: Feasible, tolerance: float) -> bool:
-        """Better beyond noise in one objective and not worse beyond noise in the other."""
+        """Whether it is better beyond noise in one objective and not worse beyond noise in the other."""
         faster, lower = self.is_faster(other), self.has_lower_loss(other, tolerance)
         return (faster and not other.has_lower_loss(self, tolerance)) or (lower and not other.is_faster(self))
 
@@ -235,7 +235,7 @@ class _Tops:
         return all(trial.number in self._above(other) for other in self._above(trial).values())
 
     def _above(self, trial: Feasible) -> dict[int, Feasible]:
-        """All that beat it, or beat one that does, and so on; by number."""
+        """All trials that beat this one, or beat one that does, and so on; by number."""
         found: dict[int, Feasible] = {}
         left = [trial]
         while left:

@@ -86,7 +86,7 @@ class Run:
 
     @cached_property
     def trials_by_number(self) -> dict[int, Measured]:
-        """The same by number."""
+        """What was measured, by number."""
         return {trial.number: trial for trial in self.trials}
 
     @cached_property
@@ -145,7 +145,7 @@ class Run:
 
     @cached_property
     def settings(self) -> list[Setting]:
-        """All of them, in the order of the candidates."""
+        """All settings, in the order of the candidates."""
         return list(dict.fromkeys(setting_of(p) for p in self.candidates))
 
     @cached_property
@@ -159,13 +159,13 @@ class Run:
         return [name for name, values in knobs_of(self.candidates).items() if len(values) > 1]
 
     def setting_name(self, setting: Setting) -> str:
-        """E.g. `bf16, checkpointing, eager`."""
+        """A setting's name, e.g. `bf16, checkpointing, eager`."""
         precision, checkpointing, knobs = setting
         parts = [precision, *(["checkpointing"] if checkpointing else [])]
         return ", ".join([*parts, *(_knob(n, knobs[n]) for n in self.searched_knobs if n in knobs)])
 
     def point_name(self, params: TrialParams) -> str:
-        """E.g. `4x2 bf16, checkpointing`, with a real multiplication sign."""
+        """A point's name, e.g. `4x2 bf16, checkpointing`, with a real multiplication sign."""
         split = f"{params.per_device_train_batch_size}\u00d7{params.gradient_accumulation_steps}"
         return f"{split} {self.setting_name(setting_of(params))}"
 
@@ -254,7 +254,7 @@ class Run:
         return None if trial is None else measured_speed(trial.result)
 
     def speed_of(self, point: TrialParams) -> Prediction | None:
-        """As measured, else as predicted."""
+        """A point's samples/sec as measured, else as predicted."""
         predicted = self.candidates[point].speed if point in self.candidates else None
         return self.measured_speed_of(point) or predicted
 
@@ -326,7 +326,7 @@ def _prediction(values: Mapping[str, float] | None) -> Prediction | None:
 
 
 def _knob(name: str, value: object) -> str:
-    """Text speaks for itself; numbers and switches need their name."""
+    """A knob in words: text speaks for itself; numbers and switches need their name."""
     return value if isinstance(value, str) else f"{name} {str(value).lower()}"
 
 

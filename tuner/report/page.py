@@ -31,7 +31,7 @@ from tuner.space.in_words import training_arguments
 from tuner.space.interval import NOT_KNOWN, Prediction, ends
 
 SHOWN_BATCHES, SHOWN_SETTINGS = 3, 5
-"""That are explained; `result.json` has the rest."""
+"""How many batches and settings are explained; `result.json` has the rest."""
 
 
 def render(runs: Sequence[Run], *, is_running: bool = False) -> str:

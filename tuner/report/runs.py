@@ -52,7 +52,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
 
 
 def gpu_names(run: Run) -> str:
-    """E.g. `2 x NVIDIA H100 80GB HBM3`; empty without GPUs."""
+    """The GPUs of a run, e.g. `2 x NVIDIA H100 80GB HBM3`; empty without any."""
     names = [str(gpu.get("name", "GPU")) for gpu in run.result.get("gpus") or []]
     return ", ".join(f"{names.count(name)} \u00d7 {name}" for name in dict.fromkeys(names))
 

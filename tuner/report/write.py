@@ -15,7 +15,7 @@ from tuner.results.output import CONFIG_FILE, REPORT_FILE, Output, reason_of
 log = logging.getLogger(__name__)
 
 LEAST_SECONDS_BETWEEN = 15.0
-"""While trials run. The page is 5 MB, most of it plotly.js: not worth writing after every short trial."""
+"""The least time between two writes while trials run: the page is 5 MB, most of it plotly.js."""
 
 _BETWEEN = "\n\x1e\n"
 
@@ -84,7 +84,7 @@ def write_report(output: Output, name: str, runs: Sequence[Run], *, is_running: 
 
 
 def without_secrets(value: Any) -> Any:
-    """The same records and lists; all their texts are redacted at once."""
+    """The value without secrets; all texts of its records and lists are redacted at once."""
     texts = list(dict.fromkeys(_texts(value)))
     redacted = redact(_BETWEEN.join(texts)).split(_BETWEEN)
     if len(redacted) != len(texts):  # somebody else uses that character, too

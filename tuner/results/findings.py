@@ -22,7 +22,7 @@ from tuner.study.plan import Plan
 from tuner.study.study import TuningStudy
 
 PACKAGES = ("ray", "torch", "transformers", "peft", "accelerate", "datasets", "optuna")
-"""Whose versions are noted: a measurement is only as repeatable as they are."""
+"""Packages whose versions are noted: a measurement is only as repeatable as they are."""
 OPTIONAL_PACKAGES = ("bitsandbytes", "lora-batch-tuner")
 
 

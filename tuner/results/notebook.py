@@ -83,7 +83,7 @@ class Result:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """From what `result.json` holds."""
+        """Make a result from what `result.json` holds."""
         trials = {trial["number"]: Trial.from_dict(trial) for trial in values["trials"]}
         number = values["recommended"]
         known = ("study", "global_batch_size", "num_workers", "device", "why", "wall_seconds")

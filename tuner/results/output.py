@@ -31,7 +31,7 @@ _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _UPLOAD_SECONDS = 10.0
 """A log that can't be appended to is sent as a whole, at most this often."""
 _OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "r2")
-"""They have no folders, and making one would make a bucket of every misspelt name."""
+"""Stores that have no folders: making one would make a bucket of every misspelt name."""
 _PROBE = ".can-be-written"
 
 _T = TypeVar("_T")
@@ -148,7 +148,7 @@ class Output:
         return files, path
 
     def _elsewhere(self, action: Callable[[Any, str], _T]) -> _T:
-        """Do something there; connections that are idle between trials are opened once more."""
+        """Do something at a place elsewhere; connections idle between trials are opened once more."""
         with self._lock:  # the log is sent by whichever thread has something to say
             try:
                 self._remote = self._remote or self._open()
@@ -233,7 +233,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def _problem_with_folder(folder: Path) -> str | None:
-    """Try it, or the nearest one above it that there is: a run that is refused leaves nothing."""
+    """Try a folder, or the nearest one above it that there is: a run that is refused leaves nothing."""
     try:
         present = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         with tempfile.TemporaryFile(dir=present):

@@ -25,7 +25,7 @@ Feature = Hashable
 
 _ITERATIONS = 30
 _SCALE_SD = 2.0
-"""Of the logarithms of both coefficients before anything is measured: a factor of 7 is nothing unusual."""
+"""How far both coefficients' logarithms may scatter before any measurement: a factor of 7 is not unusual."""
 
 
 @dataclass(frozen=True)

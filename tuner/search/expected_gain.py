@@ -35,9 +35,9 @@ _STOP_PROBABILITY = 0.05
 draws."""
 
 _WAIT_PROBABILITY = 0.35
-"""The same while trials are in flight: a lane waits for what they say, unless a point is likely enough to
-matter whatever that is. Replayed, 4 lanes so take hardly more trials than one, where they took up to 1.7
-times as many, and no more time (`bench_search.py`)."""
+"""A lane waits for the trials in flight, unless a point is more likely than this to matter whatever they say.
+Replayed, 4 lanes so take hardly more trials than one, where they took up to 1.7 times as many, and no more
+time (`bench_search.py`)."""
 
 _TRIALS_AHEAD = 4
 """So many trials together are taken to tell of a point, when it is asked what can still be learnt: those of
@@ -102,11 +102,11 @@ class Levels:
 
     @property
     def gains(self) -> np.ndarray:
-        """Of open points over the best others, in log samples/sec [draws, open, levels]."""
+        """Gains of open points over the best others, in log samples/sec [draws, open, levels]."""
         return np.maximum(self.speed - self.best[:, None, :], 0.0)
 
     def left(self, still: np.ndarray) -> Levels:
-        """Once some open points are others: `still`, a mask, says which are not."""
+        """The levels once some open points are others: `still`, a mask, says which are not."""
         taken = self.speed[:, ~still].max(axis=1, initial=-np.inf)
         return Levels(self.speed[:, still], np.maximum(self.best, taken))
 
@@ -194,13 +194,13 @@ class Outlook:
 
     @cached_property
     def _points(self) -> tuple[list[TrialParams], int, int]:
-        """Those open, in flight and of the front, in this order; how many are open and of the front."""
+        """Points open, in flight and of the front, in this order; how many are open and of the front."""
         front = list(dict.fromkeys(m.params for m in self._front))
         return [*self.state.open, *self.state.running, *front], len(self.state.open), len(front)
 
     @cached_property
     def _draws(self) -> Draws:
-        """What all of these may turn out to be."""
+        """What all points may turn out to be."""
         rng = np.random.default_rng([self.settings.seed, self.state.turn])
         return self.beliefs.draws(self._points[0], self._num_draws, rng)
 
@@ -211,11 +211,11 @@ class Outlook:
 
     @cached_property
     def _learnt(self) -> Levels:
-        """What may be believed of them after some more trials."""
+        """What may be believed of all points after some more trials."""
         return self._over_levels(after_trials(self._draws.log_speed, self.beliefs.trial_speed_sd))
 
     def _over_levels(self, log_speed: np.ndarray) -> Levels:
-        """From log samples/sec [draws, points] of the points."""
+        """Make levels from log samples/sec [draws, points] of the points."""
         points, num_open, num_front = self._points
         quality = self._quality(self._draws.loss)
         runs = self._draws.fits[:, :, None] & (quality[:, :, None] >= _QUALITIES)

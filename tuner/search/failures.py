@@ -7,7 +7,7 @@ import re
 from train_fn.contract.trials import Reason, Status, TrialParams, TrialResult
 
 MAX_SAME_FAILURES = 3
-"""Different points in a row; then the next one would most likely fail, too."""
+"""After so many different points in a row, the next one would most likely fail, too."""
 
 _NUMBERS = re.compile(r"0x[0-9a-fA-F]+|\d+(\.\d+)?")
 

@@ -27,17 +27,17 @@ _PROBED_SD = 0.01
 """Peaks repeat to within this fraction."""
 
 _TIMED_OUT_SD = 0.2
-"""Relative; how well the steps of a trial that timed out, warm-up among them, tell its point's speed."""
+"""How well the steps of a trial that timed out, warm-up among them, tell its point's speed (relative)."""
 
 _POOLED_DEGREES = 4
 _LEAST_SPEED_SD = 0.003
 _MOST_SPEED_SD = 0.5
 
 _MOST_TOKENS = 1e18
-"""Per step; more, or less than one, can't be true."""
+"""The most tokens of a step; more, or less than one, can't be true."""
 
 _UNKNOWN_LOSS_SD = 0.7
-"""In loss tolerances: how far the validation loss of numerics not yet measured may be from the known ones."""
+"""How far the loss of numerics not yet measured may be from the known ones, in loss tolerances."""
 
 
 @dataclass(frozen=True)
@@ -328,7 +328,7 @@ def _samples_per_step(results: Sequence[TrialResult]) -> float | None:
 
 
 def _relative_sds(results: Sequence[TrialResult]) -> list[float]:
-    """Of samples/sec. Few steps say little about their own noise; what other trials' steps say is pooled in.
+    """Relative noise of samples/sec. Few steps say little; what other trials' steps say is pooled in.
 
     As scaled inverse chi-squared (Gelman et al., Bayesian Data Analysis, section 3.3): a trial's own variance
     with its degrees of freedom, and the median trial's as if with `_POOLED_DEGREES`.

@@ -36,7 +36,7 @@ TPE_EI_CANDIDATES = (24, 4, 1)
 default) is nearly always one that is measured already, so fewer are drawn until an open point comes."""
 
 TPE_TRIES = 8
-"""Proposals for each of these numbers."""
+"""How many proposals are made for each of these numbers."""
 
 Strategy = Callable[[SearchState, optuna.Study, FrozenTrial], TrialParams]
 """Chooses one of `state.open`, which is never empty."""
@@ -141,7 +141,7 @@ class CandidateSampler(optuna.samplers.BaseSampler):
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """All dimensions, always: a point is chosen as a whole."""
+        """Name all dimensions, always: a point is chosen as a whole."""
         return self.distributions
 
     def sample_relative(

@@ -15,13 +15,13 @@ from train_fn.contract.trials import Reason, Status, TrialResult
 from tuner.config.values import exact_duration
 
 LEAST_TIMED_STEPS = 4
-"""With fewer a speed says little."""
+"""With fewer timed steps a speed says little."""
 
 _LEAST_SECONDS, _MOST_SECONDS = 1e-6, 1e9
-"""Of all steps of a trial; a clock that says anything else has failed."""
+"""What all steps of a trial can take; a clock that says anything else has failed."""
 
 _SHARE = 0.9
-"""Of the timeout; the rest is for what steps do not take: validation above all."""
+"""The steps' share of the timeout; the rest is for what else there is: validation above all."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class StepLimit:
 
     @property
     def least_steps(self) -> int:
-        """Fewer measure nothing."""
+        """The least number of steps that measure anything."""
         return min(self.warmup_steps + LEAST_TIMED_STEPS, self.steps)
 
 

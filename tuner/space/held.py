@@ -20,7 +20,7 @@ def held_bytes(result: TrialResult) -> int:
 
 
 def probed_bytes(probed: MemoryPoint) -> int | None:
-    """The same of a probed batch; None where it did not fit."""
+    """A probed batch's peak as the budget counts it; None where it did not fit."""
     return None if probed.peak_bytes is None else probed.peak_reserved_bytes or probed.peak_bytes
 
 

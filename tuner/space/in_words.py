@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from train_fn.contract.knobs import DEFAULTS, TRAINER_NAMES
 from train_fn.contract.trials import Knob, Status, TrialParams, TrialResult
 from tuner.config.values import human_bytes
 from tuner.space.interval import measured_speed
@@ -64,5 +65,6 @@ def _knob_argument(name: str, value: Knob) -> str:
     """A knob by the name that `TrainingArguments` has for it; a comment where it has none."""
     if name == "attn_implementation":
         return f"    # and from_pretrained(..., {name}={value!r})"
-    known = {"optimizer": "optim", "torch_compile": name, "dataloader_num_workers": name}
-    return f"    {known[name]}={value!r}," if name in known else f"    # {name}: {value!r}"
+    return (
+        f"    {TRAINER_NAMES.get(name, name)}={value!r}," if name in DEFAULTS else f"    # {name}: {value!r}"
+    )

@@ -80,12 +80,12 @@ def slower_by(times_as_fast: Prediction) -> Prediction:
 
 
 def with_half_width(value: Prediction, text: Callable[[float], str]) -> str:
-    """E.g. `58.0 MiB +-7.62 MiB`; `text` writes a number."""
+    """A value with half its interval, e.g. `58.0 MiB +-7.62 MiB`; `text` writes a number."""
     if not value.is_known:
         return f"{text(value.value)} ({NOT_KNOWN})"
     return f"{text(value.value)} +-{text(value.half_width)}"
 
 
 def ends(value: Prediction, text: Callable[[float], str]) -> str:
-    """E.g. `121 to 127`; `text` writes a number."""
+    """An interval's ends, e.g. `121 to 127`; `text` writes a number."""
     return f"{text(value.low)} to {text(value.high)}" if value.is_known else NOT_KNOWN

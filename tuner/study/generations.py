@@ -98,7 +98,7 @@ def _sentence(name: str, compared: dict[str, Any]) -> str:
 
 
 def _generations(first: optuna.Study, storage: BaseStorage) -> list[optuna.Study]:
-    """All of them, in order."""
+    """All generations of a study, in order."""
     pattern = re.compile(rf"{re.escape(first.study_name)}\.(\d+)")
     names = [name for name in optuna.get_all_study_names(storage) if pattern.fullmatch(name)]
     later = [optuna.load_study(study_name=name, storage=storage) for name in names]
@@ -126,7 +126,7 @@ def _comparison(
     candidates: Sequence[TrialParams],
     loss_tolerance: float,
 ) -> dict[str, Any]:
-    """With the last of the generations that recommended something, else with the last."""
+    """Compare with the last of the generations that recommended something, else with the last."""
     summaries = [_summary(study, candidates, loss_tolerance) for study in reversed(generations)]
     telling = [s for s in summaries if s["recommended"] is not None]
     chosen = (telling or summaries)[0]
@@ -154,7 +154,7 @@ def _summary(study: optuna.Study, candidates: Sequence[TrialParams], loss_tolera
 
 
 def _as_dict(params: TrialParams) -> dict[str, Any]:
-    """As `result.json` has a point: without knobs where it has none."""
+    """A point as `result.json` has it: without knobs where it has none."""
     return {key: value for key, value in dataclasses.asdict(params).items() if key != "knobs" or value}
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tuner.config.schema import Config
 
 Identity = dict[str, str | None]
-"""Flat; None is what can't be known, and differs from nothing."""
+"""What a study was measured with, flat; None is what can't be known, and differs from nothing."""
 
 MODEL, DATA, GPU, DRIVER, VERSION = "model", "data.", "gpu", "driver", "versions."
 

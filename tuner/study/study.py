@@ -143,7 +143,7 @@ class TuningStudy:
         return beliefs_of(self._state(), self.plan.settings)
 
     def _next_step(self, state: SearchState) -> Step:
-        """Asked for often while lanes wait; decided once for each state of the record."""
+        """What to do next, decided once for each state of the record: lanes that wait ask often."""
         assert self._settings is not None
         if self._step is None or self._step[0] is not state:
             outlook = self._wide.outlook(state) if self._wide is not None else None

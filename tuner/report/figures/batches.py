@@ -30,7 +30,7 @@ from tuner.space.interval import Prediction, ends, measured_speed
 from tuner.space.points import Setting, setting_of
 
 MOST_WITH_WHISKERS = 4
-"""Settings; with more of them, predictions have their intervals only when pointed at."""
+"""With more settings than this, predictions have their intervals only when pointed at."""
 
 
 def speed(run: Run) -> Figure:
@@ -227,7 +227,7 @@ def _budget_note(text: str, y: float) -> dict[str, Any]:
 
 
 def _batch_axis(run: Run) -> dict[str, Any]:
-    """Logarithmic, with a tick at every batch that there is."""
+    """A logarithmic axis with a tick at every batch that there is."""
     sizes = run.sizes or [1]
     low, high = math.log10(sizes[0]), math.log10(sizes[-1])
     margin = 0.06 * max(high - low, 0.5)

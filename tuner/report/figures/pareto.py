@@ -28,7 +28,7 @@ from tuner.report.figures.parts import (
 from tuner.space.points import Measured, Setting, is_out_of_memory, setting_of
 
 NAME_WIDTH = 0.15
-"""Of a point, as a part of the plot's width on a phone."""
+"""The width of a point's name, as a part of the plot's width on a phone."""
 
 LABELLED_OUTSIDERS = 9
 """Points without a result are labelled where there are no more than this; a phone has no room for more."""
@@ -79,7 +79,7 @@ def _pareto_points(run: Run, setting: Setting, known: Sequence[Feasible]) -> Tra
 
 
 def _names(run: Run) -> list[dict[str, Any]]:
-    """Of the recommended point and those it is compared with, above their marks and not over each other."""
+    """The names of the recommended point and those it is compared with, above their marks, side by side."""
     named = {c.number for c in run.comparisons} | ({run.best.number} if run.best is not None else set())
     trials = sorted((run.feasible[n] for n in named if n in run.feasible), key=lambda t: t.speed)
     low, high = _speed_range(list(run.feasible.values()))
@@ -166,7 +166,7 @@ def _outsider_symbol(trial: Measured | None) -> str:
 
 
 def _loss_range(known: Sequence[Feasible], tolerance: float) -> list[float]:
-    """Never so narrow that rounding looks like a difference: the tolerance takes up a third at least."""
+    """A range that is never so narrow that rounding looks like a difference: a third is the tolerance."""
     if not known:
         return [0.0, 1.0]
     lowest, highest = min(t.loss for t in known), max(t.loss for t in known)
@@ -200,5 +200,5 @@ def _band(low: float, high: float) -> dict[str, Any]:
 
 
 def _heading(text: str) -> dict[str, Any]:
-    """Of the strip below the plot."""
+    """The heading of the strip below the plot."""
     return note_at(text, 0.15) | {"xref": "paper", "yref": "paper"}

@@ -37,7 +37,7 @@ class Style:
 
 
 def styles(run: Run) -> dict[Setting, Style]:
-    """By setting: colour and symbol by precision and knobs, dash and filling by checkpointing."""
+    """Each setting's style: colour and symbol by precision and knobs, dash and filling by checkpointing."""
     kinds = list(dict.fromkeys((precision, knobs) for precision, _, knobs in run.settings))
     found = {}
     for precision, checkpointing, knobs in run.settings:
@@ -63,7 +63,7 @@ def star_at(run: Run, x: float, y: float) -> Trace:
 
 
 def new_layout(height: int) -> dict[str, Any]:
-    """Without a background, so that the page's shows."""
+    """A layout without a background, so that the page's shows."""
     return {
         "height": height,
         "font": {"family": FONT, "size": 12, "color": "@ink"},
@@ -99,7 +99,7 @@ def new_axis() -> dict[str, Any]:
 
 
 def axis_title(text: str) -> dict[str, Any]:
-    """Small and close to the ticks."""
+    """An axis title, small and close to the ticks."""
     return {"text": text, "standoff": 6, "font": {"color": "@muted", "size": 12}}
 
 

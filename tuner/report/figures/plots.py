@@ -34,7 +34,7 @@ PHASE_COLOURS = {
 }
 
 SHOWN_POINTS = 24
-"""Of a comparison of runs; the fastest ones."""
+"""The most points that a comparison of runs shows, the fastest ones."""
 
 
 def lanes(found: Timeline) -> Figure:

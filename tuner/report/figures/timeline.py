@@ -15,7 +15,7 @@ PHASES = ("hand-over", "setup", "probe", "train", "validate", "release")
 """What a trial spends its time on, in order. `hand-over` is all else: waiting for workers, messages."""
 
 LONGEST_PAUSE_SECONDS = 60.0
-"""Between trials; a longer one is another run of the study, and is cut out of the timeline."""
+"""The longest pause between trials that is shown; a longer one is another run, and is cut out."""
 
 SHOWN_PAUSE_SECONDS = 5.0
 
@@ -47,12 +47,12 @@ class Timeline:
 
     @property
     def lanes(self) -> list[int]:
-        """In order."""
+        """The lanes in order."""
         return sorted({span.lane for span in self.spans})
 
     @property
     def seconds(self) -> dict[str, float]:
-        """By phase, over all lanes; without phases that took none."""
+        """Wall time by phase, over all lanes; without phases that took none."""
         sums = {phase: math.fsum(s.seconds for s in self.spans if s.phase == phase) for phase in PHASES}
         return {phase: seconds for phase, seconds in sums.items() if seconds > 0}
 

@@ -98,7 +98,7 @@ def _load(path: str) -> dict[str, Any]:
 
 
 def _flattened(values: dict[str, Any]) -> dict[str, Any]:
-    """Groups dissolved, keys of an adapter with their prefix."""
+    """The settings without groups, an adapter's keys with their prefix."""
     flat = {k: v for k, v in values.items() if k not in _GROUPS}
     for group in _GROUPS:
         inner = values.get(group)
@@ -174,8 +174,7 @@ def _read_adapter(reader: Reader) -> None:
 
 def _read_optimizer(reader: Reader) -> None:
     reader.optimizer(learning_rate=5e-5, weight_decay=0.0)
-    reader.choice("attn_implementation", "attn_implementation")
-    reader.compiler_and_threads()
+    reader.knobs("attn_implementation")
 
 
 def _read_precision(reader: Reader) -> str:

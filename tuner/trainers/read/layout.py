@@ -40,7 +40,7 @@ def _first(columns: list[str], names: tuple[str, ...]) -> str | None:
 
 
 def _columns(path: Path) -> list[str]:
-    """Of the first row; none where the file can't be read: what checks the configuration says why."""
+    """The columns of the first row; none where the file can't be read, which other checks explain."""
     try:
         with path.open(encoding="utf-8") as file:
             if path.suffix == ".csv":

@@ -44,7 +44,7 @@ class Present:
         return lines
 
     def details(self) -> list[str]:
-        """The same with every setting that was understood."""
+        """What was read, with every setting that was understood."""
         first, *rest = self.lines()
         return [first, f"Understood: {', '.join(self.read)}.", *rest]
 

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from train_fn.contract.faults import Fault, InputError
-from train_fn.contract.knobs import CHOICES, DEFAULTS, problem_with
+from train_fn.contract.knobs import CHOICES, DEFAULTS, TRAINER_NAMES, problem_with
 from train_fn.contract.trials import Knobs, TrialParams
 from tuner.trainers.read.present import Present
 from tuner.trainers.write.hf import CHECKPOINTING
@@ -137,7 +137,6 @@ class Reader:
         self.put("optimizer.learning_rate", float(self.number("learning_rate", learning_rate)))
         self.put("optimizer.weight_decay", float(self.number("weight_decay", weight_decay)))
         self.put("optimizer.max_grad_norm", float(self.number("max_grad_norm", 1.0)))
-        self.choice("optimizer", "optim")
 
     def knob(self, name: str, value: Any) -> None:
         """Pin a knob, unless it is what a trial does anyway."""
@@ -153,14 +152,29 @@ class Reader:
             self.take(name)
             self.knob(knob, value)
 
-    def compiler_and_threads(self) -> None:
-        """Read the knobs torch_compile and dataloader_num_workers."""
-        self.knob("torch_compile", self.switch("torch_compile", False))
-        name = "dataloader_num_workers"
+    def knobs(self, attention: str, renamed: Mapping[str, str] | None = None) -> None:
+        """Every knob, by the name that `TrainingArguments` has for it.
+
+        Args:
+            attention: How the trainer names attn_implementation, which is none of those arguments.
+            renamed: Values of that, from the trainer's words into ours.
+        """
+        for name, default in DEFAULTS.items():
+            theirs = TRAINER_NAMES.get(name, name)
+            if name == "attn_implementation":
+                self.choice(name, attention, renamed)
+            elif isinstance(default, bool):
+                self.knob(name, self.switch(theirs, default))
+            elif name in CHOICES:
+                self.choice(name, theirs)
+            else:
+                self._whole_knob(name, theirs)
+
+    def _whole_knob(self, knob: str, name: str) -> None:
         value = int(self.number(name, 0))
-        if problem_with(name, value) is not None:
+        if problem_with(knob, value) is not None:
             raise self.fault(f"{name} must be 0 or more, got {value}")
-        self.knob(name, value)
+        self.knob(knob, value)
 
     def fault(self, problem: str) -> InputError:
         """An error that names the flag."""

@@ -159,8 +159,7 @@ def _read_optimizer(reader: Reader) -> None:
     reader.optimizer(learning_rate=1e-4, weight_decay=0.1)
     if "adam_beta2" not in reader:
         reader.notes.append("AdamW is measured with adam_beta2 0.999; ms-swift's default is 0.95.")
-    reader.choice("attn_implementation", "attn_impl", {"flash_attn": "flash_attention_2"})
-    reader.compiler_and_threads()
+    reader.knobs("attn_impl", {"flash_attn": "flash_attention_2"})
 
 
 def _read_split(reader: Reader, workers: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from train_fn.contract.trials import TrialParams
 from tuner.config.values import yaml_of
 from tuner.trainers.write.hf import CHECKPOINTING
 from tuner.trainers.write.notes import comment, head, notes
-from tuner.trainers.write.setting import Setting, autocast_flags, lora_alpha, require_model
+from tuner.trainers.write.setting import Setting, autocast_flags, lora_alpha, require_model, trainer_knobs
 
 _TYPES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -33,15 +33,12 @@ def decided(params: TrialParams) -> dict[str, Any]:
         keys["gradient_checkpointing_kwargs"] = CHECKPOINTING
     if (attention := value_of(params.knobs, "attn_implementation")) is not None:
         keys["attn_implementation"] = attention
-    return keys | {
-        "optimizer": value_of(params.knobs, "optimizer"),
-        "torch_compile": bool(value_of(params.knobs, "torch_compile")),
-        "dataloader_num_workers": value_of(params.knobs, "dataloader_num_workers"),
-    }
+    knobs = trainer_knobs(params)
+    return keys | {"optimizer": knobs.pop("optim"), **knobs}
 
 
 def settings(setting: Setting) -> dict[str, Any]:
-    """All keys."""
+    """All keys of the file."""
     job, target = setting.job, setting.job.lora.target_modules
     chosen = decided(setting.params)
     keys: dict[str, Any] = {
@@ -71,7 +68,7 @@ def settings(setting: Setting) -> dict[str, Any]:
 
 
 def command(setting: Setting, file: str = "axolotl.yaml") -> str:
-    """The command line."""
+    """The command line that takes the file."""
     return f"axolotl train {file} --launcher torchrun -- --nproc-per-node={setting.job.num_workers}"
 
 

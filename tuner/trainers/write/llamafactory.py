@@ -20,7 +20,7 @@ from tuner.trainers.write.setting import (
 )
 
 ATTENTION = {"eager": "disabled", "sdpa": "sdpa", "flash_attention_2": "fa2"}
-"""Its own words for attn_implementation."""
+"""LLaMA-Factory's words for attn_implementation."""
 DATASET, VALIDATION = "tuned", "tuned_validation"
 
 
@@ -43,7 +43,7 @@ def decided(params: TrialParams) -> dict[str, Any]:
 
 
 def settings(setting: Setting) -> dict[str, Any]:
-    """All keys."""
+    """All keys of the file."""
     job = setting.job
     keys: dict[str, Any] = {
         "model_name_or_path": job.model,
@@ -90,7 +90,7 @@ def dataset_info(setting: Setting) -> dict[str, Any]:
 
 
 def command(setting: Setting, file: str = "llamafactory.yaml") -> str:
-    """The command line."""
+    """The command line that takes the file."""
     return f"FORCE_TORCHRUN=1 NPROC_PER_NODE={setting.job.num_workers} llamafactory-cli train {file}"
 
 

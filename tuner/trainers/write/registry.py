@@ -1,4 +1,4 @@
-"""The formats by name; what writes one is imported when it is asked for, so that `--help` need not wait."""
+"""The formats by name. A format's module is imported when it is used, so `--help` lists them at once."""
 
 from __future__ import annotations
 
@@ -12,21 +12,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Format:
-    """What `tuner.export --help` says of a format, and the module here that has its `render`."""
+    """A module of this package that has `render(setting)`, and what `--help` says of it."""
 
-    about: str
     module: str
+    what: str
 
     def render(self, setting: Setting) -> str:
-        """The file or the command."""
-        return str(import_module(f"tuner.trainers.write.{self.module}").render(setting))
+        """The file or the command that does what was measured.
+
+        Raises:
+            InputError: The trainer needs something that the study does not name.
+        """
+        return str(import_module(f"{__package__}.{self.module}").render(setting))
 
 
 FORMATS = {
-    "hf": Format("TrainingArguments, LoraConfig and from_pretrained, as Python", "hf"),
-    "accelerate": Format("the file of accelerate launch", "accelerate"),
-    "ms-swift": Format("a script with swift sft", "ms_swift"),
-    "llamafactory": Format("the file of llamafactory-cli train", "llamafactory"),
-    "axolotl": Format("the file of axolotl train", "axolotl"),
-    "json": Format("everything, for programs", "as_json"),
+    "hf": Format("hf", "TrainingArguments, LoraConfig and from_pretrained, as Python"),
+    "accelerate": Format("accelerate", "the file of accelerate launch"),
+    "ms-swift": Format("ms_swift", "a script with swift sft"),
+    "llamafactory": Format("llamafactory", "the file of llamafactory-cli train"),
+    "axolotl": Format("axolotl", "the file of axolotl train"),
+    "json": Format("as_json", "everything, for programs"),
 }

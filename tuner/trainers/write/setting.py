@@ -10,7 +10,7 @@ from typing import Any
 
 from train_fn.contract.faults import Fault, InputError
 from train_fn.contract.job import JobSpec, LoraSpec
-from train_fn.contract.knobs import value_of
+from train_fn.contract.knobs import DEFAULTS, TRAINER_NAMES, value_of
 from train_fn.contract.trials import Status, TrialParams, TrialResult
 from tuner.config.values import human_bytes
 from tuner.results.output import CONFIG_FILE, Output, split_place
@@ -18,7 +18,7 @@ from tuner.results.result_file import restored
 from tuner.space.interval import NOT_KNOWN, ends, measured_speed
 
 DTYPES = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16", "nf4": "bfloat16"}
-"""In what the base's weights are kept, or, where they are quantized, computed with."""
+"""The type that the base's weights are kept in, or, where they are quantized, computed with."""
 MIXED = {"fp32": "no", "tf32": "no", "bf16": "bf16", "fp16": "fp16", "nf4": "bf16"}
 """What the forward pass is autocast to, by accelerate's names."""
 
@@ -61,11 +61,12 @@ def autocast_flags(precision: str) -> dict[str, bool]:
 
 
 def trainer_knobs(params: TrialParams) -> dict[str, Any]:
-    """Knobs under the names of `TrainingArguments`."""
+    """Knobs under the names of `TrainingArguments`; attention is none of its arguments."""
     return {
-        "optim": value_of(params.knobs, "optimizer"),
-        "torch_compile": bool(value_of(params.knobs, "torch_compile")),
-        "dataloader_num_workers": value_of(params.knobs, "dataloader_num_workers"),
+        TRAINER_NAMES.get(name, name): bool(value) if isinstance(default, bool) else value
+        for name, default in DEFAULTS.items()
+        if name != "attn_implementation"
+        for value in [value_of(params.knobs, name)]
     }
 
 
