@@ -8,12 +8,16 @@ import sys
 
 import pytest
 
+from tests.support.plans import plan_of
 from train_fn.contract.faults import Fault, InputError
 from train_fn.contract.trials import Knobs, Status, TrialParams, TrialResult
 from tuner.console.final_table import print_table
 from tuner.console.progress import Progress
-from tuner.console.without_start import print_dry_run, print_faults
+from tuner.console.without_start import print_faults, print_plan
+from tuner.recommendation.explain import explain
+from tuner.recommendation.recommend import Judged
 from tuner.space.in_words import outcome, training_arguments
+from tuner.space.points import Measured
 
 ESCAPE = "\x1b"
 
@@ -206,8 +210,8 @@ def test_knobs_have_a_column_and_reach_the_block_to_paste():
 
 
 def test_the_explanation_and_the_end_of_the_search_are_told():
-    memory = {"params": dataclasses.asdict(point(4)), "why": "[measured] 207 MiB"}
-    explanation = {**memory, "next_larger": None, "batches": [], "settings": []}
+    explanation = explain(Judged([Measured(0, point(4), complete())], 0.01), [point(4)])
+    explanation = dataclasses.replace(explanation, why="[measured] 207 MiB")
     out = io.StringIO()
     stopped = "Stopped after 7 of 28: every other point is predicted at least 9% slower."
     print_table(RESULTS, [0], 0, "why", explanation=explanation, stopped=stopped, stream=out)
@@ -326,8 +330,8 @@ def test_a_dry_run_prints_yaml_and_candidates_that_are_comments():
     import yaml
 
     stream = io.StringIO()
-    print_dry_run("num_workers: 2\n", [point(4), point(8, checkpointing=True)], stream=stream)
-    assert yaml.safe_load(stream.getvalue()) == {"num_workers": 2}
+    print_plan(plan_of([point(4), point(8, checkpointing=True)]), stream=stream)
+    assert yaml.safe_load(stream.getvalue())["num_workers"] == 2
     assert "# 8x16 bf16 ckpt" in stream.getvalue()
 
 

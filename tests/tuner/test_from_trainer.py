@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from train_fn.data.demo.demo import demo
 from tuner import run
 from tuner.config.schema import Config
 from tuner.driver.command_line import load
+from tuner.space.points import Measured
 from tuner.trainers.read import hf, swift
 from tuner.trainers.read.present import Present
 from tuner.trainers.write import as_json, ms_swift
@@ -402,9 +404,8 @@ def test_changes_are_told_in_the_trainers_own_words(tmp_path: Path) -> None:
     assert arguments.changes(slower) == ["bf16 True -> False", "dtype 'bfloat16' -> 'float32'"]
 
 
-def trial(number: int, params: TrialParams, **result: Any) -> dict[str, Any]:
-    record = dataclasses.asdict(TrialResult(**{"status": "complete", **result}))
-    return {"number": number, "params": dataclasses.asdict(params), **record}
+def trial(number: int, params: TrialParams, **result: Any) -> Measured:
+    return Measured(number, params, TrialResult.from_dict({"status": "complete", **result}))
 
 
 @pytest.mark.parametrize(
@@ -514,8 +515,8 @@ def test_the_end_of_a_run_says_what_to_change(
         trial(1, best, samples_per_second=6.0),
     ]
 
-    result = {"trials": trials, "recommended": 1}
-    monkeypatch.setattr("tuner.driver.tuning_run.Search.run", lambda *_: result)
+    found = SimpleNamespace(judged=SimpleNamespace(trials=trials, number=1))
+    monkeypatch.setattr("tuner.driver.tuning_run.Search.run", lambda *_: found)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     argv = ["--from-swift", command, "--cluster.device", "cpu", "--output-dir", f"{tmp_path}/out"]
     assert run.main(argv) == 0

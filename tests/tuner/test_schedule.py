@@ -19,6 +19,7 @@ import pytest
 
 from cluster.connection.ray_session import Node
 from cluster.node.nvml import Gpu
+from tests.support.plans import open_study
 from train_fn.contract.faults import InputError
 from train_fn.contract.trials import Reason, Status, TrialResult
 from train_fn.data import content_stamps
@@ -31,7 +32,7 @@ from tuner.driver.trial_source import StudySource, overrun_seconds
 from tuner.space.points import candidates
 from tuner.study import interrupts
 from tuner.study.identity import completed, differences, identity, in_words
-from tuner.study.study import TuningStudy, open_study
+from tuner.study.study import TuningStudy
 
 POINTS = candidates(16, 2, ("fp32",), (False,))
 FINGERPRINT = {"global_batch_size": 16, "lora.r": 8}
@@ -343,7 +344,7 @@ def test_how_far_a_trial_in_flight_may_go(budget: float, overrun: float) -> None
 
 def source(tmp_path: Path, seconds_left: float) -> StudySource:
     study = opened(tmp_path)
-    progress = Progress(len(POINTS), study.max_trials, stream=io.StringIO())
+    progress = Progress(len(POINTS), study.plan.config.search.max_trials, stream=io.StringIO())
     return StudySource(
         study, progress, lambda: None, deadline=time.monotonic() + seconds_left, overrun_seconds=10.0
     )
