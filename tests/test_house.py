@@ -42,14 +42,15 @@ COVERED_BY = {
         tuner/console/why_not_another tuner/recommendation/alternatives""",
     "tests/tuner/report/test_page.py": """
         tuner/report/figures/swatch tuner/report/numbers tuner/report/rows""",
-    "tests/tuner/results/test_files.py": "tuner/results/result_file",
+    "tests/tuner/results/test_files.py": "tuner/results/findings tuner/results/result_file",
     "tests/tuner/search/test_strategy.py": """
         tuner/search/expected_gain tuner/search/predictions tuner/search/priors""",
     "tests/tuner/space/test_proofs.py": "tuner/search/expected_memory tuner/space/held",
-    "tests/tuner/study/test_study.py": "tuner/study/compatibility tuner/study/endings",
+    "tests/tuner/space/test_repeats.py": "tuner/space/state",
+    "tests/tuner/study/test_study.py": "tuner/study/compatibility tuner/study/endings tuner/study/plan",
     "tests/tuner/test_export.py": "tuner/trainers/write/setting",
     "tests/tuner/test_plan.py": "tuner/driver/submission",
-    "tests/tuner/test_run.py": "tuner/search/settings",
+    "tests/tuner/test_run.py": "tuner/driver/planning",
     "tests/tuner/test_totality.py": "tuner/space/interval",
     "tests/tuner/trainers/read/test_reader.py": "tuner/trainers/write/as_json",
     "tests/tuner/trainers/write/test_registry.py": """

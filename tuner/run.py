@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from train_fn.contract.faults import InputError
 from train_fn.contract.redaction import know_url, redact_url, redacted_output
@@ -27,6 +26,7 @@ from tuner.driver.command_line import Options, load
 from tuner.study import interrupts
 
 if TYPE_CHECKING:
+    from tuner.results.findings import Findings
     from tuner.results.output import Output
     from tuner.trainers.read.present import Present
 
@@ -80,108 +80,66 @@ def tune(config: Config, options: Options, logs: contextlib.ExitStack) -> int:
         InputError: Something is wrong with the input; nothing was started.
         StudyHeldError: Another run works on the study.
     """
-    from cluster.connection.ray_session import look
     from cluster.node.free_memory import free_bytes
     from tuner.config.places import local_folder
-    from tuner.config.resolve import fingerprint, resolve, to_yaml
-    from tuner.console.without_start import print_dry_run
-    from tuner.driver import places, preflight
+    from tuner.config.resolve import to_yaml
+    from tuner.console.without_start import print_plan
+    from tuner.driver import places
+    from tuner.driver.planning import make_plan
     from tuner.driver.tuning_run import Search
-    from tuner.results.files import versions
     from tuner.results.output import CONFIG_FILE, LOG_FILE, Output, logged_to
-    from tuner.search.settings import model_settings, step_limit
-    from tuner.space.points import candidates
-    from tuner.study.identity import identity
-    from tuner.study.lease import held, refuse_if_held
+    from tuner.study.lease import held
     from tuner.study.storage import drop_kept, kept
     from tuner.study.study import open_study
 
-    address = config.cluster.address or os.environ.get("RAY_ADDRESS") or None
+    plan = make_plan(config, is_for_a_run=not options.dry_run)
+    for line in places.from_hub(plan.config):
+        say(line)
+    if options.dry_run:
+        print_plan(plan, options.present.details() if options.present else [])
+        return EXIT_OK
     with contextlib.ExitStack() as stack:
-        # Joining a Ray that runs already starts nothing, and only it knows which devices there are.
-        nodes = look(address, places.sources(config) if address else {})
-        device = preflight.choose_device(config, nodes)
-        config = resolve(config, device)
-        name, storage = str(config.study.name), str(config.study.storage)
-        if not options.dry_run:
-            refuse_if_held(storage, name)
-        if faults := preflight.check(config, nodes, device, address):
-            raise InputError(*faults)
-        for line in places.from_hub(config):
-            say(line)
-        nodes = preflight.of_type(nodes, config.cluster.accelerator_type)
-        points = candidates(
-            config.global_batch_size,
-            config.num_workers,
-            config.search.precision or preflight.device_precisions(device, nodes),
-            config.search.gradient_checkpointing,
-            config.search.per_device_train_batch_size,
-            config.search.knobs,
-        )
-        if options.dry_run:
-            print_dry_run(to_yaml(config), points, options.present.details() if options.present else [])
-            return EXIT_OK
-        lease = stack.enter_context(held(storage, name))
+        lease = stack.enter_context(held(plan.storage, plan.name))
         # Where results go that the storage does not take.
-        rescue_dir = local_folder(str(config.output_dir)) or Path("runs") / name
-        study = open_study(
-            name,
-            storage,
-            points,
-            config.search.sampler,
-            config.search.seed,
-            config.search.max_trials,
-            fingerprint(config, device),
-            model_settings(config, device),
-            config.search.skip_proven,
-            kept(rescue_dir),
-            identity(config, device, nodes, versions()),
-            config.cluster.disturbance_check,
-            step_limit(config),
-        )
+        rescue_dir = local_folder(str(plan.config.output_dir)) or Path("runs") / plan.name
+        study = open_study(plan, kept(rescue_dir))
         drop_kept(rescue_dir)
         stack.callback(study.close)
-        if config.cluster.memory_budget is None:
-            study.expect_memory(free_bytes(device, config.num_workers) if address is None else None)
-        output = Output(str(config.output_dir))
-        output.write(CONFIG_FILE, to_yaml(config))
+        if plan.config.cluster.memory_budget is None:
+            is_here = plan.address is None
+            study.expect_memory(free_bytes(plan.device, plan.config.num_workers) if is_here else None)
+        output = Output(str(plan.config.output_dir))
+        output.write(CONFIG_FILE, to_yaml(plan.config))
         logs.enter_context(logged_to(output, LOG_FILE))
         if options.present:
             say("\n".join(options.present.lines()), sys.stdout)
-        search = Search(config, device, nodes, address, study, output, rescue_dir)
-        return _outcome(config, search.run(lease), search.broken, output, options.present)
+        search = Search(study, output, rescue_dir)
+        return _outcome(search.run(lease), search.broken, output, options.present)
 
 
-def _outcome(
-    config: Config,
-    result: dict[str, Any],
-    broken: str | None,
-    output: Output,
-    present: Present | None,
-) -> int:
+def _outcome(found: Findings, broken: str | None, output: Output, present: Present | None) -> int:
     """Say how the run ended, and what to do next; returns the exit code."""
     from tuner.console.next_step import next_step
 
-    code = EXIT_OK
+    code, judged = EXIT_OK, found.judged
     again = f"The same command goes on from here:\n  {this_command()}"
     if interrupts.INTERRUPTED.is_set():
         code = EXIT_INTERRUPTED
         log.info("interrupted")
-        say(f"Interrupted. {len(result['trials'])} finished trials are kept in {output}. {again}")
+        say(f"Interrupted. {len(judged.trials)} finished trials are kept in {output}. {again}")
     elif broken:
         code = EXIT_ERROR
         say(f"The search ended early: {broken}. {again}")
-    elif result["recommended"] is None:
+    elif judged.number is None:
         code = EXIT_INFEASIBLE
-        say(f"{result['why']}\n{next_step(result['trials'])}")
+        say(f"{judged.why}\n{next_step(judged.trials)}")
     else:
         say(f"Results: {output} (to look at: report.html)", sys.stdout)
         say(f"For your trainer: python -m tuner.export {output} --format ms-swift|axolotl|...", sys.stdout)
         if present:
-            advice = present.advice(result["trials"], result["recommended"])
-            say("\n" + "\n".join(advice), sys.stdout)
+            say("\n" + "\n".join(present.advice(judged.trials, judged.number)), sys.stdout)
     if output.failure:
-        study_at = redact_url(str(config.study.storage))
+        study_at = redact_url(found.plan.storage)
         say(f"{output} can't be written: {output.failure}; all is kept in {study_at}.")
         return code or EXIT_ERROR
     return code

@@ -33,14 +33,15 @@ from ray import tune
 from cluster.connection.ray_session import connected
 from cluster.lanes.lane import LaneSpec
 from cluster.lanes.sweep import run_sweep
+from tests.support.plans import open_study
 from train_fn.contract.job import JobSpec
 from train_fn.contract.trials import MemoryPoint, Reason, Status, TrialParams, TrialResult, TrialSpec
 from tuner.console.progress import Progress
 from tuner.driver.trial_source import StudySource
 from tuner.results.files import write_results
+from tuner.results.findings import findings_of
 from tuner.search.expected_gain import ModelSettings
 from tuner.space.points import candidates
-from tuner.study.study import open_study
 
 GLOBAL_BATCH_SIZE, NUM_WORKERS = 5040, 2
 KNOBS = {"queue": list(range(11))}
@@ -167,16 +168,7 @@ def run(lanes: int, trials: int, seconds: float, sampler: str, folder: Path) -> 
 
     def record() -> None:
         started = time.perf_counter()
-        write_results(
-            folder,
-            study,
-            global_batch_size=GLOBAL_BATCH_SIZE,
-            num_workers=NUM_WORKERS,
-            device="cuda",
-            loss_tolerance=0.01,
-            wall_seconds=0.0,
-            predictions=study.beliefs(),
-        )
+        write_results(folder, findings_of(study, 0.0))
         source.spent["files"] += time.perf_counter() - started
 
     with open(os.devnull, "w") as nowhere:

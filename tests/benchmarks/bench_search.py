@@ -35,7 +35,7 @@ from tests.benchmarks.baselines import RULES, Make, baselines
 from tests.benchmarks.replay import Answers, Replay, replay, study
 from tests.benchmarks.surface import Surface
 from tests.benchmarks.synthetic import KINDS, synthetic
-from tuner.recommendation.recommend import recommend
+from tuner.recommendation.recommend import Judged
 from tuner.search.predictions import Beliefs
 from tuner.space.points import Measured
 
@@ -103,7 +103,7 @@ def run(surface: Surface, make: Make, seed: int, lanes: int, max_trials: int, to
 
 
 def _regret(surface: Surface, finished: Sequence[Measured]) -> float:
-    number = recommend(finished, LOSS_TOLERANCE).number
+    number = Judged(finished, LOSS_TOLERANCE).number
     point = next((m.params for m in finished if m.number == number), None)
     return surface.regret(point, LOSS_TOLERANCE)
 

@@ -44,7 +44,7 @@ from train_fn.contract.trials import Reason, Status, TrialParams, TrialResult, T
 from tuner.config.schema import Config
 from tuner.driver.command_line import load as load_config
 from tuner.driver.preflight import device_precisions
-from tuner.recommendation.recommend import recommend
+from tuner.recommendation.recommend import Judged
 from tuner.results.files import load_result
 from tuner.results.output import RESULT_FILE
 from tuner.space.points import Measured, candidates, is_out_of_memory, knobs_of
@@ -162,7 +162,7 @@ def stock(args: argparse.Namespace) -> None:
             {"number": m.number, "params": dataclasses.asdict(m.params), **dataclasses.asdict(m.result)}
             for m in trials
         ],
-        "recommended": recommend(trials, config.search.loss_tolerance).number,
+        "recommended": Judged(trials, config.search.loss_tolerance).number,
     }
     (args.out / RESULT_FILE).write_text(json.dumps(written), encoding="utf-8")
 

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import optuna
 
 from tests.benchmarks.surface import Surface, peak_bytes
+from tests.support.plans import plan_of
 from train_fn.contract.job import JobSpec
 from train_fn.contract.timing import rate_with_interval
 from train_fn.contract.trials import (
@@ -127,9 +128,11 @@ def study(surface: Surface, sampler: str, seed: int, max_trials: int, **options:
         pruner=optuna.pruners.NopPruner(),
     )
     chosen_by = make_sampler(sampler, surface.points, seed)
-    options["settings"] = settings if sampler == "model" else None
-    batch = surface.global_batch_size
-    return TuningStudy(made, storage, chosen_by, surface.points, max_trials, batch, **options)
+    fingerprint = {"global_batch_size": surface.global_batch_size}
+    plan = plan_of(
+        surface.points, sampler, seed, max_trials, fingerprint=fingerprint, settings=settings, **options
+    )
+    return TuningStudy(made, storage, chosen_by, plan)
 
 
 class _InMemory(optuna.storages.InMemoryStorage):

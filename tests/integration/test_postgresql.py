@@ -13,13 +13,13 @@ import optuna
 import pytest
 
 from tests.integration.conftest import ROOT
+from tests.support.plans import open_study
 from tests.support.postgresql import PostgreSQL, binaries
 from tests.support.sleepy import SLEEPY, few_trials
 from train_fn.contract.trials import Status, TrialResult
 from tuner.driver.trial_source import StudySource
 from tuner.space.points import candidates
 from tuner.study.storage import StorageLostError, kept, parse_storage
-from tuner.study.study import open_study
 
 POINTS = candidates(64, 1, ("fp32", "bf16"), (False, True))
 FINGERPRINT = {"global_batch_size": 64}

@@ -1,13 +1,13 @@
-"""Settings of other trainers as people have them, and trials as `result.json` has them."""
+"""Settings of other trainers as people have them, and trials as they were measured."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 from train_fn.contract.trials import TrialParams, TrialResult
+from tuner.space.points import Measured
 
 BASIC = "NPROC_PER_NODE=2 swift sft --model org/m --dataset d.jsonl --torch_dtype bfloat16 --max_length 100"
 
@@ -17,9 +17,8 @@ def point(**changes: Any) -> TrialParams:
     return TrialParams(**{**values, "gradient_checkpointing": True, **changes})
 
 
-def trial(number: int, params: TrialParams, **result: Any) -> dict[str, Any]:
-    record = dataclasses.asdict(TrialResult(**{"status": "complete", **result}))
-    return {"number": number, "params": dataclasses.asdict(params), **record}
+def trial(number: int, params: TrialParams, **result: Any) -> Measured:
+    return Measured(number, params, TrialResult.from_dict({"status": "complete", **result}))
 
 
 def written(folder: Path, values: Any, name: str = "args.json") -> str:

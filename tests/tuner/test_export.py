@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 
+from tests.support.plans import open_study
 from train_fn.contract.trials import TrialResult
 from train_fn.data.demo.demo import demo
 from tuner import export
 from tuner.config.resolve import resolve, to_yaml
 from tuner.config.schema import Config
 from tuner.results.files import write_results
+from tuner.results.findings import findings_of
 from tuner.space.points import candidates
-from tuner.study.study import open_study
 from tuner.trainers.write.setting import read_setting
 
 ROOT = Path(__file__).parents[2]
@@ -60,15 +61,7 @@ def write_run(tmp_path_factory: pytest.TempPathFactory):
             study.tell(study.ask(), result)
         folder.mkdir()
         (folder / "config.yaml").write_text(to_yaml(resolved))
-        write_results(
-            folder,
-            study,
-            global_batch_size=resolved.global_batch_size,
-            num_workers=resolved.num_workers,
-            device="cpu",
-            loss_tolerance=0.01,
-            wall_seconds=1.0,
-        )
+        write_results(folder, findings_of(study, 1.0))
         study.close()
         return folder
 

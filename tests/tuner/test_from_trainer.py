@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -93,8 +94,8 @@ def test_the_end_of_a_run_says_what_to_change(
         trial(1, best, samples_per_second=6.0),
     ]
 
-    result = {"trials": trials, "recommended": 1}
-    monkeypatch.setattr("tuner.driver.tuning_run.Search.run", lambda *_: result)
+    found = SimpleNamespace(judged=SimpleNamespace(trials=trials, number=1))
+    monkeypatch.setattr("tuner.driver.tuning_run.Search.run", lambda *_: found)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     argv = ["--from-swift", command, "--cluster.device", "cpu", "--output-dir", f"{tmp_path}/out"]
     assert run.main(argv) == 0

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tuner import plan
+from tuner import plan, run
 from tuner.config.resolve import resolve
 from tuner.driver.command_line import load
 
@@ -62,3 +62,14 @@ def test_a_secret_in_the_file_is_no_fault(tmp_path) -> None:
         "output_dir: /data/out\nstudy: {name: mine, storage: 'postgresql://me:hidden@db/x'}"
     )
     assert plan.study_of(["--config", f"{tmp_path}/tune.yaml"], "cpu") == "mine"
+
+
+def test_without_a_device_it_shows_what_a_dry_run_prints(tmp_path, capsys) -> None:
+    arguments = ["--output-dir", f"{tmp_path}/out", "--cluster.device", "cpu", "--search.precision", "fp32"]
+    assert plan.main(["--", *arguments]) == 0
+    shown = capsys.readouterr().out
+    assert run.main([*arguments, "--dry-run"]) == 0
+    assert shown == capsys.readouterr().out
+    assert "# 8x1 fp32 ckpt" in shown
+    assert plan.main(["--", *arguments, "--cluster.lanes", "1000"]) == 2
+    assert not (tmp_path / "out").exists()

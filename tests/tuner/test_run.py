@@ -14,17 +14,20 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cluster.connection.ray_session import Node
 from cluster.node.nvml import Gpu
+from train_fn.contract.trials import Status, TrialResult
 from train_fn.data.demo.demo import demo
 from tuner import run
 from tuner.config.resolve import resolve, to_yaml
 from tuner.driver.command_line import load
 from tuner.results.output import Output
+from tuner.space.points import Measured, candidates
 from tuner.study import interrupts
 
 HEAVY = {"torch", "ray", "optuna", "transformers", "datasets", "sqlalchemy", "rich", "pynvml"}
@@ -273,14 +276,16 @@ def logging_as_it_was() -> Iterator[None]:
     ],
 )
 def test_exit_codes(folder: Path, capfd, monkeypatch, broken, interrupted, recommended, code, words) -> None:
-    config = resolve(load(["--output-dir", f"{folder}/out"])[0], "cpu")
     event = threading.Event()
     monkeypatch.setattr("tuner.study.interrupts.INTERRUPTED", event)
     if interrupted:
         event.set()
     why = "nothing is feasible: all out of memory"
-    result: dict[str, Any] = {"trials": [{}, {}], "recommended": recommended, "why": why}
-    assert run._outcome(config, result, broken, Output(f"{folder}/out"), None) == code
+    [point, *_] = candidates(16, 2, ("fp32",), (False,))
+    trials = [Measured(number, point, TrialResult(status=Status.FAILED)) for number in range(2)]
+    judged = SimpleNamespace(trials=trials, number=recommended, why=why)
+    found: Any = SimpleNamespace(judged=judged)
+    assert run._outcome(found, broken, Output(f"{folder}/out"), None) == code
     out, err = capfd.readouterr()
     assert words in (err if code else out)
 

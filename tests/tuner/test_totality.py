@@ -14,22 +14,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.arbitrary import POINTS, results, studies
+from tests.support.plans import open_study
 from train_fn.contract.trials import TrialResult
 from tuner.console.final_table import print_table
 from tuner.console.why_not_another import summary
 from tuner.driver.study_figures import figures
 from tuner.recommendation.explain import explain
-from tuner.recommendation.recommend import (
-    feasible_trials,
-    pareto_front,
-    recommend,
-    within_tolerance,
-    without_idle_thrashing,
-)
+from tuner.recommendation.recommend import Judged
 from tuner.report.facts import make_run
 from tuner.report.page import render
 from tuner.report.runs import labelled
 from tuner.results.files import write_results
+from tuner.results.findings import findings_of
 from tuner.results.notebook import load_result
 from tuner.results.result_file import jsonable, measured_from
 from tuner.search.expected_gain import ModelSettings
@@ -39,8 +35,9 @@ from tuner.search.step_limit import StepLimit, advice, is_too_slow, steps_of_tri
 from tuner.search.strategy import next_step, spec_of
 from tuner.space.in_words import outcome
 from tuner.space.interval import measured_speed
-from tuner.space.points import Measured, SearchState, setting_of
-from tuner.study.study import TuningStudy, open_study
+from tuner.space.points import Measured, setting_of
+from tuner.space.state import SearchState
+from tuner.study.study import TuningStudy
 
 TOLERANCE = 0.01
 anything = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -74,8 +71,8 @@ def strictly(value: object) -> str:
 @given(studies())
 @anything
 def test_the_recommended_trial_is_feasible_and_on_the_front(trials):
-    found, front = recommend(trials, TOLERANCE), pareto_front(trials, TOLERANCE)
-    feasible = {t.number: t for t in feasible_trials(trials)}
+    found = Judged(trials, TOLERANCE)
+    front, feasible = found.pareto_front, {t.number: t for t in found.feasible}
 
     assert found.why.endswith(".")
     assert (found.number is None) == (not feasible)
@@ -89,12 +86,8 @@ def test_the_recommended_trial_is_feasible_and_on_the_front(trials):
 @anything
 def test_nobody_within_the_tolerance_is_above_the_recommended_trial_for_good(trials):
     """Whoever is faster, directly or by way of others, is slower by way of others, too."""
-    number = recommend(trials, TOLERANCE).number
-    calm = (
-        without_idle_thrashing(within_tolerance(feasible_trials(trials), TOLERANCE))
-        if number is not None
-        else []
-    )
+    judged = Judged(trials, TOLERANCE)
+    number, calm = judged.number, judged.contenders
     above = {t.number: {o.number for o in calm if o.is_faster(t)} for t in calm}
     for _ in calm:  # the transitive closure
         above = {n: found.union(*(above[o] for o in found)) for n, found in above.items()}
@@ -106,15 +99,17 @@ def test_nobody_within_the_tolerance_is_above_the_recommended_trial_for_good(tri
 @given(studies(min_size=1), st.booleans())
 @anything
 def test_every_other_point_is_explained(trials, with_beliefs):
-    number = recommend(trials, TOLERANCE).number
-    if number is None:
-        return
     beliefs = Beliefs(POINTS, trials) if with_beliefs else None
-    explanation = explain(trials, POINTS, number, TOLERANCE, beliefs, 0.03)
+    judged = Judged(trials, TOLERANCE)
+    explanation = explain(judged, POINTS, beliefs, 0.03)
+    if explanation is None:
+        assert judged.number is None
+        return
     others = {t.params for t in trials} | set(POINTS)
     assert len(explanation.settings) == len({setting_of(p) for p in others}) - 1
     assert all(a.why and "nan" not in a.why for a in [*explanation.batches, *explanation.settings])
-    assert summary(json.loads(strictly(jsonable(explanation))))
+    assert strictly(jsonable(explanation))
+    assert summary(explanation)
 
 
 @given(studies(), st.integers(1, 100), st.sampled_from([1.0, 600.0]))
@@ -155,11 +150,12 @@ def test_the_search_goes_on_or_says_why_not(trials, max_trials):
 @given(studies())
 @anything
 def test_the_terminal_and_the_metrics_show_it(trials):
-    found, screen = recommend(trials, TOLERANCE), StringIO()
-    front = pareto_front(trials, TOLERANCE)
-    print_table(trials, front, found.number, found.why, stream=screen)
+    found, screen = Judged(trials, TOLERANCE), StringIO()
+    print_table(trials, found.pareto_front, found.number, found.why, stream=screen)
     assert not re.search(r"\+-(inf|nan)|(inf|nan)%", screen.getvalue())
     assert all(outcome(t.result) for t in trials)
+    shown = [value for values in figures(trials, found.number).values() for value in values.values()]
+    assert all(math.isfinite(value) for value in shown)
 
 
 OPTIONAL = [
@@ -177,7 +173,7 @@ OPTIONAL_OF_TRIAL = [f.name for f in dataclasses.fields(TrialResult) if f.name !
 
 def as_file(trials: list[Measured]) -> dict:
     """A `result.json` without what the report does not read, as a program reads it."""
-    number, beliefs = recommend(trials, TOLERANCE).number, Beliefs(POINTS, trials)
+    judged, beliefs = Judged(trials, TOLERANCE), Beliefs(POINTS, trials)
     result = {
         "study": "s",
         "global_batch_size": 16,
@@ -185,10 +181,10 @@ def as_file(trials: list[Measured]) -> dict:
         "device": "cpu",
         "trials": [{"number": n, "params": p, **vars(r), "status": r.status.value} for n, p, r in trials],
         "skipped": [{"params": POINTS[-1], "why": "too large"}],
-        "pareto_front": pareto_front(trials, TOLERANCE),
-        "recommended": number,
-        "why": recommend(trials, TOLERANCE).why,
-        "explanation": number if number is None else explain(trials, POINTS, number, TOLERANCE, beliefs),
+        "pareto_front": judged.pareto_front,
+        "recommended": judged.number,
+        "why": judged.why,
+        "explanation": explain(judged, POINTS, beliefs),
         "candidates": [
             {
                 "params": p,
@@ -222,10 +218,10 @@ def test_a_report_shows_it_and_what_an_older_version_wrote_too(trials, missing, 
 @anything
 def test_numbers_that_are_not_finite_come_back_from_the_file(trials):
     read = [measured_from(t) for t in as_file(trials)["trials"]]
-    assert [feasible.number for feasible in feasible_trials(read)] == [
-        f.number for f in feasible_trials(trials)
+    assert [feasible.number for feasible in Judged(read, TOLERANCE).feasible] == [
+        f.number for f in Judged(trials, TOLERANCE).feasible
     ]
-    assert recommend(read, TOLERANCE).number == recommend(trials, TOLERANCE).number
+    assert Judged(read, TOLERANCE).number == Judged(trials, TOLERANCE).number
     assert [measured_speed(t.result) for t in read] == [measured_speed(t.result) for t in trials]
 
 
@@ -240,16 +236,7 @@ def test_a_study_goes_on_and_opens_again_whatever_its_trials_tell(tmp_path_facto
         return open_study("s", url, POINTS, sampler, 0, 9, batch, ModelSettings(device="cpu"))
 
     def write(study: TuningStudy) -> dict:
-        return write_results(
-            folder,
-            study,
-            global_batch_size=16,
-            num_workers=2,
-            device="cpu",
-            loss_tolerance=TOLERANCE,
-            wall_seconds=1.0,
-            predictions=study.beliefs(),
-        )
+        return write_results(folder, findings_of(study, 1.0))
 
     study = opened()
     for result in told:
@@ -267,5 +254,6 @@ def test_a_study_goes_on_and_opens_again_whatever_its_trials_tell(tmp_path_facto
     assert load_result(folder).raw == after
     assert repr(load_result(folder))
     assert len(load_result(folder).to_dataframe()) == len(after["trials"])
-    assert figures(after)["tuner_trials"] if after["trials"] else not figures(after)
+    seen = figures(again.measured(), after["recommended"])
+    assert seen["tuner_trials"] if after["trials"] else not seen
     again.close()

@@ -14,15 +14,11 @@ import re
 from collections.abc import Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
-from train_fn.contract.redaction import redact, redact_url
+from train_fn.contract.redaction import redact
 from tuner.config.places import local_folder
 from tuner.config.schema import Config
-from tuner.config.values import exact_duration, exact_size
-
-if TYPE_CHECKING:
-    pass
+from tuner.config.values import yaml_of
 
 Fingerprint = dict[str, str | int | float | None]
 
@@ -106,34 +102,4 @@ def _basename(source: str | None) -> str:
 
 def to_yaml(config: Config) -> str:
     """YAML that loads back to an equal configuration; a password in a URL becomes `***`."""
-    import yaml
-
-    class Dumper(yaml.SafeDumper):
-        """Keeps lists on one line, as people write them in a configuration."""
-
-    def one_line(dumper: yaml.SafeDumper, items: list[object]) -> yaml.SequenceNode:
-        return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
-
-    Dumper.add_representer(list, one_line)
-    text = yaml.dump(_written(config), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=1000)
-    return redact(str(text))
-
-
-def _written(config: Config) -> dict[str, object]:
-    """The values with sizes and durations in readable units and without secrets."""
-    values = config.model_dump()
-    if isinstance(config.cluster.memory_budget, int):
-        values["cluster"]["memory_budget"] = exact_size(config.cluster.memory_budget)
-    if isinstance(config.cluster.gpu_max_foreign_memory, int):
-        values["cluster"]["gpu_max_foreign_memory"] = exact_size(config.cluster.gpu_max_foreign_memory)
-    values["cluster"]["start_timeout"] = exact_duration(config.cluster.start_timeout)
-    values["cluster"]["gpu_wait"] = exact_duration(config.cluster.gpu_wait)
-    values["trial"]["timeout"] = exact_duration(config.trial.timeout)
-    if config.study.time_budget is not None:
-        values["study"]["time_budget"] = exact_duration(config.study.time_budget)
-    values["study"]["storage_timeout"] = exact_duration(config.study.storage_timeout)
-    if config.study.storage is not None:
-        values["study"]["storage"] = redact_url(config.study.storage)
-    if config.output_dir is not None:
-        values["output_dir"] = redact_url(config.output_dir)
-    return values
+    return redact(yaml_of(config.model_dump(mode="json")))

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_settings import NoDecode
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from train_fn.contract.job import DataSpec, JobSpec, LoraSpec, OptimizerSpec
 from train_fn.contract.precisions import PRECISIONS, RECORDS
+from train_fn.contract.redaction import redact_url
 from train_fn.contract.trials import TrialParams
 from train_fn.custom import EXPECTED, FUNCTION_NAME
-from tuner.config.values import parse_duration, parse_size, shown
+from tuner.config.values import exact_duration, exact_size, parse_duration, parse_size, shown
 
 if TYPE_CHECKING:
     from cluster.node.quiet_gpus import Sharing
@@ -166,10 +167,12 @@ Count = Annotated[int, BeforeValidator(_not_bool), Field(ge=1)]
 Seed = Annotated[int, BeforeValidator(_not_bool), Field(ge=0, lt=2**32)]
 PositiveFloat = Annotated[float, BeforeValidator(_not_bool), Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, BeforeValidator(_not_bool), Field(ge=0, allow_inf_nan=False)]
-Duration = Annotated[float, BeforeValidator(parse_duration)]
-Size = Annotated[int | float, BeforeValidator(parse_size)]
+_written = partial(PlainSerializer, when_used="json")
+Duration = Annotated[float, BeforeValidator(parse_duration), _written(exact_duration)]
+Size = Annotated[int | float, BeforeValidator(parse_size), _written(exact_size)]
+Place = Annotated[Text, _written(redact_url)]
 Logger = Literal["tensorboard", "mlflow", "wandb"]
-_List = (NoDecode, BeforeValidator(_as_list), AfterValidator(_distinct))
+_List = (BeforeValidator(_as_list), AfterValidator(_distinct))
 
 
 class _Section(BaseModel):
@@ -183,7 +186,7 @@ class Data(_Section):
 
     train: Text | None = None
     """JSONL, Parquet or CSV file, or a hub dataset; null: the built-in demo data."""
-    validation: Annotated[float | str | None, NoDecode, BeforeValidator(_fraction_or_file)] = None
+    validation: Annotated[float | str | None, BeforeValidator(_fraction_or_file)] = None
     """File, or the fraction of data.train that is held out, such as 0.05; null: a part of it is held out."""
     prompt: Text | None = "prompt"
     """Column with the prompt; goes with data.response, only the response is learned."""
@@ -210,7 +213,7 @@ class Lora(_Section):
     """Scaling: the adapter's output is multiplied by alpha / r."""
     dropout: Annotated[NonNegativeFloat, Field(lt=1)] = 0.0
     """Probability of dropping an input of the adapter; above 0, splits make the same step on average only."""
-    target_modules: Annotated[str | list[str], NoDecode, BeforeValidator(_modules)] = "all-linear"
+    target_modules: Annotated[str | list[str], BeforeValidator(_modules)] = "all-linear"
     """all-linear, one regular expression, or names separated by commas."""
 
 
@@ -250,7 +253,7 @@ class Search(_Section):
     )
     gradient_checkpointing: Annotated[list[bool], *_List] = [False, True]
     """Values to try."""
-    knobs: Annotated[dict[str, list[Any]], NoDecode, BeforeValidator(parse_knobs)] = {}
+    knobs: Annotated[dict[str, list[Any]], BeforeValidator(parse_knobs)] = {}
     """Further settings to search, each with its values, such as {attn_implementation: [sdpa, eager]}."""
     sampler: Literal["model", "tpe", "random", "grid"] = "model"
     """model knows how memory and time grow with the batch; the others are Optuna's."""
@@ -312,7 +315,7 @@ class Study(_Section):
 
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] | None = None
     """Name; null: made from model, data and the settings that decide what a trial measures."""
-    storage: Text | None = None
+    storage: Place | None = None
     """Optuna storage, sqlite:///FILE or postgresql://USER@HOST/DATABASE; null: study.db in output_dir."""
     time_budget: Duration | None = None
     """No trial starts that would not end in this time (30m, 8h), one in flight is stopped; null: no limit."""
@@ -345,11 +348,9 @@ class Config(_Section):
     """Where trials run."""
     study: Study = Study()
     """What is kept; a run with the same study continues it."""
-    output_dir: Text | None = None
+    output_dir: Place | None = None
     """Folder for results; null: runs/<study name>."""
-    loggers: Annotated[
-        list[Logger], NoDecode, BeforeValidator(_as_list), BeforeValidator(_none_is_empty)
-    ] = []
+    loggers: Annotated[list[Logger], BeforeValidator(_as_list), BeforeValidator(_none_is_empty)] = []
     """Ray Tune's loggers that get every trial, out of tensorboard, mlflow and wandb."""
 
     def for_device(self, device: str) -> Self:

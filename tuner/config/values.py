@@ -1,12 +1,14 @@
-"""Durations and sizes as people write them (`10m`, `20GiB`, `0.9`), and back again.
+"""Values as people write them, and back again: durations and sizes (`10m`, `20GiB`, `0.9`), YAML.
 
-Standard library only, so that configuration, console and reports can all use it.
+Nothing heavy is imported, so that configuration, console and reports can all use it.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
+from typing import Any
 
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _PREFIXES = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -80,12 +82,12 @@ def _number(value: object) -> int | float | None:
     return None
 
 
-def exact_size(size_bytes: int) -> str | int:
-    """Write bytes so that `parse_size` gives the same number back, e.g. `200MiB`."""
+def exact_size(size: int | float) -> str | int | float:
+    """Write bytes so that `parse_size` gives the same number back, e.g. `200MiB`; a fraction as it is."""
     for unit, factor in (("GiB", 2**30), ("MiB", 2**20)):
-        if size_bytes % factor == 0:
-            return f"{size_bytes // factor}{unit}"
-    return size_bytes
+        if isinstance(size, int) and size % factor == 0:
+            return f"{size // factor}{unit}"
+    return size
 
 
 def exact_duration(seconds: float) -> str | float:
@@ -118,6 +120,21 @@ def human_seconds(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def yaml_of(values: Mapping[str, Any]) -> str:
+    """Write YAML as people do: plain lists on one line, keys in their order."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        """One of its own, as representers belong to a class."""
+
+    def list_of(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.SequenceNode:
+        plain = all(isinstance(item, str | int | float) for item in items)
+        return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=plain)
+
+    Dumper.add_representer(list, list_of)
+    return str(yaml.dump(dict(values), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=1000))
 
 
 def shown(value: object) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TextIO
 
 from train_fn.contract.trials import Status, TrialParams, TrialResult
 from tuner.config.values import human_bytes, human_seconds
 from tuner.console.terminal import console_on, plain_text
 from tuner.console.why_not_another import summary
+from tuner.recommendation.alternatives import Explanation
 from tuner.space.in_words import outcome, speed, training_arguments
 from tuner.space.interval import NOT_KNOWN, measured_speed
 
@@ -28,7 +29,7 @@ def print_table(
     recommended: int | None,
     why: str,
     *,
-    explanation: Mapping[str, Any] | None = None,
+    explanation: Explanation | None = None,
     stopped: str | None = None,
     stream: TextIO | None = None,
 ) -> None:
@@ -39,7 +40,7 @@ def print_table(
         pareto: Numbers of the trials on the Pareto front.
         recommended: Number of the recommended trial, None if nothing is feasible.
         why: One sentence.
-        explanation: That of `result.json`.
+        explanation: What every other point lost by.
         stopped: Why the search ended by itself, a sentence.
         stream: Where to print; None is standard output.
     """

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from train_fn.contract.precisions import RECORDS
 from train_fn.contract.trials import Reason
+from tuner.space.points import Measured
 
 
-def next_step(trials: Sequence[Mapping[str, Any]]) -> str:
-    """The next thing to do, as keys of the configuration.
-
-    Args:
-        trials: Those of `result.json`, none of them feasible.
-    """
+def next_step(trials: Sequence[Measured]) -> str:
+    """The next thing to do, as keys of the configuration; none of these trials is feasible."""
     if not trials:
         return "Next: give it more time (study.time_budget), or name none."
-    reasons = Counter(trial.get("reason") for trial in trials)
+    reasons = Counter(trial.result.reason for trial in trials)
     return "Next: " + _STEPS.get(str(reasons.most_common(1)[0][0]), _look(trials)) + "."
 
 
@@ -34,7 +30,7 @@ _STEPS: dict[str, str] = {
 }
 
 
-def _look(trials: Sequence[Mapping[str, Any]]) -> str:
-    details = [str(trial["detail"]) for trial in trials if trial.get("detail")]
+def _look(trials: Sequence[Measured]) -> str:
+    details = [trial.result.detail for trial in trials if trial.result.detail]
     first = f"the first trial says: {details[0].splitlines()[0]}; " if details else ""
     return f"{first}tuner.log beside the results has more"

@@ -2,8 +2,8 @@
 
     python -m tuner.run --config tune.yaml --global-batch-size 32 --search.precision bf16,fp16 --dry-run
 
-Flags are made from the configuration's own fields by pydantic-settings. Pydantic's errors speak to
-programmers, so they are turned into one `Fault` per wrong key here.
+Flags are made from the configuration's own fields. Pydantic's errors speak to programmers, so they are
+turned into one `Fault` per wrong key here.
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ import contextlib
 import difflib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
 from train_fn.contract.faults import Fault, InputError
 from tuner.config.rules import check
-from tuner.config.schema import Config, apply_demo_defaults, parse_knobs
+from tuner.config.schema import Config, apply_demo_defaults, parse_knobs, set_default
 from tuner.config.values import shown
 
 if TYPE_CHECKING:
@@ -55,20 +54,8 @@ class Options:
 
     dry_run: bool = False
     """Print the resolved configuration and the candidates, start nothing."""
-    config_file: Path | None = None
-    """The YAML file that was read."""
-    from_swift: str | None = None
-    """A present `swift sft` command, or the file that holds it."""
-    from_hf: str | None = None
-    """A file of present `TrainingArguments`."""
     present: Present | None = None
-    """What was read from either."""
-
-
-class _Flags(BaseSettings, Config):
-    """`Config` as pydantic-settings wants it to make flags of it; never instantiated."""
-
-    model_config = SettingsConfigDict(cli_kebab_case=True, cli_parse_none_str="null", cli_avoid_json=True)
+    """What a trainer runs at present, where `--from-swift` or `--from-hf` says so."""
 
 
 def load(argv: list[str]) -> tuple[Config, Options]:
@@ -80,15 +67,14 @@ def load(argv: list[str]) -> tuple[Config, Options]:
     Raises:
         InputError: With one fault for each key that is wrong.
     """
-    flags, options, faults = _parse_flags(argv)
+    flags, given, faults = _parse_flags(argv)
     try:
-        values = _merged(_read_file(options.config_file) if options.config_file else {}, flags)
-        present = _read_present(options, values.get("num_workers"))
+        values = _merged(_read_file(Path(given["config"])) if given["config"] else {}, flags)
+        present = _read_present(given["from_swift"], given["from_hf"], values.get("num_workers"))
     except InputError as error:
         raise InputError(*faults, *error.faults, *_validate(flags)[1]) from None
     if present is not None:
         values = _merged(present.values, values)
-        options = replace(options, present=present)
         faults += _unnamed(values)
     apply_demo_defaults(values, device=None)
     config, wrong = _validate(values)
@@ -96,22 +82,22 @@ def load(argv: list[str]) -> tuple[Config, Options]:
     faults += check(config, known_bad={fault.key for fault in faults})
     if faults:
         raise InputError(*faults)
-    return config, options
+    return config, Options(dry_run=given["dry_run"], present=present)
 
 
-def _read_present(options: Options, num_workers: object) -> Present | None:
-    """What a trainer runs at present, where the command line names one."""
-    if options.from_swift is not None and options.from_hf is not None:
+def _read_present(command: str | None, arguments: str | None, num_workers: object) -> Present | None:
+    """What a trainer runs at present, where a command or a file of arguments says so."""
+    if command is not None and arguments is not None:
         raise InputError(Fault("--from-hf", "give either --from-swift or --from-hf"))
-    if options.from_swift is not None:
+    if command is not None:
         from tuner.trainers.read.swift import read
 
-        return read(options.from_swift)
-    if options.from_hf is not None:
+        return read(command)
+    if arguments is not None:
         from tuner.trainers.read.hf import read as read_arguments
 
         workers = str(num_workers)
-        return read_arguments(options.from_hf, int(workers) if workers.isdecimal() else None)
+        return read_arguments(arguments, int(workers) if workers.isdecimal() else None)
     return None
 
 
@@ -158,7 +144,8 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(Fault("command line", message))
 
 
-def _parse_flags(argv: list[str]) -> tuple[dict[str, Any], Options, list[Fault]]:
+def _make_parser() -> argparse.ArgumentParser:
+    """With a flag for every key of the configuration, by section."""
     parser = _Parser(
         prog="python -m tuner.run",
         usage="%(prog)s [--config FILE] [--dry-run] [--KEY VALUE ...]",
@@ -181,43 +168,45 @@ def _parse_flags(argv: list[str]) -> tuple[dict[str, Any], Options, list[Fault]]
     parser.add_argument(
         "--from-hf", metavar="FILE", help="start from present TrainingArguments, a JSON or YAML file"
     )
-    source: CliSettingsSource[Any] = CliSettingsSource(
-        _Flags,
-        root_parser=parser,
-        add_argument_method=_add_argument,
-        add_argument_group_method=_add_group,
-        cli_parse_args=False,
-    )
-    parsed, unknown = parser.parse_known_args(_normalised(list(_knob_flags(argv))))
-    given = vars(parsed)
-    config_file, dry_run = given.pop("config"), given.pop("dry_run")
-    present = {name: given.pop(name) for name in ("from_swift", "from_hf")}
-    source(parsed_args=given)
-    options = Options(dry_run=dry_run, config_file=Path(config_file) if config_file else None, **present)
-    faults = [Fault("--config", "expected a file, got nothing")] if config_file == "" else []
-    values = source()
+    groups = {
+        name: parser.add_argument_group(name, Config.model_fields[name].description) for name in _sections()
+    }
+    for key, field in _fields().items():
+        _add_flag(groups.get(key.partition(".")[0], parser), key, field)
+    return parser
+
+
+def _parse_flags(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any], list[Fault]]:
+    """The configuration's values, nested; what else was given, by flag; and what is wrong with the flags."""
+    parsed, unknown = _make_parser().parse_known_args(_normalised(list(_knob_flags(argv))))
+    given, values = vars(parsed), dict[str, Any]()
+    faults = [Fault("--config", "expected a file, got nothing")] if given["config"] == "" else []
+    for key, field in _fields().items():
+        if given[key] is not None:
+            set_default(values, key, _value(field, given[key]))
     # A map, so that it is merged with the file's, name by name.
     with contextlib.suppress(KeyError, ValueError):
         values["search"]["knobs"] = parse_knobs(values["search"]["knobs"])
-    return values, options, [*faults, *_unknown_flags(unknown)]
+    return values, given, [*faults, *_unknown_flags(unknown)]
 
 
-def _add_argument(parser: Any, *names: str, **settings: Any) -> None:
-    """Add a flag that pydantic-settings made, with a shorter text; flags for whole sections are left out."""
-    field = _fields().get(settings.get("dest", ""))
-    if field is None:
-        if settings.get("action") == "help":
-            parser.add_argument(*names, **settings)
-        return
+def _add_flag(parser: Any, key: str, field: FieldInfo) -> None:
     default = json.dumps(field.default).strip('"')
     choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-    settings["metavar"] = "|".join(choices) or "VALUE"
-    settings["help"] = f"{field.description} (default: {default})".replace("%", "%%")
-    parser.add_argument(*names, **settings)
+    parser.add_argument(
+        f"--{key.replace('_', '-')}",
+        dest=key,
+        action="append",
+        metavar="|".join(choices) or "VALUE",
+        help=f"{field.description} (default: {default})".replace("%", "%%"),
+    )
 
 
-def _add_group(parser: argparse.ArgumentParser, **settings: Any) -> Any:
-    return parser.add_argument_group(settings["title"].removesuffix(" options"), settings.get("description"))
+def _value(field: FieldInfo, texts: list[str]) -> str | None:
+    """What a flag says that was given once or several times: of several lists all, else the last one."""
+    kinds = {get_origin(kind) for kind in (field.annotation, *get_args(field.annotation))}
+    text = ",".join(texts) if kinds & {list, dict} else texts[-1]
+    return None if text == "null" else text
 
 
 def _knob_flags(argv: list[str]) -> Iterator[str]:

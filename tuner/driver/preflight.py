@@ -46,15 +46,18 @@ def check(config: Config, nodes: list[Node], device: str, address: str | None = 
         address: Of the running Ray that the nodes belong to; None: of this machine.
     """
     faults = _check_accelerator_type(config, nodes, device)
+    nodes = of_type(nodes, config.cluster.accelerator_type)
     if not faults and device == "cuda":
-        faults = _check_kinds(of_type(nodes, config.cluster.accelerator_type))
+        faults = _check_kinds(nodes)
     if not faults:
-        faults = _check_devices(config, of_type(nodes, config.cluster.accelerator_type), device)
+        faults = _check_devices(config, nodes, device)
     if not faults and device == "cuda":
         faults = _check_torch(config, address)
-    faults += [*_check_output_dir(config), *check_loggers(config)]
+    if problem := Output(str(config.output_dir)).problem():
+        faults.append(Fault("output_dir", problem))
+    faults += check_loggers(config)
     faults += [places.explained(fault) for fault in _check_job(config.job(device))]
-    return faults + places.check(config, of_type(nodes, config.cluster.accelerator_type), device)
+    return faults + places.check(config, nodes, device)
 
 
 def _check_job(job: JobSpec) -> list[Fault]:
@@ -147,8 +150,3 @@ def _check_precisions(wanted: list[str], device: str, offered: tuple[str, ...]) 
         for p, package in needs
         if find_spec(package) is None
     ]
-
-
-def _check_output_dir(config: Config) -> list[Fault]:
-    problem = Output(str(config.output_dir)).problem()
-    return [] if problem is None else [Fault("output_dir", problem)]

@@ -10,11 +10,11 @@ import contextlib
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
 
 from cluster.monitoring.metrics import Figures, Metric, Reporter, lane_label
-from train_fn.contract.trials import Status, TrialParams
+from train_fn.contract.trials import Status, TrialResult
+from tuner.results.findings import Findings
+from tuner.space.points import Measured
 
 MAX_SETTINGS = 64
 """The most settings that are shown at a time, the fastest; a study may have more."""
@@ -45,98 +45,90 @@ METRICS = (
 )
 
 
-class Watch:
-    """Shows a study for as long as the block lasts. Ray must be connected.
+@contextlib.contextmanager
+def shown_in_metrics(study: str, record: Callable[[], Findings]) -> Iterator[Callable[[], Findings]]:
+    """Show a study for as long as the block lasts. Ray must be connected.
 
     Args:
         study: Its name.
-        record: Writes the result files and returns what `result.json` holds.
+        record: Writes the result files and returns what they hold.
+
+    Yields:
+        The same `record`, after which what it returns is shown.
     """
+    now: Figures = {"tuner_running": {(): 1.0}}
 
-    def __init__(self, study: str, record: Callable[[], dict[str, Any]]) -> None:
-        self._study, self._record = study, record
-        self._result: dict[str, Any] | None = None
-        self._known: tuple[Any, Figures] = None, {}
-        self._runs = 0.0
-        self._open = contextlib.ExitStack()
+    def recorded() -> Findings:
+        nonlocal now
+        found = record()
+        now = {"tuner_running": {(): 1.0}, **figures(found.judged.trials, found.judged.number)}
+        return found
 
-    def record(self) -> dict[str, Any]:
-        """Write the result files and show what they hold."""
-        self._result = self._record()
-        return self._result
-
-    def __enter__(self) -> Self:
-        self._runs = 1.0
-        self._open.enter_context(Reporter(METRICS, self._study, self._now))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._runs = 0.0
-        self._open.close()
-
-    def _now(self) -> Figures:
-        result = self._result
-        if result is not self._known[0]:
-            self._known = result, figures(result or {})
-        return {"tuner_running": {(): self._runs}, **self._known[1]}
+    with Reporter(METRICS, study, lambda: now):
+        try:
+            yield recorded
+        finally:
+            now = {**now, "tuner_running": {(): 0.0}}
 
 
-def figures(result: Mapping[str, Any]) -> Figures:
-    """The figures of a `result.json`.
+def figures(trials: Sequence[Measured], recommended: int | None) -> Figures:
+    """The figures of a study's trials, and of the one that is recommended so far.
 
     A study of any size has a bounded number of them: lanes share labels beyond the `MAX_LANES` of
     `cluster.monitoring.metrics`, and settings beyond the `MAX_SETTINGS` fastest are left out.
     """
     shown: dict[str, dict[tuple[str, ...], float]] = defaultdict(lambda: defaultdict(float))
-    trials = result.get("trials", [])
-    for trial in trials:
-        lane = lane_label(trial["lane"])
-        shown["tuner_trials"][lane, trial["status"], trial["reason"] or "none"] += 1
-        shown["tuner_disturbed_trials"][(lane,)] += bool(trial.get("disturbed"))
-        for phase, seconds in _phases(trial["seconds"]):
+    for _, _, result in trials:
+        lane = lane_label(result.lane)
+        shown["tuner_trials"][lane, str(result.status), str(result.reason or "none")] += 1
+        shown["tuner_disturbed_trials"][(lane,)] += bool(result.disturbed)
+        for phase, seconds in _phases(result.seconds):
             shown["tuner_phase_seconds"][lane, phase] += seconds
-        if trial["memory_budget_bytes"] is not None:
-            shown["tuner_memory_budget_bytes"][(lane,)] = trial["memory_budget_bytes"]
-    best = next((t for t in trials if t["number"] == result["recommended"]), None)
+        if result.memory_budget_bytes is not None:
+            shown["tuner_memory_budget_bytes"][(lane,)] = result.memory_budget_bytes
+    best = next((t for t in trials if t.number == recommended), None)
     if best is not None:
-        shown["tuner_best_samples_per_second"][()] = best["samples_per_second"]
-        shown["tuner_best_validation_loss"][()] = best["validation_loss"]
+        for name in ("samples_per_second", "validation_loss"):
+            shown[f"tuner_best_{name}"][()] = getattr(best.result, name)
     for setting, trial in _settings(trials).items():
         shown["tuner_recommended"][(setting,)] = float(best is not None and setting == _setting(best))
-        for metric, value in zip(SETTING_METRICS, _of_setting(trial), strict=True):
-            if value is not None:
-                shown[metric.name][lane_label(trial["lane"]), setting] = value
+        for metric, value in zip(SETTING_METRICS, _of_setting(trial.result), strict=True):
+            if value is not None and math.isfinite(value):
+                shown[metric.name][lane_label(trial.result.lane), setting] = value
     return {name: dict(values) for name, values in shown.items()}
 
 
-def _of_setting(trial: Mapping[str, Any]) -> tuple[float | None, ...]:
+def _of_setting(result: TrialResult) -> tuple[float | None, ...]:
     """A trial's figures in the order of `SETTING_METRICS`."""
-    low, high = trial["samples_per_second_ci95"] or (None, None)
-    peak = max(trial["peak_memory_bytes"], default=None)
-    return trial["samples_per_second"], low, high, trial["validation_loss"], peak
+    low, high = result.samples_per_second_ci95 or (None, None)
+    peak = max(result.peak_memory_bytes, default=None)
+    return result.samples_per_second, low, high, result.validation_loss, peak
 
 
-def _settings(trials: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+def _settings(trials: Sequence[Measured]) -> dict[str, Measured]:
     """Each setting's latest trial; of those that failed only where there is no other. The fastest ones."""
-    latest: dict[str, Mapping[str, Any]] = {}
+    latest: dict[str, Measured] = {}
     for trial in trials:
         setting = _setting(trial)
-        if setting not in latest or trial["status"] != Status.FAILED:
+        if setting not in latest or trial.result.status != Status.FAILED:
             latest[setting] = trial
-    fastest = sorted(latest, key=lambda s: latest[s]["samples_per_second"] or -math.inf, reverse=True)
+    fastest = sorted(latest, key=lambda s: _speed(latest[s].result), reverse=True)
     return {setting: latest[setting] for setting in fastest[:MAX_SETTINGS]}
 
 
-def _setting(trial: Mapping[str, Any]) -> str:
+def _speed(result: TrialResult) -> float:
+    speed = result.samples_per_second
+    return speed if speed is not None and math.isfinite(speed) else -math.inf
+
+
+def _setting(trial: Measured) -> str:
     """A trial's setting as the console writes it, e.g. `4x2 bf16 ckpt`."""
-    return str(TrialParams.from_dict(trial["params"]))[:_LONGEST_LABEL]
+    return str(trial.params)[:_LONGEST_LABEL]
 
 
-def _phases(seconds: Mapping[str, float | None]) -> Iterator[tuple[str, float]]:
+def _phases(seconds: Mapping[str, float]) -> Iterator[tuple[str, float]]:
     """The parts of a trial's time, which add up to its total; where a clock has failed, there are none."""
-    known = {phase: s for phase, s in seconds.items() if s is not None}
+    known = {phase: s for phase, s in seconds.items() if math.isfinite(s)}
     parts = {k: s for k, s in known.items() if k not in ("total", *_NESTED_PHASES)}
     yield from parts.items()
     if "total" in known:

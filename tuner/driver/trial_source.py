@@ -15,7 +15,7 @@ from train_fn.contract.trials import Reason, Status, TrialParams, TrialResult, T
 from tuner.console.progress import Progress
 from tuner.results.output import reason_of
 from tuner.search.failures import MAX_SAME_FAILURES, FailuresInARow
-from tuner.search.step_limit import StepLimit, advice, step_seconds
+from tuner.search.step_limit import advice, step_seconds
 from tuner.study import interrupts, storage
 from tuner.study.storage import StorageLostError
 from tuner.study.study import INTERRUPTED, TuningStudy
@@ -50,7 +50,6 @@ class StudySource:
         rescue_dir: Where a result goes that the study's storage does not take.
         overrun_seconds: How far one may go beyond it; no further trial starts that would not end by then.
         broken: Why the search can't go on, once it can't.
-        limit: How many steps a trial has, and the time for them; to say what would be right.
     """
 
     study: TuningStudy
@@ -60,7 +59,6 @@ class StudySource:
     rescue_dir: Path | None = None
     broken: str | None = None
     overrun_seconds: float = 0.0
-    limit: StepLimit | None = None
     _has_started: bool = field(default=False, init=False)
     _in_flight: dict[int, TrialSpec] = field(default_factory=dict, init=False)
     _lost_in_a_row: int = field(default=0, init=False)
@@ -197,16 +195,17 @@ class StudySource:
         if has_failed and any(m.result.status == Status.COMPLETE for m in measured):
             return
         if self._failures.add(spec.params, result):
-            slow = advice(result, self.limit) if self.limit else None
+            limit = self.study.plan.step_limit
+            slow = advice(result, limit) if limit else None
             [why, *_] = (slow or result.detail or str(result.reason)).splitlines()
             self.give_up(f"{MAX_SAME_FAILURES} points in a row failed in the same way: {why}")
 
     def _say_if_steps_change(self, result: TrialResult) -> None:
         """Trials may take fewer steps from here."""
-        steps, one = self.study.steps, step_seconds(result)
-        if steps not in (None, self._steps) and one and self.limit:
-            why = f"a step takes {one:.3g} s, and trial.timeout is {self.limit.timeout_seconds:g} s"
-            self.progress.note(f"trials take {steps} of {self.limit.steps} steps from here: {why}")
+        steps, one, limit = self.study.steps, step_seconds(result), self.study.plan.step_limit
+        if steps not in (None, self._steps) and one and limit:
+            why = f"a step takes {one:.3g} s, and trial.timeout is {limit.timeout_seconds:g} s"
+            self.progress.note(f"trials take {steps} of {limit.steps} steps from here: {why}")
         self._steps = steps
 
     def _store(self, spec: TrialSpec, result: TrialResult) -> None:

@@ -12,9 +12,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tuner.config.schema import Config
+from cluster.connection.head import head_watched
+from cluster.connection.ray_session import connected, imported_meanwhile, lanes_that_fit
+from cluster.jobs import working_dir_is_copy
+from cluster.lanes.room import Room
+from train_fn.contract.environment import worker_environment
+from train_fn.data.sources import with_paths
+from tuner.config.values import human_seconds
+from tuner.console.final_table import print_table
 from tuner.console.last_words import outlived, say, this_command
+from tuner.console.progress import Progress
+from tuner.driver.preflight import remarks
+from tuner.driver.study_figures import shown_in_metrics
+from tuner.driver.submission import lost_with_the_job
+from tuner.driver.trial_source import StudySource, overrun_seconds
+from tuner.report.write import LiveReport
+from tuner.results.files import set_aside, write_results
+from tuner.results.findings import Findings, as_json, findings_of
+from tuner.results.output import Output
 from tuner.study import interrupts
+from tuner.study.lease import Lease
+from tuner.study.study import TuningStudy
 
 log = logging.getLogger(__name__)
 
@@ -23,152 +41,106 @@ class Search:
     """The search of an open study, with its files in an output folder.
 
     Args:
-        config: Resolved.
-        device: `cpu` or `cuda`.
-        nodes: Those that may have lanes.
-        address: Of the Ray to join where there is work; None: a local one is started.
-        study: The record.
+        study: The record, with the plan that it was opened for.
         output: Where the files go.
         rescue_dir: Where results go that neither storage nor output take.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        device: str,
-        nodes: list[Any],
-        address: str | None,
-        study: Any,
-        output: Any,
-        rescue_dir: Path,
-    ) -> None:
-        from cluster.connection.ray_session import lanes_that_fit
-        from tuner.console.progress import Progress
-        from tuner.driver.trial_source import StudySource
-        from tuner.report.write import LiveReport
-        from tuner.search.settings import step_limit
-
-        self._config, self._device, self._nodes, self._address = config, device, nodes, address
-        self._study, self._output = study, output
+    def __init__(self, study: TuningStudy, output: Output, rescue_dir: Path) -> None:
+        self._study, self._plan, self._output = study, study.plan, output
         self._rescue_dir, self._started = rescue_dir, time.monotonic()
-        lanes = config.cluster.lanes or lanes_that_fit(nodes, device, config.num_workers)
-        budget = config.study.time_budget
-        self._progress = Progress(len(study.candidates), config.search.max_trials, budget, lanes=lanes)
-        self._report, limit = LiveReport(output, self._progress.note), step_limit(config)
-        self._source = StudySource(study, self._progress, self._record, rescue_dir=rescue_dir, limit=limit)
+        config = self._plan.config
+        lanes = config.cluster.lanes
+        lanes = lanes or lanes_that_fit(self._plan.nodes, self._plan.device, config.num_workers)
+        points, budget = len(self._plan.points), config.study.time_budget
+        self._progress = Progress(points, config.search.max_trials, budget, lanes=lanes)
+        self._report = LiveReport(output, self._progress.note)
+        self._source = StudySource(study, self._progress, self._record, rescue_dir=rescue_dir)
 
     @property
     def broken(self) -> str | None:
         """Why the search could not go on, or None."""
         return self._source.broken
 
-    def run(self, lease: Any) -> dict[str, Any]:
-        """Search; returns what `result.json` holds.
+    def run(self, lease: Lease) -> Findings:
+        """Search; returns what was found.
 
         Args:
             lease: On the study; another run may take it over when this one hangs.
         """
-        from tuner.console.final_table import print_table
-        from tuner.results.files import set_aside
-
-        self._study.be_patient(self._config.study.storage_timeout, self._progress.note)
+        self._study.be_patient(self._plan.config.study.storage_timeout, self._progress.note)
         lease.on_lost = partial(self._source.give_up, "another run has taken over the study")
-        set_aside(str(self._config.output_dir), self._study.name)
+        set_aside(str(self._plan.config.output_dir), self._study.name)
         self._say_first()
         limit = self._time_limit()
         with contextlib.suppress(KeyboardInterrupt), self._progress, interrupts.time_limit(limit):
             self._sweep()
         interrupts.finish()
         self._source.settle()
-        result = self._record()
-        self._report.finish(result)
+        found = self._record()
+        self._report.finish(as_json(found))
+        judged, explanation, stopped = found.judged, found.explanation, found.stopped
         with outlived():
             print_table(
-                self._study.measured(),
-                result["pareto_front"],
-                result["recommended"],
-                result["why"],
-                explanation=result["explanation"],
-                stopped=result["stopped"],
+                judged.trials,
+                judged.pareto_front,
+                judged.number,
+                judged.why,
+                explanation=explanation,
+                stopped=stopped,
             )
-        self._say_if_time_is_up(result)
-        return result
+        self._say_if_time_is_up(found)
+        return found
 
     def _say_first(self) -> None:
-        from cluster.jobs import working_dir_is_copy
-        from tuner.driver.preflight import remarks
-        from tuner.driver.submission import lost_with_the_job
-
-        for fault in lost_with_the_job(self._config) if working_dir_is_copy() else ():
+        for fault in lost_with_the_job(self._plan.config) if working_dir_is_copy() else ():
             self._progress.note(f"Will be lost: {fault}")
         if self._study.news:
             self._progress.note(self._study.news)
-        for remark in remarks(self._nodes, self._device):
+        for remark in remarks(self._plan.nodes, self._plan.device):
             self._progress.note(remark)
 
     def _time_limit(self) -> float | None:
         """Seconds until the last trial in flight is given up; None: no limit."""
-        from tuner.driver.trial_source import overrun_seconds
-
-        budget = self._config.study.time_budget
+        budget = self._plan.config.study.time_budget
         if budget is None:
             return None
         self._source.deadline, self._source.overrun_seconds = self._started + budget, overrun_seconds(budget)
         return self._source.deadline + self._source.overrun_seconds - time.monotonic()
 
-    def _say_if_time_is_up(self, result: dict[str, Any]) -> None:
-        from tuner.config.values import human_seconds
-
-        budget = self._config.study.time_budget
-        if budget is not None and self._source.is_time_up() and not result["finished"]:
+    def _say_if_time_is_up(self, found: Findings) -> None:
+        budget = self._plan.config.study.time_budget
+        if budget is not None and self._source.is_time_up() and not found.is_finished:
             spent = f"The time budget of {human_seconds(budget)} is spent."
             say(f"{spent} The same command goes on from here.", sys.stdout)
 
-    def _record(self) -> dict[str, Any]:
-        from tuner.results.files import write_results
-
-        config = self._config
-        result = write_results(
-            self._output,
-            self._study,
-            global_batch_size=config.global_batch_size,
-            num_workers=config.num_workers,
-            device=self._device,
-            loss_tolerance=config.search.loss_tolerance,
-            wall_seconds=time.monotonic() - self._started,
-            predictions=self._study.beliefs(),
-            headroom=config.search.memory_headroom,
-            gpus=[gpu for node in self._nodes for gpu in node.gpus] if self._device == "cuda" else [],
-        )
-        self._report.update(result)
-        return result
+    def _record(self) -> Findings:
+        found = findings_of(self._study, time.monotonic() - self._started)
+        self._report.update(write_results(self._output, found))
+        return found
 
     def _sweep(self) -> None:
         """Start Ray where it does not run yet, and run trials until there is nothing left to do."""
-        from cluster.connection.head import head_watched
-        from cluster.connection.ray_session import connected, imported_meanwhile
-        from tuner.driver.study_figures import Watch
-
-        source, name = self._source, str(self._config.study.name)
+        source, name = self._source, self._plan.name
         if not source.has_work():
             self._progress.note(f"Nothing to do: study {self._study.name} is finished.")
             self._progress.note("Model, data, settings, GPU, driver and versions are as they were.")
             return
         with contextlib.ExitStack() as stack:
-            if self._address is None:
+            if self._plan.address is None:
                 self._progress.phase("starting Ray")
             with imported_meanwhile("cluster.lanes.sweep"):
-                dashboard = stack.enter_context(connected(self._address, name))
+                dashboard = stack.enter_context(connected(self._plan.address, name))
             from cluster.monitoring.trackers import make_loggers
 
             stack.enter_context(head_watched(self._leave))
-            source.record = stack.enter_context(Watch(name, self._record)).record
+            source.record = stack.enter_context(shown_in_metrics(name, self._record))
             stack.callback(source.flush)  # so that the last figures are those of all trials
             if self._study.measured():
                 source.record()  # what earlier runs have measured is shown from the start
             self._progress.phase("starting workers")
             self._progress.note(f"dashboard: {dashboard or 'off'}")
-            loggers = make_loggers(self._config.loggers, name, self._rescue_dir, self._progress.note)
+            loggers = make_loggers(self._plan.config.loggers, name, self._rescue_dir, self._progress.note)
             measured = -1
             while source.has_work() and len(self._study.measured()) > measured:
                 # Once, as a rule: a trial that was lost with its lane is open again when Tune is done.
@@ -187,20 +159,18 @@ class Search:
 
     def _run_lanes(self, name: str, loggers: list[Any]) -> None:
         from cluster.lanes.lane import LaneSpec
-        from cluster.lanes.room import Room
         from cluster.lanes.sweep import run_sweep
-        from train_fn.contract.environment import worker_environment
-        from train_fn.data.sources import with_paths
 
-        config, device = self._config, self._device
+        config, device = self._plan.config, self._plan.device
+        precisions = list(dict.fromkeys(point.precision for point in self._plan.points))
         lane = LaneSpec(
-            job=dataclasses.replace(with_paths(config.job(device)), precisions=self._precisions()),
+            job=dataclasses.replace(with_paths(config.job(device)), precisions=precisions),
             cpus_per_worker=1.0,
             worker_environment=worker_environment(device),
             accelerator_type=config.cluster.accelerator_type,
             sharing=config.cluster.sharing(),
             start_timeout_seconds=config.cluster.start_timeout,
-            names_gpus=any(node.names_gpus for node in self._nodes),
+            names_gpus=any(node.names_gpus for node in self._plan.nodes),
             study=name,
         )
 
@@ -211,10 +181,6 @@ class Search:
         except Exception as error:  # what is measured is in the study
             log.exception("the sweep failed")
             self._source.give_up(_in_a_line(error))
-
-    def _precisions(self) -> list[str]:
-        """The precisions of the candidates, in their order."""
-        return list(dict.fromkeys(point.precision for point in self._study.candidates))
 
 
 def _in_a_line(error: Exception) -> str:

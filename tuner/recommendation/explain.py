@@ -14,11 +14,10 @@ from dataclasses import replace
 from train_fn.contract.trials import Reason, Status, TrialParams
 from tuner.config.values import human_bytes
 from tuner.recommendation.alternatives import Alternative, Explanation, Predictions, Verdict
-from tuner.recommendation.recommend import TIE_WIDTH, Feasible, feasible_trials, within_tolerance
-from tuner.space.held import probed_bytes
+from tuner.recommendation.recommend import TIE_WIDTH, Feasible, Judged
+from tuner.space.held import needed_bytes, over_budget_bytes, probed_bytes
 from tuner.space.interval import NOT_KNOWN, Prediction, measured_speed, slower_by, with_half_width
 from tuner.space.points import Measured, is_out_of_memory, numerics_of, probed_point, same_setting, setting_of
-from tuner.space.proofs import Proofs, current_budget
 from tuner.space.repeats import counting
 
 _PLACES = {Verdict.LOSS: 1, Verdict.OUT_OF_MEMORY: 2, Verdict.FAILED: 3}
@@ -26,26 +25,23 @@ _PLACES = {Verdict.LOSS: 1, Verdict.OUT_OF_MEMORY: 2, Verdict.FAILED: 3}
 
 
 def explain(
-    trials: Sequence[Measured],
+    judged: Judged,
     candidates: Sequence[TrialParams],
-    number: int,
-    loss_tolerance: float,
     predictions: Predictions | None = None,
     headroom: float = 0.0,
-) -> Explanation:
-    """Say what every candidate lost by.
+) -> Explanation | None:
+    """Say what every candidate lost by; None where nothing is recommended.
 
     Args:
-        trials: All that were measured.
+        judged: All that were measured.
         candidates: The points of the search; those that only an earlier run considered count, too.
-        number: Of the recommended trial.
-        loss_tolerance: `search.loss_tolerance`.
         predictions: What the study believes, if anything.
         headroom: `search.memory_headroom`.
     """
-    judge = _Judge(trials, number, loss_tolerance, predictions, headroom)
-    best = judge.best
-    points = list(dict.fromkeys([*candidates, *(t.params for t in trials)]))
+    if (best := judged.best) is None:
+        return None
+    judge = _Judge(judged, best, predictions, headroom)
+    points = list(dict.fromkeys([*candidates, *(t.params for t in judged.trials)]))
     others = [judge.alternative(p) for p in points if p != best.params]
     siblings = [a for a in others if same_setting(a.params, best.params)]
     siblings.sort(key=lambda a: a.params.per_device_train_batch_size)
@@ -59,7 +55,7 @@ def explain(
     left = None if held is None or budget is None else budget - held
     predicted = judge.memory(best.params)
     return Explanation(
-        number=number,
+        number=best.number,
         params=best.params,
         why=_why_memory(held, predicted, budget),
         peak_memory_bytes=peak,
@@ -77,30 +73,18 @@ class _Judge:
     """Compares points with the recommended one."""
 
     def __init__(
-        self,
-        trials: Sequence[Measured],
-        number: int,
-        tolerance: float,
-        predictions: Predictions | None,
-        headroom: float,
+        self, judged: Judged, best: Feasible, predictions: Predictions | None, headroom: float
     ) -> None:
-        self._trials = trials
-        self._proofs = Proofs((t.params, t.result) for t in trials)
-        self._budget_bytes = current_budget([t.result for t in trials])
-        self._measured = {t.params: t for t in counting(trials)}
-        feasible = feasible_trials(trials)
-        self._feasible = {t.params: t for t in feasible}
-        self.best = next(t for t in feasible if t.number == number)
-        self._feasible[self.best.params] = self.best  # a point may be measured several times
-        self._good = within_tolerance(list(self._feasible.values()), tolerance)
-        self._good_numbers = {t.number for t in self._good}
+        self._judged, self._best = judged, best
+        self._predictions, self._headroom = predictions, headroom
+        self._measured = {t.params: t for t in counting(judged.trials)}
+        # A point may be measured several times.
+        self._feasible = {t.params: t for t in judged.feasible} | {best.params: best}
+        self._good_numbers = {t.number for t in judged.good}
         bad = [t for t in self._feasible.values() if t.number not in self._good_numbers]
         # Backwards: of several, the first counts.
         self._worse = {numerics_of(t.params): t for t in reversed(bad)}
         self._too_large = dict(reversed(list(self._probes_that_do_not_fit())))
-        self._lowest = min(t.loss for t in self._feasible.values())
-        self._predictions = predictions
-        self._headroom = headroom
 
     def memory(self, point: TrialParams) -> Prediction | None:
         return self._predictions.memory(point) if self._predictions else None
@@ -124,7 +108,11 @@ class _Judge:
 
     def _is_open_again(self, trial: Measured) -> bool:
         """Whether it ran out of memory in a smaller budget than there is now."""
-        return is_out_of_memory(trial.result) and not self._proofs.against(trial.params, self._budget_bytes)
+        return is_out_of_memory(trial.result) and self._refusal(trial.params) is None
+
+    def _refusal(self, point: TrialParams) -> str | None:
+        """What proves that a point does not fit in the present budget."""
+        return self._judged.proofs.against(point, self._judged.budget_bytes)
 
     def with_memory(self, other: Alternative) -> Alternative:
         """The alternative with what it needs in `why`, which is what one asks of the next larger batch."""
@@ -138,8 +126,8 @@ class _Judge:
         return replace(other, why=f"{other.why}, {words}")
 
     def _of_feasible(self, trial: Feasible) -> Alternative:
-        lacks = slower_by(self.best.times_as_fast_as(trial))
-        loss = trial.loss / self._lowest - 1 if self._lowest > 0 else None
+        lacks = slower_by(self._best.times_as_fast_as(trial))
+        loss = self._above_lowest(trial)
         verdict, why = self._compared(trial, lacks, loss)
         return Alternative(
             params=trial.params,
@@ -153,33 +141,36 @@ class _Judge:
             peak_memory_bytes=trial.peak_bytes or None,
         )
 
+    def _above_lowest(self, trial: Feasible) -> float | None:
+        lowest = self._judged.lowest_loss
+        return trial.loss / lowest - 1 if lowest > 0 else None
+
     def _compared(self, trial: Feasible, lacks: Prediction, loss: float | None) -> tuple[Verdict, str]:
         if trial.number not in self._good_numbers:
             worse = "" if loss is None else f" by {_percent(loss)}"
             return Verdict.LOSS, f"validation loss worse{worse}"
-        if self.best.is_faster(trial):
+        if self._best.is_faster(trial):
             return Verdict.SLOWER, f"slower by {_percent(lacks.value)} (measured)"
-        if trial.alloc_retries and not self.best.alloc_retries:
+        if trial.alloc_retries and not self._best.alloc_retries:
             return Verdict.THRASHING, "thrashes: memory is all but spent"
-        if faster := next((t for t in self._good if t.is_faster(trial)), None):
+        if faster := next((t for t in self._judged.good if t.is_faster(trial)), None):
             by = slower_by(faster.times_as_fast_as(trial)).value
             return Verdict.SLOWER, f"slower than {faster.params} by {_percent(by)} (measured)"
         if lacks.value > TIE_WIDTH:
             return Verdict.TIE, f"slower by {_percent(lacks.value)}, within the noise"
-        if trial.held_bytes > self.best.held_bytes:
-            more = human_bytes(trial.held_bytes - self.best.held_bytes)
+        if trial.held_bytes > self._best.held_bytes:
+            more = human_bytes(trial.held_bytes - self._best.held_bytes)
             return Verdict.TIE, f"tie, needs {more} more memory"
         return Verdict.TIE, "tie"
 
     def _of_failure(self, trial: Measured) -> Alternative:
-        result, over = trial.result, self._over_budget(trial)
+        result, over = trial.result, over_budget_bytes(trial.result)
         speed = measured_speed(result)
-        lacks = None if speed is None else _exactly(1 - speed.value / self.best.speed)
+        lacks = None if speed is None else _exactly(1 - speed.value / self._best.speed)
         peak: float | None = max(result.peak_memory_bytes, default=None)
         verdict, why = Verdict.FAILED, result.ending
         if is_out_of_memory(result) or over is not None:
-            budget = result.memory_budget_bytes
-            peak = budget + over if budget and over else None
+            peak = needed_bytes(result)
             verdict, why = Verdict.OUT_OF_MEMORY, _out_of_memory_by(over)
         elif result.status == Status.PRUNED and result.reason == Reason.SLOWER and lacks is not None:
             verdict, why = Verdict.SLOWER, f"slower by {_percent(lacks.value)} (measured, ended early)"
@@ -197,25 +188,18 @@ class _Judge:
             peak_memory_bytes=peak,
         )
 
-    @staticmethod
-    def _over_budget(trial: Measured) -> float | None:
-        violation, budget = trial.result.constraints.get("memory"), trial.result.memory_budget_bytes
-        if violation is None or budget is None or not 0 < violation < math.inf:
-            return None
-        return budget * violation
-
     def _of_unmeasured(self, point: TrialParams) -> Alternative:
         need, found = self.memory(point), self._probed(point)
-        speed, budget = self._speed(point), self.best.budget_bytes
-        lacks = None if speed is None else _slower_than(speed, self.best.speed)
+        speed, budget = self._speed(point), self._best.budget_bytes
+        lacks = None if speed is None else _slower_than(speed, self._best.speed)
         if found is None and need is not None and budget and need.low > budget:
             over = Prediction(need.value - budget, need.low - budget, need.high - budget)
             why = f"predicted out of memory by {with_half_width(over, human_bytes)}"
-            found = _unmeasured(point, Verdict.OUT_OF_MEMORY, why, over_budget_bytes=over.value)
+            found = replace(_unmeasured(point, Verdict.OUT_OF_MEMORY, why), over_budget_bytes=over.value)
         if found is None and (worse := self._worse_loss(point)) is not None:
             number, loss = worse
             why = f"validation loss worse by {_percent(loss)}, as in trial {number}"
-            found = _unmeasured(point, Verdict.LOSS, why, loss_above_lowest=loss)
+            found = replace(_unmeasured(point, Verdict.LOSS, why), loss_above_lowest=loss)
         if found is None and speed is not None and lacks is not None and lacks.low > 0:
             found = _unmeasured(point, Verdict.SLOWER, f"predicted {_how_much_slower(lacks, speed)}")
         if found is None and need is not None and budget and need.value > budget * (1 - self._headroom):
@@ -229,28 +213,24 @@ class _Judge:
 
     def _probed(self, point: TrialParams) -> Alternative | None:
         """Where another trial has shown that the point does not fit."""
-        proof = self._proofs.against(point, self._budget_bytes)
-        if proof is None:
+        if (proof := self._refusal(point)) is None:
             return None
-        if (shown := self._too_large.get(point)) is not None:
-            number, peak, over = shown
-            return _unmeasured(
-                point,
-                Verdict.OUT_OF_MEMORY,
-                f"{_out_of_memory_by(over)} (probed in trial {number})",
-                over_budget_bytes=over,
-                peak_memory_bytes=peak,
-            )
-        return _unmeasured(point, Verdict.OUT_OF_MEMORY, proof)
+        if (shown := self._too_large.get(point)) is None:
+            return _unmeasured(point, Verdict.OUT_OF_MEMORY, proof)
+        number, peak, over = shown
+        why = f"{_out_of_memory_by(over)} (probed in trial {number})"
+        found = _unmeasured(point, Verdict.OUT_OF_MEMORY, why)
+        return replace(found, over_budget_bytes=over, peak_memory_bytes=peak)
 
     def _worse_loss(self, point: TrialParams) -> tuple[int, float] | None:
         """A trial that made the same steps as this point would, and its loss, where that is too high."""
         bad = self._worse.get(numerics_of(point))
-        return (bad.number, bad.loss / self._lowest - 1) if bad is not None and self._lowest > 0 else None
+        above = None if bad is None else self._above_lowest(bad)
+        return None if bad is None or above is None else (bad.number, above)
 
     def _probes_that_do_not_fit(self) -> Iterator[tuple[TrialParams, tuple[int, int | None, int | None]]]:
         """Points that did not fit, each with the trial's number, the peak if known, and its excess."""
-        for trial in self._trials:
+        for trial in self._judged.trials:
             budget = trial.result.memory_budget_bytes
             for probe in trial.result.memory_points:
                 need = probed_bytes(probe) or probe.needed_bytes
@@ -259,24 +239,8 @@ class _Judge:
                     yield probed_point(trial.params, probe), (trial.number, need, over)
 
 
-def _unmeasured(
-    point: TrialParams,
-    verdict: Verdict,
-    why: str,
-    *,
-    over_budget_bytes: float | None = None,
-    loss_above_lowest: float | None = None,
-    peak_memory_bytes: float | None = None,
-) -> Alternative:
-    return Alternative(
-        params=point,
-        verdict=verdict,
-        measured=False,
-        why=why,
-        over_budget_bytes=over_budget_bytes,
-        loss_above_lowest=loss_above_lowest,
-        peak_memory_bytes=peak_memory_bytes,
-    )
+def _unmeasured(point: TrialParams, verdict: Verdict, why: str) -> Alternative:
+    return Alternative(params=point, verdict=verdict, measured=False, why=why)
 
 
 def _closeness(other: Alternative) -> tuple[float, ...]:

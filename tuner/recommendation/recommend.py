@@ -16,10 +16,10 @@ from functools import cached_property
 from train_fn.contract.timing import are_comparable
 from train_fn.contract.trials import Status, TrialParams, TrialResult
 from tuner.config.values import human_bytes
-from tuner.space.held import held_bytes
+from tuner.space.held import held_bytes, needed_bytes
 from tuner.space.interval import NOT_KNOWN, Prediction, measured_speed, speed_ratio
 from tuner.space.points import Measured, is_out_of_memory
-from tuner.space.proofs import current_budget, not_disproved
+from tuner.space.proofs import Proofs, current_budget, not_disproved
 from tuner.space.repeats import counting, failed_last
 
 THRASHING_MARGIN = 0.03
@@ -29,14 +29,6 @@ THRASHING_MARGIN = 0.03
 TIE_WIDTH = 0.02
 """Trials that noise can't tell apart are equals for the recommendation only if their speeds are as close as
 this: one that was measured badly is not as good for that."""
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """The trial to use, None where nothing is feasible; `why` is one sentence for people."""
-
-    number: int | None
-    why: str
 
 
 @dataclass(frozen=True)
@@ -91,37 +83,113 @@ class Feasible:
         return (faster and not other.has_lower_loss(self, tolerance)) or (lower and not other.is_faster(self))
 
 
-def pareto_front(trials: Sequence[Measured], loss_tolerance: float) -> list[int]:
-    """Numbers of the feasible trials that no other one dominates, and of the recommended one.
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """The trials of a study weighed against each other: each question is worked out once, when it is asked.
 
-    Ties are not transitive (a equals b, b equals c, c beats a), so the recommended trial may be dominated by
-    one whose loss is just outside the tolerance of the best. It belongs to the front all the same, which
-    therefore is never empty where something is feasible.
+    Attributes:
+        trials: All that were measured.
+        loss_tolerance: `search.loss_tolerance`.
     """
-    feasible = feasible_trials(trials)
-    fastest_first = sorted(feasible, key=lambda t: -t.speed)  # what dominates anything is soon found
-    front = {t.number for t in feasible if not any(o.dominates(t, loss_tolerance) for o in fastest_first)}
-    return sorted(front | ({_best(feasible, loss_tolerance).number} if feasible else set()))
 
+    trials: Sequence[Measured]
+    loss_tolerance: float
 
-def recommend(trials: Sequence[Measured], loss_tolerance: float) -> Recommendation:
-    """The fastest feasible trial within the tolerance of the best loss; of equals the smallest peak."""
-    feasible = feasible_trials(trials)
-    if not feasible:
-        return Recommendation(None, _why_nothing(trials))
-    best = _best(feasible, loss_tolerance)
-    return Recommendation(best.number, _why(best, feasible, loss_tolerance, trials))
+    @cached_property
+    def proofs(self) -> Proofs:
+        """What the trials prove about memory."""
+        return Proofs((t.params, t.result) for t in self.trials)
 
+    @cached_property
+    def budget_bytes(self) -> int | None:
+        """What a worker may hold now; of lanes that differ the smallest."""
+        return current_budget([t.result for t in self.trials])
 
-def feasible_trials(trials: Sequence[Measured]) -> list[Feasible]:
-    """The trials that can be compared: complete, nothing violated, both objectives finite.
+    @cached_property
+    def feasible(self) -> list[Feasible]:
+        """The trials that can be compared: complete, nothing violated, both objectives finite.
 
-    One that took its loss from another trial no longer counts when its point was measured in full, nor one
-    that was disturbed when its point was measured again, nor one whose point has since proved not to fit.
-    """
-    found = [f for f in (_as_feasible(*t) for t in counting(not_disproved(trials))) if f is not None]
-    in_full = {f.params for f in found if not f.is_loss_borrowed}
-    return [f for f in found if not f.is_loss_borrowed or f.params not in in_full]
+        One that took its loss from another trial no longer counts when its point was measured in full, nor
+        one that was disturbed when its point was measured again, nor one whose point has since proved not to
+        fit.
+        """
+        possible = counting(not_disproved(self.trials, self.proofs, self.budget_bytes))
+        found = [f for f in (_as_feasible(*t) for t in possible) if f is not None]
+        in_full = {f.params for f in found if not f.is_loss_borrowed}
+        return [f for f in found if not f.is_loss_borrowed or f.params not in in_full]
+
+    @cached_property
+    def lowest_loss(self) -> float:
+        """The lowest validation loss of the feasible trials, of which there must be one."""
+        return min(t.loss for t in self.feasible)
+
+    @cached_property
+    def good(self) -> list[Feasible]:
+        """The feasible trials whose loss equals the lowest one."""
+        if not self.feasible:
+            return []
+        limit = _limit(self.lowest_loss, self.loss_tolerance)
+        return [t for t in self.feasible if t.loss <= limit]
+
+    @cached_property
+    def contenders(self) -> list[Feasible]:
+        """Those good trials that did not thrash, or were clearly faster than every calm one.
+
+        Emptying the allocator's cache costs time that varies with the lengths of samples, and says that
+        memory is all but spent: such a trial is worth its risk for a real gain only.
+        """
+        calm = max((t.speed for t in self.good if not t.alloc_retries), default=0.0)
+        return [t for t in self.good if not t.alloc_retries or t.speed > (1 + THRASHING_MARGIN) * calm]
+
+    @cached_property
+    def best(self) -> Feasible | None:
+        """The trial with the smallest peak out of the fastest beyond noise and those all but as fast.
+
+        "Faster beyond noise" is not transitive: where clocks ramp and trials end early, a may be faster than
+        b, b than c, and c than a, so that nobody is unbeaten. What decides are the maximal elements of its
+        transitive closure (the Schwartz set of social choice): those that beat, if only step by step, whoever
+        beats them so. There always are some. Where nothing runs in a circle, they are the unbeaten ones.
+        """
+        if not self.feasible:
+            return None
+        tops = _Tops(self.contenders)
+        fastest = next(t for t in tops.fastest_first if tops.has(t))
+        least = (1 - TIE_WIDTH) * fastest.speed
+        equals = [t for t in self.contenders if t.speed >= least and tops.has(t)]
+        return min(equals, key=lambda t: (t.held_bytes or math.inf, -t.speed, t.number))
+
+    @property
+    def number(self) -> int | None:
+        """The recommended trial's number; None where nothing is feasible."""
+        return None if self.best is None else self.best.number
+
+    @cached_property
+    def pareto_front(self) -> list[int]:
+        """Numbers of the feasible trials that no other one dominates, and of the recommended one.
+
+        Ties are not transitive (a equals b, b equals c, c beats a), so the recommended trial may be dominated
+        by one whose loss is just outside the tolerance of the best. It belongs to the front all the same,
+        which therefore is never empty where something is feasible.
+        """
+        fastest_first = sorted(self.feasible, key=lambda t: -t.speed)  # what dominates anything is soon found
+        tolerance = self.loss_tolerance
+        front = {t.number for t in self.feasible if not any(o.dominates(t, tolerance) for o in fastest_first)}
+        return sorted(front if self.number is None else front | {self.number})
+
+    @cached_property
+    def why(self) -> str:
+        """The reason for the recommendation, or for there being none, in a sentence for people."""
+        if self.best is None:
+            return _why_nothing(self.trials)
+        parts = [
+            _why_speed(self.best, self),
+            _why_calm(self.best, self.good),
+            _why_loss(self.best, self),
+            _why_memory(self.best),
+            _why_too_large(self.best, self.budget_bytes),
+            _why_disturbed(self.best),
+        ]
+        return "; ".join(part for part in parts if part) + "."
 
 
 def _as_feasible(number: int, params: TrialParams, result: TrialResult) -> Feasible | None:
@@ -155,37 +223,6 @@ def _limit(loss: float, tolerance: float) -> float:
     return loss + tolerance * abs(loss)
 
 
-def within_tolerance(feasible: list[Feasible], tolerance: float) -> list[Feasible]:
-    """The trials whose loss equals the lowest one."""
-    limit = _limit(min(t.loss for t in feasible), tolerance)
-    return [t for t in feasible if t.loss <= limit]
-
-
-def without_idle_thrashing(good: list[Feasible]) -> list[Feasible]:
-    """Leave out trials that thrashed without being clearly faster, on the whole, than every calm one.
-
-    Emptying the allocator's cache costs time that varies with the lengths of samples, and says that memory is
-    all but spent: such a trial is worth its risk for a real gain only.
-    """
-    calm = max((t.speed for t in good if not t.alloc_retries), default=0.0)
-    return [t for t in good if not t.alloc_retries or t.speed > (1 + THRASHING_MARGIN) * calm]
-
-
-def _best(feasible: list[Feasible], tolerance: float) -> Feasible:
-    """The trial with the smallest peak among the fastest beyond noise and those all but as fast.
-
-    "Faster beyond noise" is not transitive: where clocks ramp and trials end early, a may be faster than b, b
-    than c, and c than a, so that nobody is unbeaten. What decides are the maximal elements of its transitive
-    closure (the Schwartz set of social choice): those that beat, if only step by step, whoever beats them so.
-    There always are some. Where nothing runs in a circle, they are the unbeaten ones.
-    """
-    good = without_idle_thrashing(within_tolerance(feasible, tolerance))
-    tops = _Tops(good)
-    fastest = next(t for t in tops.fastest_first if tops.has(t))
-    equals = [t for t in good if t.speed >= (1 - TIE_WIDTH) * fastest.speed and tops.has(t)]
-    return min(equals, key=lambda t: (t.held_bytes or math.inf, -t.speed, t.number))
-
-
 class _Tops:
     """The maximal elements of the transitive closure of "faster than", looked for only where asked."""
 
@@ -213,35 +250,23 @@ class _Tops:
         return self._beating[trial.number]
 
 
-def _why(best: Feasible, feasible: list[Feasible], tolerance: float, trials: Sequence[Measured]) -> str:
-    parts = [
-        _why_speed(best, feasible, tolerance),
-        _why_calm(best, within_tolerance(feasible, tolerance)),
-        _why_loss(best, feasible, tolerance, _why_borrowed(best, trials)),
-        _why_memory(best),
-        _why_too_large(best, trials),
-        _why_disturbed(best),
-    ]
-    return "; ".join(part for part in parts if part) + "."
-
-
-def _why_speed(best: Feasible, feasible: list[Feasible], tolerance: float) -> str:
+def _why_speed(best: Feasible, judged: Judged) -> str:
     rate = f"{best.params} trains {_number(best.speed)} samples/s"
     rate += "" if best.rate.is_known else f" ({NOT_KNOWN})"
-    if len(feasible) == 1:
+    if len(judged.feasible) == 1:
         return f"{rate} and is the only feasible setting measured"
-    slowest = min(feasible, key=lambda t: t.speed)
+    slowest = min(judged.feasible, key=lambda t: t.speed)
     if slowest is not best:
         rate += f", {best.speed / slowest.speed:.2g}x the slowest feasible setting ({slowest.params})"
-    good = within_tolerance(feasible, tolerance)
-    equal = max(without_idle_thrashing(good), key=lambda t: t.speed)
+    equal = max(judged.contenders, key=lambda t: t.speed)
     if equal is not best:
         other = f"{equal.params} ({_number(equal.speed)})"
         less = ", with less memory" if 0 < best.peak_bytes < equal.peak_bytes else ""
         if equal.is_faster(best):
             return f"{rate}, no slower than {other}: comparisons step by step run in a circle{less}"
         return f"{rate}, no slower beyond noise than {other}{less}"
-    fastest = max((t for t in feasible if t not in good), key=lambda t: t.speed, default=best)
+    worse = (t for t in judged.feasible if t not in judged.good)
+    fastest = max(worse, key=lambda t: t.speed, default=best)
     if fastest.is_faster(best):
         return f"{rate}, while {fastest.params} ({_number(fastest.speed)}) is faster at a higher loss"
     return rate
@@ -260,14 +285,14 @@ def _why_calm(best: Feasible, good: list[Feasible]) -> str:
     return f"{fastest.params} ({_number(fastest.speed)}) is passed over because it thrashes"
 
 
-def _why_loss(best: Feasible, feasible: list[Feasible], tolerance: float, why_borrowed: str) -> str:
-    lowest = min(t.loss for t in feasible)
+def _why_loss(best: Feasible, judged: Judged) -> str:
+    lowest = judged.lowest_loss
     loss = f"its validation loss {best.loss:.4g}"
     if best.is_loss_borrowed:
-        loss += f" (taken over, not measured: {why_borrowed})"
+        loss += f" (taken over, not measured: {_why_borrowed(best, judged.trials)})"
     if best.loss == lowest:
         return f"{loss} is the best"
-    return f"{loss} is within {100 * tolerance:.3g}% of the best ({lowest:.4g})"
+    return f"{loss} is within {100 * judged.loss_tolerance:.3g}% of the best ({lowest:.4g})"
 
 
 def _why_borrowed(best: Feasible, trials: Sequence[Measured]) -> str:
@@ -288,9 +313,8 @@ def _why_memory(best: Feasible) -> str:
     return f"it leaves {max(free, 0):.0%} of the {human_bytes(best.budget_bytes)} budget free"
 
 
-def _why_too_large(best: Feasible, trials: Sequence[Measured]) -> str:
+def _why_too_large(best: Feasible, now: int | None) -> str:
     """Whether there is less memory now than when it was measured."""
-    now = current_budget([t.result for t in trials])
     if now is None or best.held_bytes <= now:
         return ""
     return f"it needs {human_bytes(best.held_bytes)}, while the last trials had {human_bytes(now)}"
@@ -306,25 +330,14 @@ def _why_nothing(trials: Sequence[Measured]) -> str:
     counts = Counter(str(t.result.reason or t.result.status) for t in trials)
     causes = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
     why = f"None of the {len(trials)} settings measured is feasible ({causes})"
-    needs = [need for need in map(_need, trials) if need is not None]
+    too_large = [t for t in trials if is_out_of_memory(t.result)]
+    needs = [(need, t) for t in too_large if (need := needed_bytes(t.result)) is not None]
     if not needs:
         return f"{why}."
-    need_bytes, budget_bytes, params = min(needs, key=lambda need: need[0])
-    least = f"the smallest need known is {human_bytes(need_bytes)} per worker ({params})"
-    return f"{why}: {least}, the budget is {human_bytes(budget_bytes)} (cluster.memory_budget)."
-
-
-def _need(trial: Measured) -> tuple[float, int, TrialParams] | None:
-    """(bytes needed, budget, point) of a trial that ran out of memory, where it is known by how much."""
-    violation, budget_bytes = trial.result.constraints.get("memory"), trial.result.memory_budget_bytes
-    if (
-        not is_out_of_memory(trial.result)
-        or violation is None
-        or budget_bytes is None
-        or not math.isfinite(violation)
-    ):
-        return None
-    return budget_bytes * (1 + violation), budget_bytes, trial.params
+    need_bytes, least = min(needs, key=lambda need: need[0])
+    smallest = f"the smallest need known is {human_bytes(need_bytes)} per worker ({least.params})"
+    budget = human_bytes(least.result.memory_budget_bytes or 0)
+    return f"{why}: {smallest}, the budget is {budget} (cluster.memory_budget)."
 
 
 def _number(value: float) -> str:

@@ -17,10 +17,10 @@ from typing import Any
 from train_fn.contract.faults import Fault, InputError
 from train_fn.contract.precisions import PLAIN
 from train_fn.contract.trials import MemoryPoint, Status, TrialParams
-from tuner.recommendation.recommend import Feasible, feasible_trials, violates, within_tolerance
+from tuner.recommendation.recommend import Feasible, Judged, violates
 from tuner.results.output import CONFIG_FILE, RESULT_FILE, Output, split_place
 from tuner.results.result_file import measured_from
-from tuner.space.held import probed_bytes
+from tuner.space.held import needed_bytes, probed_bytes
 from tuner.space.interval import Prediction, measured_speed, speed_ratio
 from tuner.space.points import (
     Measured,
@@ -31,7 +31,6 @@ from tuner.space.points import (
     same_setting,
     setting_of,
 )
-from tuner.space.proofs import Proofs, current_budget
 from tuner.space.repeats import counting
 
 DEFAULT_TOLERANCE = 0.01
@@ -98,9 +97,14 @@ class Run:
         return DEFAULT_TOLERANCE if written is None else float(written)
 
     @cached_property
+    def judged(self) -> Judged:
+        """The trials weighed against each other."""
+        return Judged(self.trials, self.tolerance)
+
+    @cached_property
     def feasible(self) -> dict[int, Feasible]:
         """Trials that can be compared, by number."""
-        return {t.number: t for t in feasible_trials(self.trials)}
+        return {t.number: t for t in self.judged.feasible}
 
     @property
     def front(self) -> list[int]:
@@ -119,21 +123,20 @@ class Run:
         best = self.best
         if best is None:
             return []
-        good = within_tolerance(list(self.feasible.values()), self.tolerance)
-        return [t.number for t in good if t is not best and not t.is_faster(best) and not best.is_faster(t)]
-
-    @cached_property
-    def budget_bytes(self) -> int | None:
-        """What a worker may hold now; of lanes that differ the smallest."""
-        return current_budget([t.result for t in self.trials])
+        others = [t for t in self.judged.good if t is not best]
+        return [t.number for t in others if not t.is_faster(best) and not best.is_faster(t)]
 
     @cached_property
     def candidates(self) -> dict[TrialParams, Candidate]:
         """The points of the search in order, and all others that are mentioned anywhere."""
         found = {c.params: c for c in map(_candidate, self._written_candidates())}
-        mentioned = [t.params for t in self.trials]
-        mentioned += [TrialParams.from_dict(s["params"]) for s in self.result.get("skipped") or []]
+        mentioned = [*(t.params for t in self.trials), *self.skipped]
         return found | {p: Candidate(p, None, None) for p in mentioned if p not in found}
+
+    @cached_property
+    def skipped(self) -> list[TrialParams]:
+        """Points that needed no trial."""
+        return [TrialParams.from_dict(s["params"]) for s in self.result.get("skipped") or []]
 
     def _written_candidates(self) -> list[dict[str, Any]]:
         if self.result.get("candidates"):
@@ -176,16 +179,12 @@ class Run:
     @cached_property
     def out_of_memory(self) -> dict[TrialParams, float | None]:
         """Points that run out of memory now, tried, probed or proven; bytes needed, where that is known."""
-        refused = {p: probed for p, probed in self.memory_points.items() if probed.peak_bytes is None}
-        found: dict[TrialParams, float | None] = {p: probed.needed_bytes for p, probed in refused.items()}
-        for _, params, result in self.trials:
-            if is_out_of_memory(result):
-                over, budget = result.constraints.get("memory"), result.memory_budget_bytes
-                known = budget is not None and over is not None and 0 < over < math.inf
-                found[params] = budget * (1 + over) if known and budget and over else None
-        proofs, now = Proofs((p, r) for _, p, r in self.trials), self.budget_bytes
-        skipped = [TrialParams.from_dict(s["params"]) for s in self.result.get("skipped") or []]
-        return dict.fromkeys(skipped) | {p: n for p, n in found.items() if proofs.against(p, now)}
+        found: dict[TrialParams, float | None] = {
+            p: probed.needed_bytes for p, probed in self.memory_points.items() if probed.peak_bytes is None
+        }
+        found |= {t.params: needed_bytes(t.result) for t in self.trials if is_out_of_memory(t.result)}
+        proofs, now = self.judged.proofs, self.judged.budget_bytes
+        return dict.fromkeys(self.skipped) | {p: n for p, n in found.items() if proofs.against(p, now)}
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
@@ -236,7 +235,7 @@ class Run:
 
     def _fits(self, probed: MemoryPoint) -> bool:
         held = probed_bytes(probed)
-        return held is not None and held <= (self.budget_bytes or math.inf)
+        return held is not None and held <= (self.judged.budget_bytes or math.inf)
 
     def trial_of(self, point: TrialParams) -> Measured | None:
         """The trial of a point; of several the one that counts: complete, not disturbed, the last."""

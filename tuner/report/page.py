@@ -135,7 +135,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     """The line below the title."""
     result, trials = run.result, len(run.trials)
     devices = gpu_names(run) or str(result.get("device", ""))
-    spent = math.fsum((t.get("seconds") or {}).get("total") or 0.0 for t in result["trials"])
+    spent = math.fsum(t.result.seconds.get("total", 0.0) for t in run.trials)
     return [
         ("model", str(value_at(run.config, "model") or value_at(run.config, "train_fn") or "built-in demo")),
         ("data", str(value_at(run.config, "data.train") or "built-in demo")),

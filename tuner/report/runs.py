@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from train_fn.contract.trials import TrialParams
@@ -18,10 +19,7 @@ SAME_WORK = ("model", "train_fn", "data.", "global_batch_size", "lora.", "trial.
 def labelled(runs: Sequence[Run]) -> list[Run]:
     """The same runs under short, distinct names: A, B, C."""
     letters = [chr(ord("A") + i) if len(runs) <= 26 else f"R{i + 1}" for i in range(len(runs))]
-    return [
-        Run(letter, run.result, run.config, run.config_text)
-        for letter, run in zip(letters, runs, strict=True)
-    ]
+    return [replace(run, label=letter) for letter, run in zip(letters, runs, strict=True)]
 
 
 def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:

@@ -1,99 +1,34 @@
 """The files that a study leaves for people and programs: `result.json` and `trials.csv`.
 
 Both are written from the study's record alone and replaced as a whole, so a reader never sees half a file.
-The shape of `result.json` is a contract: keys are added, never renamed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import functools
 import io
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from train_fn.contract.trials import TrialParams, TrialResult
+from train_fn.contract.trials import TrialResult
 from tuner.config.places import local_folder
-from tuner.recommendation.alternatives import Predictions
-from tuner.recommendation.explain import explain
-from tuner.recommendation.recommend import pareto_front, recommend
+from tuner.results.findings import Findings, as_json
 from tuner.results.output import REPORT_FILE, RESULT_FILE, TRIALS_FILE, Output, split_place
-from tuner.results.result_file import jsonable
-from tuner.space.points import Measured
-from tuner.study.study import TuningStudy
-
-PACKAGES = ("ray", "torch", "transformers", "peft", "accelerate", "datasets", "optuna")
-"""Packages whose versions are noted: a measurement is only as repeatable as they are."""
-OPTIONAL_PACKAGES = ("bitsandbytes", "lora-batch-tuner")
 
 
-def write_results(
-    output: Output | Path | str,
-    study: TuningStudy,
-    *,
-    global_batch_size: int,
-    num_workers: int,
-    device: str,
-    loss_tolerance: float,
-    wall_seconds: float,
-    headroom: float = 0.0,
-    predictions: Predictions | None = None,
-    gpus: Sequence[Any] = (),
-) -> dict[str, Any]:
+def write_results(output: Output | Path | str, found: Findings) -> dict[str, Any]:
     """Write both files and return what `result.json` holds.
 
     Args:
         output: Where; a folder is made where it does not exist. What can't be written is left to
             `Output.failure`: nothing is lost, it stands in the study.
-        study: The record.
-        global_batch_size: Samples per optimizer step over all workers.
-        num_workers: Data-parallel ranks.
-        device: `cpu` or `cuda`.
-        loss_tolerance: `search.loss_tolerance`.
-        wall_seconds: How long the search took.
-        headroom: `search.memory_headroom`.
-        predictions: What the search believes about points that it has not measured.
-        gpus: Those that lanes can run on, as records.
+        found: What they are to say.
     """
-    trials, times = study.measured(), study.times()
-    recommendation = recommend(trials, loss_tolerance)
-    number = recommendation.number
-    explanation = (
-        None
-        if number is None
-        else explain(trials, study.candidates, number, loss_tolerance, predictions, headroom)
-    )
-    result = jsonable(
-        {
-            "study": study.name,
-            "global_batch_size": global_batch_size,
-            "num_workers": num_workers,
-            "device": device,
-            "trials": [_trial(t, times) for t in trials],
-            "skipped": [{"params": p, "why": why} for p, why in study.skipped()],
-            "pareto_front": pareto_front(trials, loss_tolerance),
-            "recommended": number,
-            "why": recommendation.why,
-            "explanation": explanation,
-            "candidates": [_candidate(p, predictions) for p in study.candidates],
-            "stopped": study.stopped,
-            "finished": study.is_finished,
-            "compared_with": study.compared_with,
-            "wall_seconds": wall_seconds,
-            "written_at": _utc(datetime.now()),
-            "gpus": gpus,
-            "versions": versions(),
-        }
-    )
+    result = as_json(found)
     output = output if isinstance(output, Output) else Output(output)
-    text = _in_lines(result) + "\n"
-    output.keep({TRIALS_FILE: _csv(result), RESULT_FILE: text})
+    output.keep({TRIALS_FILE: _csv(result), RESULT_FILE: _in_lines(result) + "\n"})
     return result
 
 
@@ -122,42 +57,6 @@ def load_result(path: Path | str) -> dict[str, Any]:
     folder, name = split_place(path)
     result: dict[str, Any] = json.loads(Output(folder).read(name))
     return result
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """Versions of the libraries that decide what is measured. Read once: a result is written often."""
-    found = {package: metadata.version(package) for package in PACKAGES}
-    for package in OPTIONAL_PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
-
-
-def _trial(trial: Measured, times: dict[int, tuple[datetime | None, datetime | None]]) -> dict[str, Any]:
-    started, ended = times.get(trial.number, (None, None))
-    return {
-        "number": trial.number,
-        "params": trial.params,
-        **vars(trial.result),
-        "status": trial.result.status.value,
-        "started_at": _utc(started),
-        "ended_at": _utc(ended),
-    }
-
-
-def _utc(local: datetime | None) -> str | None:
-    """ISO 8601; the study's own times are local ones without a zone."""
-    return None if local is None else local.astimezone(UTC).isoformat(timespec="milliseconds")
-
-
-def _candidate(point: TrialParams, predictions: Predictions | None) -> dict[str, Any]:
-    """A point of the search with what is believed of it, whether it was measured or not."""
-    return {
-        "params": point,
-        "predicted_samples_per_second": predictions.samples_per_second(point) if predictions else None,
-        "predicted_memory_bytes": predictions.memory(point) if predictions else None,
-    }
 
 
 def _in_lines(value: Any, depth: int = 0) -> str:

@@ -18,7 +18,8 @@ from train_fn.contract.precisions import RECORDS
 from train_fn.contract.trials import Status, TrialParams
 from tuner.search.predictions import Beliefs, Draws
 from tuner.space.interval import measured_speed
-from tuner.space.points import SearchState, is_out_of_memory
+from tuner.space.points import is_out_of_memory
+from tuner.space.state import SearchState
 
 _DRAWS = 512
 _MOST_DRAWN = 200_000

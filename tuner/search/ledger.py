@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 from train_fn.contract.trials import Reason, TrialParams, TrialResult
 from tuner.search.step_limit import StepLimit, is_too_slow, steps_of_trials
-from tuner.space.points import Measured, SearchState, Setting, is_out_of_memory, setting_of
+from tuner.space.points import Measured, Setting, is_out_of_memory, setting_of
 from tuner.space.proofs import Proofs, current_budget
 from tuner.space.repeats import to_repeat
+from tuner.space.state import SearchState
 
 
 class Ledger:

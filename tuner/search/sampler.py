@@ -26,7 +26,8 @@ from optuna.trial import FrozenTrial
 from train_fn.contract.precisions import PRECISIONS
 from train_fn.contract.trials import Knob, Reason, TrialParams, TrialResult
 from tuner.config.splits import factorisations
-from tuner.space.points import Measured, SearchState, knobs_of
+from tuner.space.points import Measured, knobs_of
+from tuner.space.state import SearchState
 
 TPE_EI_CANDIDATES = (24, 4, 1)
 """TPE proposes the best of so many draws from the density of good points: on a small grid the best of 24 (its

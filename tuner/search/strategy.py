@@ -11,12 +11,13 @@ import numpy as np
 
 from train_fn.contract.precisions import RECORDS
 from train_fn.contract.trials import Knob, KnownSteps, Status, TrialParams, TrialSpec
-from tuner.recommendation.recommend import recommend
+from tuner.recommendation.recommend import Judged
 from tuner.search.expected_gain import ModelSettings, Outlook
 from tuner.space.interval import measured_speed
-from tuner.space.points import SearchState, Setting, same_numerics, same_setting, setting_of
+from tuner.space.points import Setting, same_numerics, same_setting, setting_of
 from tuner.space.proofs import Proofs, budget_of
 from tuner.space.repeats import failed_last, may_try_again
+from tuner.space.state import SearchState
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,12 @@ def next_step(state: SearchState, max_trials: int, settings: ModelSettings) -> S
 def _to_confirm(state: SearchState, settings: ModelSettings) -> tuple[TrialParams | None, bool]:
     """The recommended point if its validation loss is another trial's: it is to be measured in full.
 
-    Once more where that trial failed; `recommend` says so where none has succeeded.
+    Once more where that trial failed; its sentence says so where none has succeeded.
 
     Returns:
         The point, or None; whether it has been tried before.
     """
-    number = recommend(state.measured, settings.loss_tolerance).number
+    number = Judged(state.measured, settings.loss_tolerance).number
     chosen = next((m for m in state.measured if m.number == number), None)
     if chosen is None or not chosen.result.is_loss_borrowed:
         return None, False

@@ -24,6 +24,20 @@ def probed_bytes(probed: MemoryPoint) -> int | None:
     return None if probed.peak_bytes is None else probed.peak_reserved_bytes or probed.peak_bytes
 
 
+def over_budget_bytes(result: TrialResult) -> float | None:
+    """How much more than its budget a trial needed; None where it fitted, or that is not known."""
+    violation, budget = result.constraints.get("memory"), result.memory_budget_bytes
+    if violation is None or budget is None or not 0 < violation < math.inf:
+        return None
+    return budget * violation
+
+
+def needed_bytes(result: TrialResult) -> float | None:
+    """What a trial would have held that ran out of memory; None where that is not known."""
+    over, budget = over_budget_bytes(result), result.memory_budget_bytes
+    return budget + over if budget and over else None
+
+
 def refused_below(probed: MemoryPoint, budget_bytes: int | None) -> float:
     """The smallest budget in which a batch may fit that ran out of memory in this one; None: in any."""
     return math.inf if budget_bytes is None else max(budget_bytes + 1, probed.needed_bytes or 0)

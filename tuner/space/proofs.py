@@ -15,16 +15,9 @@ from typing import NamedTuple
 
 from train_fn.contract.trials import BASE_ALONE, MemoryPoint, Reason, Status, TrialParams, TrialResult
 from tuner.config.values import human_bytes
-from tuner.space.held import held_bytes, probed_bytes, probes_of, refused_below
-from tuner.space.points import (
-    Measured,
-    SearchState,
-    Setting,
-    at_size,
-    is_out_of_memory,
-    probed_point,
-    setting_of,
-)
+from tuner.space.held import held_bytes, needed_bytes, probed_bytes, probes_of, refused_below
+from tuner.space.points import Measured, Setting, at_size, is_out_of_memory, probed_point, setting_of
+from tuner.space.state import SearchState
 
 PROBED, RAN = 0, 1
 """How much a look at a batch weighs: one micro-batch of it, or a trial of its own."""
@@ -205,23 +198,24 @@ def _is_base_alone(result: TrialResult) -> bool:
 
 
 def _need_of_base(result: TrialResult) -> Need:
-    budget, least = result.memory_budget_bytes, math.inf
-    if budget is not None:
-        violation = result.constraints.get("memory", 0.0)
-        least = max(budget + 1, math.floor(budget * (1 + violation)) if math.isfinite(violation) else 0)
+    budget = result.memory_budget_bytes
+    least = math.inf if budget is None else max(budget + 1, math.floor(needed_bytes(result) or 0))
     return Need(0, least, None, RAN, ran_out=True, detail=result.detail)
 
 
-def not_disproved(trials: Sequence[Measured]) -> list[Measured]:
+def not_disproved(trials: Sequence[Measured], proofs: Proofs, now_bytes: int | None) -> list[Measured]:
     """The trials without those of points that have since proved not to run, in their order.
 
     A trial that ended early is not told of its point any more once one that went on ran out of memory in the
     same budget, or diverged. As far as there are others, points that do not fit in the present budget are
     left out as well.
+
+    Args:
+        trials: Finished ones, by number.
+        proofs: What they prove.
+        now_bytes: The present budget.
     """
-    proofs = Proofs((t.params, t.result) for t in trials)
     diverged = {t.params: t.number for t in trials if t.result.reason == Reason.DIVERGED}
-    now = current_budget([t.result for t in trials])
 
     def is_possible(trial: Measured) -> bool:
         if trial.result.status == Status.INFEASIBLE:
@@ -231,6 +225,8 @@ def not_disproved(trials: Sequence[Measured]) -> list[Measured]:
 
     possible = [t for t in trials if is_possible(t)]
     fitting = [
-        t for t in possible if t.result.status != Status.COMPLETE or proofs.against(t.params, now) is None
+        t
+        for t in possible
+        if t.result.status != Status.COMPLETE or proofs.against(t.params, now_bytes) is None
     ]
     return fitting if any(t.result.status == Status.COMPLETE for t in fitting) else possible

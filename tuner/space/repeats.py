@@ -11,13 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
-from typing import TYPE_CHECKING
 
 from train_fn.contract.trials import Reason, Status, TrialParams, TrialResult
 from tuner.space.interval import measured_speed
-
-if TYPE_CHECKING:
-    from tuner.space.points import Measured
+from tuner.space.points import Measured
 
 MAX_REPEATS = 2
 """How often a point is measured again that others disturbed, or left no memory."""

@@ -9,11 +9,11 @@ One driver works on a study at a time: opening it declares the trials that are s
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from train_fn.contract.faults import Fault, InputError
 from train_fn.contract.trials import Reason, Status, TrialParams, TrialResult, TrialSpec
-from tuner.search.expected_gain import ModelSettings, beliefs_of
+from tuner.search.expected_gain import beliefs_of
 from tuner.search.expected_memory import expected_budget
 from tuner.search.ledger import Ledger
 from tuner.search.predictions import Beliefs
@@ -33,14 +33,14 @@ from tuner.search.sampler import (
     result_of,
     samples_per_worker,
 )
-from tuner.search.step_limit import StepLimit
 from tuner.search.strategy import Step, next_step, spec_of
-from tuner.space.points import Measured, SearchState
+from tuner.space.points import Measured
+from tuner.space.state import SearchState
 from tuner.study.compatibility import DIRECTIONS, check_fingerprint, stored_knobs, stored_precisions
 from tuner.study.endings import ending_of, with_finite_objectives
 from tuner.study.generations import Generation, generation_for
-from tuner.study.identity import Identity
 from tuner.study.optuna_view import LISTED_CONSTRAINTS
+from tuner.study.plan import Plan
 from tuner.study.storage import PatientStorage, Rescued, open_storage, parse_storage, why_not_opened
 
 INTERRUPTED = TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED)
@@ -52,6 +52,7 @@ class TuningStudy:
     """Asks for points and records what came of them. Made by `open_study`; for use from one thread.
 
     Attributes:
+        plan: What this run measures.
         news: In a line, why this is not the study that the last run worked on; None where it is.
         compared_with: What is known of the generation before, see `tuner.study.generations.Generation`.
     """
@@ -61,48 +62,32 @@ class TuningStudy:
         study: optuna.Study,
         storage: PatientStorage,
         sampler: CandidateSampler,
-        candidates: Sequence[TrialParams],
-        max_trials: int,
-        global_batch_size: int,
-        settings: ModelSettings | None = None,
-        skip_proven: bool = True,
+        plan: Plan,
         rescued: Rescued | None = None,
         generation: Generation | None = None,
-        repeat_disturbed: bool = True,
-        limit: StepLimit | None = None,
     ) -> None:
-        """See `open_study`; `settings` are those of the `model` strategy, None where another one searches."""
+        """See `open_study`."""
+        self.plan = plan
         self.news = generation.news if generation else None
         self.compared_with = generation.compared_with if generation else None
         self._study, self._name = study, str(study.study_name)
         self._storage = storage
         self._sampler = study.sampler = sampler
         self._study_id = storage.get_study_id_from_name(study.study_name)
-        self._candidates = list(candidates)
-        self._samples_per_worker = samples_per_worker(candidates)
-        self._max_trials = max_trials
-        self._global_batch_size = global_batch_size
-        self._settings = settings
+        self._samples_per_worker = samples_per_worker(plan.points)
+        self._max_trials = plan.config.search.max_trials
+        self._settings = plan.settings if plan.config.search.sampler == "model" else None
         self._step: tuple[SearchState, Step] | None = None
         self._asked: dict[int, optuna.Trial] = {}  # those in flight, by number
         self._times: dict[int, tuple[datetime | None, datetime | None]] = {}
         self._settle_orphans(rescued or {})
-        self._ledger = self._read(Ledger(self._candidates, skip_proven, repeat_disturbed, limit))
+        skip_proven, again = plan.config.search.skip_proven, plan.config.cluster.disturbance_check
+        self._ledger = self._read(Ledger(plan.points, skip_proven, again, plan.step_limit))
 
     @property
     def name(self) -> str:
         """The study's name."""
         return self._name
-
-    @property
-    def candidates(self) -> list[TrialParams]:
-        """The points that this run considers."""
-        return list(self._candidates)
-
-    @property
-    def max_trials(self) -> int:
-        """How many trials the whole study may have, interrupted ones not counted."""
-        return self._max_trials
 
     def ask(self) -> TrialSpec | None:
         """The next trial; None while there is none, see `has_work`."""
@@ -147,7 +132,7 @@ class TuningStudy:
 
     def beliefs(self) -> Beliefs:
         """What the measurements say about the points that are not measured."""
-        return beliefs_of(self._state(), self._settings or ModelSettings())
+        return beliefs_of(self._state(), self.plan.settings)
 
     def _next_step(self, state: SearchState) -> Step:
         """What to do next, decided once for each state of the record: lanes that wait ask often."""
@@ -166,7 +151,7 @@ class TuningStudy:
         point = params_of(trial.params, self._samples_per_worker)
         assert point is not None
         insist(trial.set_user_attr, "gradient_accumulation_steps", point.gradient_accumulation_steps)
-        insist(trial.set_user_attr, "global_batch_size", self._global_batch_size)
+        insist(trial.set_user_attr, "global_batch_size", self.plan.config.global_batch_size)
         insist(trial.set_user_attr, "setting", str(point))
         self._asked[trial.number] = trial
         self._times[trial.number] = trial.datetime_start, None
@@ -249,9 +234,10 @@ class TuningStudy:
     def _end(self, trial: optuna.Trial, result: TrialResult) -> FrozenTrial:
         """Give a running trial all that came of it; as often as need be, a finished one stays as it is."""
         insist, ending = self._storage.insist, ending_of(result)
-        insist(self._constrain, trial, ending.constraints)
-        for key, value in ending.attributes.items():
-            insist(trial.set_user_attr, key, value)
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            insist(self._constrain, trial, ending.constraints)
+            for key, value in ending.attributes.items():
+                insist(trial.set_user_attr, key, value)
         return insist(self._study.tell, trial, ending.values, ending.state, skip_if_finished=True)
 
     def _constrain(self, trial: optuna.Trial, constraints: Mapping[str, float]) -> None:
@@ -262,80 +248,38 @@ class TuningStudy:
             trial.set_constraint(name, constraints[name])
 
 
-def open_study(
-    name: str,
-    storage_url: str,
-    candidates: Sequence[TrialParams],
-    sampler_name: str,
-    seed: int,
-    max_trials: int,
-    fingerprint: dict[str, Any],
-    settings: ModelSettings | None = None,
-    skip_proven: bool = True,
-    rescued: Rescued | None = None,
-    identity: Identity | None = None,
-    repeat_disturbed: bool = True,
-    limit: StepLimit | None = None,
-) -> TuningStudy:
-    """Open or create a study, or its generation that this run can go on with.
+def open_study(plan: Plan, rescued: Rescued | None = None) -> TuningStudy:
+    """Open or create the study of a plan, or its generation that this run can go on with.
 
     Args:
-        name: Its name within the storage.
-        storage_url: SQLAlchemy URL; the folder of an SQLite file is made.
-        candidates: The points that this run considers; a later run may consider others.
-        sampler_name: `model`, `tpe`, `random` or `grid`.
-        seed: Seeds the sampler.
-        max_trials: Of the whole study, all its runs together.
-        fingerprint: Everything that must be equal for two measurements to be comparable, as JSON values;
-            at least `global_batch_size`; flat, by configuration key.
-        settings: Of the `model` sampler; None: its defaults.
-        skip_proven: Leave out points that a smaller one's out-of-memory proves infeasible.
+        plan: What to measure, and where it is kept; the folder of an SQLite file is made.
         rescued: Results that the storage did not take from the last driver, see `tuner.study.storage`.
-        identity: What it is measured with, see `tuner.study.identity`.
-        repeat_disturbed: Measure points again whose trial was disturbed.
-        limit: How many steps a trial has, and the time for them; None: trials always take all.
 
     Raises:
         InputError: The storage can't be opened, the study was measured under another fingerprint, or it is
             older than a precision or a knob that is searched.
     """
-    url = parse_storage(storage_url)
+    search, settings = plan.config.search, plan.settings
+    url = parse_storage(plan.storage)
     try:
         storage = open_storage(url)
         study = optuna.create_study(
             storage=storage,
-            study_name=name,
+            study_name=plan.name,
             directions=list(DIRECTIONS.values()),
             load_if_exists=True,
             pruner=optuna.pruners.NopPruner(),
         )
-        settings = settings or ModelSettings(seed=seed)
-        check_fingerprint(study, fingerprint)
-        generation = generation_for(study, storage, identity or {}, candidates, settings.loss_tolerance)
+        check_fingerprint(study, plan.fingerprint)
+        generation = generation_for(study, storage, plan.identity, plan.points, settings.loss_tolerance)
         study = generation.study
-        check_fingerprint(study, fingerprint)
-        precisions = stored_precisions(study, candidates)
-        knobs = stored_knobs(study, candidates)
-        sampler = make_sampler(sampler_name, candidates, seed, precisions, knobs)
+        check_fingerprint(study, plan.fingerprint)
+        precisions, knobs = stored_precisions(study, plan.points), stored_knobs(study, plan.points)
+        sampler = make_sampler(search.sampler, plan.points, search.seed, precisions, knobs)
         if study.metric_names is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names(list(DIRECTIONS))
-        model = settings if sampler_name == "model" else None
-        batch = fingerprint["global_batch_size"]
-        return TuningStudy(
-            study,
-            storage,
-            sampler,
-            candidates,
-            max_trials,
-            batch,
-            model,
-            skip_proven,
-            rescued,
-            generation,
-            repeat_disturbed,
-            limit,
-        )
+        return TuningStudy(study, storage, sampler, plan, rescued, generation)
     except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, OSError, RuntimeError) as error:
         raise InputError(Fault("study.storage", why_not_opened(url, error))) from error

@@ -9,7 +9,10 @@ import pytest
 from tests.support.console import ESCAPE, Terminal, complete, out_of_memory, point
 from train_fn.contract.trials import Knobs, Status, TrialResult
 from tuner.console.final_table import print_table
+from tuner.recommendation.explain import explain
+from tuner.recommendation.recommend import Judged
 from tuner.space.in_words import outcome
+from tuner.space.points import Measured
 
 pytestmark = pytest.mark.usefixtures("eighty_columns")
 
@@ -144,8 +147,8 @@ def test_knobs_have_a_column_and_reach_the_block_to_paste():
 
 
 def test_the_explanation_and_the_end_of_the_search_are_told():
-    memory = {"params": dataclasses.asdict(point(4)), "why": "[measured] 207 MiB"}
-    explanation = {**memory, "next_larger": None, "batches": [], "settings": []}
+    explanation = explain(Judged([Measured(0, point(4), complete())], 0.01), [point(4)])
+    explanation = dataclasses.replace(explanation, why="[measured] 207 MiB")
     out = io.StringIO()
     stopped = "Stopped after 7 of 28: every other point is predicted at least 9% slower."
     print_table(RESULTS, [0], 0, "why", explanation=explanation, stopped=stopped, stream=out)

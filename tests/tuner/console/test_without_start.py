@@ -5,8 +5,9 @@ import io
 import pytest
 
 from tests.support.console import point
+from tests.support.plans import plan_of
 from train_fn.contract.faults import Fault, InputError
-from tuner.console.without_start import print_dry_run, print_faults
+from tuner.console.without_start import print_faults, print_plan
 
 pytestmark = pytest.mark.usefixtures("eighty_columns")
 
@@ -27,6 +28,6 @@ def test_a_dry_run_prints_yaml_and_candidates_that_are_comments():
     import yaml
 
     stream = io.StringIO()
-    print_dry_run("num_workers: 2\n", [point(4), point(8, checkpointing=True)], stream=stream)
-    assert yaml.safe_load(stream.getvalue()) == {"num_workers": 2}
+    print_plan(plan_of([point(4), point(8, checkpointing=True)]), stream=stream)
+    assert yaml.safe_load(stream.getvalue())["num_workers"] == 2
     assert "# 8x16 bf16 ckpt" in stream.getvalue()

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.plans import open_study
 from train_fn.contract.trials import Status, TrialResult
 from tuner.console.progress import Progress
 from tuner.driver.trial_source import StudySource, overrun_seconds
 from tuner.space.points import candidates
-from tuner.study.study import TuningStudy, open_study
+from tuner.study.study import TuningStudy
 
 POINTS = candidates(16, 2, ("fp32",), (False,))
 FINGERPRINT = {"global_batch_size": 16}
@@ -32,7 +33,7 @@ def test_how_far_a_trial_in_flight_may_go(budget: float, overrun: float) -> None
 
 def source(tmp_path: Path, seconds_left: float) -> StudySource:
     study = opened(tmp_path)
-    progress = Progress(len(POINTS), study.max_trials, stream=io.StringIO())
+    progress = Progress(len(POINTS), study.plan.config.search.max_trials, stream=io.StringIO())
     return StudySource(
         study, progress, lambda: None, deadline=time.monotonic() + seconds_left, overrun_seconds=10.0
     )

@@ -10,13 +10,14 @@ from pathlib import Path
 import optuna
 import pytest
 
+from tests.support.plans import open_points, open_study
 from train_fn.contract.trials import Reason, Status, TrialResult, TrialSpec
 from tuner.console.progress import Progress
 from tuner.driver.trial_source import MAX_LOST_TRIALS, StudySource
 from tuner.search.step_limit import StepLimit
 from tuner.space.points import candidates
 from tuner.study import interrupts
-from tuner.study.study import TuningStudy, open_study
+from tuner.study.study import TuningStudy
 
 POINTS = candidates(16, 2, ("fp32",), (False,))
 COMPLETE = TrialResult(status=Status.COMPLETE, samples_per_second=6.5, validation_loss=2.3)
@@ -36,7 +37,7 @@ class Run:
 
     def __init__(self, study: TuningStudy, deadline: float | None = None) -> None:
         self.study, self.shown, self.recorded = study, io.StringIO(), list[int]()
-        progress = Progress(len(POINTS), study.max_trials, stream=self.shown)
+        progress = Progress(len(POINTS), study.plan.config.search.max_trials, stream=self.shown)
         self.source = StudySource(study, progress, self.record, deadline)
 
     def record(self) -> None:
@@ -222,7 +223,7 @@ def test_points_of_lost_trials_are_open_again_for_the_next_run(tmp_path: Path) -
     again = Run(opened(tmp_path))
     assert again.source.broken is None
     assert again.source.has_work()
-    assert {spec.params for spec in lost} <= set(again.study._state().open)
+    assert {spec.params for spec in lost} <= set(open_points(again.study))
     assert [m.params for m in again.study.measured()] == [kept.params]
     while again.source.has_work():
         again.one(COMPLETE)
@@ -252,7 +253,7 @@ def test_what_is_in_flight_at_the_end_is_marked_as_interrupted(tmp_path: Path) -
     assert [t.state.name for t in trials] == ["COMPLETE", "FAIL", "FAIL"]
     assert [t.user_attrs.get("reason") for t in trials] == [None, "interrupted", "interrupted"]
     assert [m.params for m in run.study.measured()] == [done.params]
-    assert lost.params in run.study._state().open
+    assert lost.params in open_points(run.study)
     assert not run.study.is_finished
 
 
@@ -319,7 +320,6 @@ def test_trials_that_time_out_one_after_the_other_end_the_search_with_what_to_do
     limit, url = StepLimit(20, 2, 600.0), f"sqlite:///{tmp_path}/study.db"
     study = open_study("demo", url, POINTS, "grid", 0, 100, {"global_batch_size": 16}, limit=limit)
     run = Run(study)
-    run.source.limit = limit
     slow = TrialResult(
         status=Status.FAILED,
         reason=Reason.TIMEOUT,
@@ -349,7 +349,7 @@ def test_a_lane_that_never_began_closes_no_point(tmp_path: Path) -> None:
     assert run.study.measured() == []
     run.one(in_vain)
     assert run.source.broken == waited
-    assert run.study._state().open == POINTS
+    assert open_points(run.study) == POINTS
 
 
 def test_a_point_whose_lane_breaks_under_it_every_time_is_left_for_later(tmp_path: Path) -> None:

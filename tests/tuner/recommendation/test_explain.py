@@ -8,8 +8,7 @@ from train_fn.contract.trials import Knobs, MemoryPoint, TrialParams, TrialResul
 from tuner.console.why_not_another import summary
 from tuner.recommendation.alternatives import Verdict
 from tuner.recommendation.explain import explain
-from tuner.recommendation.recommend import recommend
-from tuner.results.result_file import jsonable
+from tuner.recommendation.recommend import Judged
 from tuner.space.interval import Prediction
 from tuner.space.points import Measured, candidates
 
@@ -66,9 +65,9 @@ class Beliefs:
 
 def explained(results, predictions=None, points=POINTS, headroom=0.03):
     trials = [Measured(number, params, result) for number, (params, result) in enumerate(results.items())]
-    number = recommend(trials, 0.01).number
-    assert trials[number].params == point(4), "what these tests take for the recommended point"
-    return explain(trials, points, number, 0.01, predictions, headroom)
+    judged = Judged(trials, 0.01)
+    assert judged.best.params == point(4), "what these tests take for the recommended point"
+    return explain(judged, points, predictions, headroom)
 
 
 def against(other, result, predictions=None):
@@ -253,7 +252,7 @@ def test_what_makes_the_steps_of_a_worse_loss_has_that_loss():
 
 
 def lines_of(explanation):
-    lines = summary(jsonable(explanation))
+    lines = summary(explanation)
     assert max(map(len, lines)) <= 80
     return lines
 
@@ -282,7 +281,7 @@ def test_the_summary_counts_what_it_leaves_out_and_names_only_knobs_that_differ(
     knobs = {"attn_implementation": ["sdpa", "eager"], "torch_compile": [False, True], "workers": [0, 2]}
     points = candidates(16, 2, ("bf16",), (False,), per_device=[4], knobs=knobs)
     trials = [Measured(i, p, complete(10 - i)) for i, p in enumerate(points)]
-    lines = lines_of(explain(trials, points, 0, 0.01))
+    lines = lines_of(explain(Judged(trials, 0.01), points))
     assert lines[0] == "  memory                        measured 150 MiB of 200 MiB: 25% left"
     assert lines[1].split() == ["4x2", "bf16", "workers=2", "slower", "by", "10%", "(measured)"]
     assert lines[-1] == "  ... and 3 more in result.json"

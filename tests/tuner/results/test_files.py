@@ -1,17 +1,20 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from cluster.connection.ray_session import Node
 from cluster.node.nvml import Gpu
+from tests.support.plans import open_study
 from train_fn.contract.trials import TrialResult
 from tuner.results.files import load_result, write_results
+from tuner.results.findings import findings_of
 from tuner.search.expected_gain import ModelSettings
 from tuner.space.interval import Prediction
 from tuner.space.points import candidates
-from tuner.study.study import open_study
 
 CONTRACT_KEYS = {
     "study", "global_batch_size", "num_workers", "device", "trials", "pareto_front", "recommended",
@@ -52,17 +55,8 @@ def study(tmp_path):
     return open_study("demo", f"sqlite:///{tmp_path}/s.db", points, "grid", 0, 9, {"global_batch_size": 16})
 
 
-def write(folder, study, **more):
-    return write_results(
-        folder,
-        study,
-        global_batch_size=16,
-        num_workers=2,
-        device="cpu",
-        loss_tolerance=0.01,
-        wall_seconds=12.5,
-        **more,
-    )
+def write(folder, study):
+    return write_results(folder, findings_of(study, 12.5))
 
 
 def no_constant(name):
@@ -126,7 +120,9 @@ def test_gpus_and_what_is_believed_of_every_candidate_are_kept(tmp_path, study):
 
     gpu = Gpu(uuid="GPU-1", name="NVIDIA L4", memory_total_bytes=1 << 34, compute_capability=(8, 9))
     study.tell(study.ask(), COMPLETE)
-    result = write(tmp_path, study, predictions=Beliefs(), gpus=[gpu])
+    study.beliefs = Beliefs
+    study.plan = replace(study.plan, device="cuda", nodes=[Node(8, [gpu])])
+    result = write(tmp_path, study)
     assert [c["params"]["per_device_train_batch_size"] for c in result["candidates"]] == [1, 2, 4, 8]
     assert result["candidates"][0]["predicted_memory_bytes"] == {"value": 130.0, "low": 120.0, "high": None}
     assert result["candidates"][0]["predicted_samples_per_second"] is None
@@ -142,7 +138,10 @@ def test_predictions_reach_the_explanation(tmp_path, study):
             return Prediction(5.2, 5.0, 5.4)
 
     study.tell(study.ask(), COMPLETE)
-    explanation = write(tmp_path, study, predictions=Beliefs(), headroom=0.4)["explanation"]
+    study.beliefs = Beliefs
+    search = study.plan.config.search.model_copy(update={"memory_headroom": 0.4})
+    study.plan = replace(study.plan, config=study.plan.config.model_copy(update={"search": search}))
+    explanation = write(tmp_path, study)["explanation"]
     assert explanation["predicted_memory_bytes"] == {"value": 130.0, "low": 120.0, "high": 140.0}
     assert explanation["next_larger"]["why"].startswith("predicted slower by 20% (17% to 23%), ")
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 import tuner
+from tests.support.plans import open_study
 from train_fn.contract.trials import Status, TrialParams, TrialResult
 from tuner.results.files import write_results
+from tuner.results.findings import findings_of
 from tuner.space.points import candidates
-from tuner.study.study import open_study
 
 COMPLETE = TrialResult(
     status=Status.COMPLETE,
@@ -42,15 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fast = replace(COMPLETE, samples_per_second=9.5, samples_per_second_ci95=[9.4, 9.6])
     for result in (COMPLETE, fast, OOM):
         study.tell(study.ask(), result)
-    write_results(
-        folder,
-        study,
-        global_batch_size=16,
-        num_workers=2,
-        device="cpu",
-        loss_tolerance=0.01,
-        wall_seconds=62.0,
-    )
+    write_results(folder, findings_of(study, 62.0))
     study.close()
     return folder
 

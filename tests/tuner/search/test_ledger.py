@@ -7,11 +7,11 @@ import random
 import optuna
 import pytest
 
+from tests.support.plans import open_study
 from train_fn.contract.trials import MemoryPoint, Reason, Status, TrialResult
 from tuner.search.ledger import Ledger
 from tuner.search.sampler import finished, params_of
 from tuner.space.points import candidates
-from tuner.study.study import open_study
 
 POINTS = candidates(32, 2, ("fp32", "bf16"), (False, True), None, {"queue": [1, 2]})
 ENDINGS = [

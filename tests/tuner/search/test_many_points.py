@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tests.support.plans import open_study
 from train_fn.contract.trials import MemoryPoint, Reason, Status, TrialResult, TrialSpec
 from tuner.search.expected_gain import ModelSettings
 from tuner.space.points import candidates
-from tuner.study.study import open_study
 
 POINTS = candidates(5040, 2, ("fp32", "bf16"), (False, True), None, {"queue": [0, 1, 2]})
 SETTINGS = ModelSettings(stop_within=0.02)

@@ -1,14 +1,15 @@
 import optuna
 import pytest
 
+from tests.support.plans import open_points, open_study
 from train_fn.contract.precisions import PRECISIONS
 from train_fn.contract.trials import TrialResult
 from tuner.search.expected_gain import ModelSettings
 from tuner.search.ledger import Ledger
 from tuner.search.sampler import CandidateSampler, choose_by_grid, make_sampler, values_of
-from tuner.space.points import SearchState, candidates
+from tuner.space.points import candidates
 from tuner.space.proofs import Proofs
-from tuner.study.study import open_study
+from tuner.space.state import SearchState
 
 SAMPLERS = ("model", "tpe", "random", "grid")
 POINTS = candidates(48, 2, ("fp32", "bf16"), (False, True))
@@ -86,7 +87,7 @@ def test_exhausts_the_candidates_without_repeats_or_proven_points(sampler):
     assert sorted(map(str, [*order, *skipped])) == sorted(map(str, FEW_POINTS))
     assert all(need_mib(p) > 250 for p in skipped)
     assert skipped, "this budget leaves larger batches proven infeasible"
-    assert study._state().open == []
+    assert open_points(study) == []
     assert study.ask() is None
 
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.plans import open_study
 from train_fn.contract.trials import MEASURED, TrialResult
-from tuner.recommendation.recommend import recommend
+from tuner.recommendation.recommend import Judged
 from tuner.search.expected_gain import ModelSettings
 from tuner.search.predictions import Beliefs
 from tuner.search.step_limit import (
@@ -21,7 +22,6 @@ from tuner.search.step_limit import (
     steps_that_fit,
 )
 from tuner.space.points import Measured, candidates
-from tuner.study.study import open_study
 
 LIMIT = StepLimit(steps=20, warmup_steps=2, timeout_seconds=600.0)
 POINTS = candidates(16, 2, ("fp32",), (False, True))
@@ -156,4 +156,4 @@ def test_a_precision_that_times_out_is_left_alone_after_a_trial_or_two(tmp_path)
         whole = dataclasses.replace(complete(speed=speed), validation_loss_source=source)
         study.tell(spec, timed_out(6, 90.0) if spec.params.precision == "bf16" else whole)
     assert sum(p.precision == "bf16" for p in asked) <= 2
-    assert recommend(study.measured(), 0.01).number is not None
+    assert Judged(study.measured(), 0.01).number is not None

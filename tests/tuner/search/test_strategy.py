@@ -6,15 +6,15 @@ import math
 import numpy as np
 import pytest
 
+from tests.support.plans import open_study
 from train_fn.contract.trials import MEASURED, Knobs, MemoryPoint, TrialResult
-from tuner.recommendation.recommend import recommend
+from tuner.recommendation.recommend import Judged
 from tuner.search.expected_gain import ModelSettings, after_trials
 from tuner.search.ledger import Ledger
 from tuner.search.predictions import Beliefs
 from tuner.search.strategy import next_step, spec_of
 from tuner.space.points import Measured, candidates, is_out_of_memory, setting_of
 from tuner.space.proofs import Proofs
-from tuner.study.study import open_study
 
 POINTS = candidates(48, 2, ("fp32", "bf16"), (False, True))
 SETTINGS = ModelSettings(device="cuda")
@@ -110,7 +110,7 @@ def best(points=POINTS, budget=BUDGET):
 
 
 def chosen(measured):
-    number = recommend(measured, 0.01).number
+    number = Judged(measured, 0.01).number
     return next(m for m in measured if m.number == number)
 
 

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.plans import open_study
 from train_fn.contract.trials import BASE_ALONE, MEASURED, MemoryPoint, TrialResult
-from tuner.recommendation.recommend import pareto_front, recommend
+from tuner.recommendation.recommend import Judged
 from tuner.search.expected_gain import ModelSettings
 from tuner.search.ledger import Ledger
 from tuner.search.predictions import Beliefs
 from tuner.space.points import Measured, candidates
 from tuner.space.proofs import Proofs, current_budget
-from tuner.study.study import open_study
 
 POINTS = candidates(16, 2, ("bf16", "fp32"), (False, True))
 FP32, CHECKPOINTED, BF16 = POINTS[:4], POINTS[4:8], POINTS[8:12]
@@ -136,13 +136,13 @@ def test_a_probe_that_fitted_does_not_overrule_a_trial_that_did_not():
 
 def test_the_full_trial_of_a_point_overrules_the_one_that_ended_early():
     early, slower = complete(100, 90, 2.0, borrowed=True), complete(100, 50, 1.0)
-    assert recommend(numbered((A, slower), (B, early)), 0.01).number == 1
+    assert Judged(numbered((A, slower), (B, early)), 0.01).number == 1
     trials = numbered((A, slower), (B, early), (B, out_of_memory(100)))
-    assert recommend(trials, 0.01).number == 0
-    assert pareto_front(trials, 0.01) == [0]
+    assert Judged(trials, 0.01).number == 0
+    assert Judged(trials, 0.01).pareto_front == [0]
     assert Beliefs(POINTS, trials).fits([A, B]).tolist() == [1, 0]
     diverged = TrialResult(status="infeasible", reason="diverged", memory_budget_bytes=100)
-    assert recommend(numbered((A, slower), (B, early), (B, diverged)), 0.01).number == 0
+    assert Judged(numbered((A, slower), (B, early), (B, diverged)), 0.01).number == 0
 
 
 def test_a_record_of_the_first_version_proves_what_it_says():
@@ -154,7 +154,7 @@ def test_a_record_of_the_first_version_proves_what_it_says():
     old = {"status": "complete", "samples_per_second": 1.0, "validation_loss": 2.0, "peak_memory_bytes": [60]}
     trial = TrialResult.from_dict({**old, "memory_budget_bytes": 100, "memory_points": points})
     assert open_in((A, trial)) == [B]
-    assert recommend(numbered((A, trial)), 0.01).number == 0
+    assert Judged(numbered((A, trial)), 0.01).number == 0
 
 
 # Budgets that change.
@@ -170,9 +170,9 @@ def test_in_a_smaller_budget_former_fits_may_not_fit():
     trials = numbered((A, complete(200, 50)), (B, complete(200, 150, 2.0)), (FP32[0], complete(100, 90, 0.1)))
     beliefs = Beliefs(POINTS, trials)
     assert beliefs.fits([A, B, C]).tolist() == [1, 0, 0]
-    assert recommend(trials, 0.01).number == 0
+    assert Judged(trials, 0.01).number == 0
     alone = [*trials[1:2], Measured(2, FP32[0], out_of_memory(100))]
-    chosen = recommend(alone, 0.01)
+    chosen = Judged(alone, 0.01)
     assert chosen.number == 1, "better than nothing"
     assert "it needs 150 B, while the last trials had 100 B" in chosen.why
 
@@ -246,7 +246,7 @@ def test_more_memory_never_proves_less(trials, one, other, exact):
 
 @given(records)
 def test_no_recommended_point_has_been_disproved_by_its_own_budget(trials):
-    number = recommend(trials, 0.01).number
+    number = Judged(trials, 0.01).number
     if number is None:
         return
     chosen = next(t for t in trials if t.number == number)
@@ -309,7 +309,7 @@ def night(study, budget, need=60):
 def test_a_night_on_a_crowded_gpu_closes_nothing_for_the_next_one(tmp_path, sampler):
     study = opened(tmp_path, sampler)
     assert 0 < len(night(study, 30)) <= 4, "the smallest of each setting at most"
-    assert recommend(study.measured(), 0.01).number is None
+    assert Judged(study.measured(), 0.01).number is None
     study.close()
 
     study = opened(tmp_path, sampler)
@@ -317,7 +317,7 @@ def test_a_night_on_a_crowded_gpu_closes_nothing_for_the_next_one(tmp_path, samp
     assert not study.has_work(), "there is no more than the last time"
     study.expect_memory(500)
     night(study, 500)
-    best = recommend(study.measured(), 0.01).number
+    best = Judged(study.measured(), 0.01).number
     assert next(m for m in study.measured() if m.number == best).params.per_device_train_batch_size == 8
 
 

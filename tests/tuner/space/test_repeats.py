@@ -6,15 +6,17 @@ import io
 
 import pytest
 
+from tests.support.plans import open_study
 from train_fn.contract.trials import MEASURED, Reason, Status, TrialResult
 from tuner.console.final_table import print_table
-from tuner.recommendation.recommend import pareto_front, recommend
+from tuner.recommendation.recommend import Judged
 from tuner.results.files import write_results
+from tuner.results.findings import findings_of
 from tuner.search.expected_gain import ModelSettings, beliefs_of
 from tuner.search.strategy import next_step
-from tuner.space.points import Measured, SearchState, candidates
+from tuner.space.points import Measured, candidates
 from tuner.space.repeats import MAX_REPEATS, count_repeats, counting, to_repeat
-from tuner.study.study import open_study
+from tuner.space.state import SearchState
 
 POINTS = candidates(16, 2, ("fp32",), (False,))
 A, B, C, D = POINTS
@@ -98,16 +100,16 @@ def test_repetitions_are_no_turns_of_the_search():
 def test_a_disturbed_winner_is_replaced_by_its_repetition():
     """Without the repetition, B would be recommended."""
     first = numbered((A, result(5, disturbed=True)), (B, result(8)))
-    assert recommend(first, 0.01).number == 1
+    assert Judged(first, 0.01).number == 1
     again = numbered((A, result(5, disturbed=True)), (B, result(8)), (A, result(10)))
-    assert recommend(again, 0.01).number == 2
-    assert pareto_front(again, 0.01) == [2]
-    assert "disturbed" not in recommend(again, 0.01).why
+    assert Judged(again, 0.01).number == 2
+    assert Judged(again, 0.01).pareto_front == [2]
+    assert "disturbed" not in Judged(again, 0.01).why
 
 
 def test_a_recommendation_that_rests_on_a_disturbed_measurement_says_so():
     trials = numbered(*[(A, result(5 + n, disturbed=True)) for n in range(3)])
-    chosen = recommend(trials, 0.01)
+    chosen = Judged(trials, 0.01)
     assert chosen.number == 2
     assert f"its measurement was disturbed ({LOUD[0]})" in chosen.why
 
@@ -208,15 +210,7 @@ def test_the_recommended_point_is_confirmed_in_full_although_it_was_repeated():
 def test_files_and_table_say_what_disturbed_a_trial(opened, tmp_path):
     study = opened()
     played(study, lambda point, time: result(5.0 + point.per_device_train_batch_size, disturbed=point == D))
-    written = write_results(
-        tmp_path,
-        study,
-        global_batch_size=16,
-        num_workers=2,
-        device="cpu",
-        loss_tolerance=0.01,
-        wall_seconds=1.0,
-    )
+    written = write_results(tmp_path, findings_of(study, 1.0))
     assert [t["disturbed"] for t in written["trials"]] == [[], [], [], LOUD, LOUD, LOUD]
     rows = list(csv.DictReader((tmp_path / "trials.csv").open()))
     assert [row["disturbed"] for row in rows] == ["", "", "", *LOUD * 3]
@@ -280,7 +274,7 @@ def test_a_confirming_trial_that_failed_is_tried_once_more_and_then_told():
     def next_of(*trials, max_trials=3):
         trials = numbered((B, result(5)), (A, borrowed(9)), *trials)
         state = SearchState(POINTS, trials, [], [], to_repeat(trials))
-        return next_step(state, max_trials, ModelSettings(device="cpu")), recommend(trials, 0.01)
+        return next_step(state, max_trials, ModelSettings(device="cpu")), Judged(trials, 0.01)
 
     assert next_of()[0].point == A
     step, chosen = next_of((A, DIED))

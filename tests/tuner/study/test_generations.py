@@ -9,10 +9,11 @@ from typing import Any
 import optuna
 import pytest
 
+from tests.support.plans import open_study
 from train_fn.contract.faults import InputError
 from train_fn.contract.trials import Reason, Status, TrialResult
 from tuner.space.points import candidates
-from tuner.study.study import TuningStudy, open_study
+from tuner.study.study import TuningStudy
 
 POINTS = candidates(16, 2, ("fp32",), (False,))
 FINGERPRINT = {"global_batch_size": 16, "lora.r": 8}

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
+from tests.support.plans import open_study
 from train_fn.contract.trials import Status, TrialResult
 from tuner.space.points import candidates
-from tuner.study.study import TuningStudy, open_study
+from tuner.study.study import TuningStudy
 
 pytest.importorskip("optuna_dashboard")
 

@@ -12,10 +12,11 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from tests.support.plans import open_study
 from train_fn.contract.trials import Status, TrialResult
 from tuner.search.expected_gain import ModelSettings
 from tuner.space.points import candidates
-from tuner.study.study import TuningStudy, open_study
+from tuner.study.study import TuningStudy
 
 KNOBS = {"attn_implementation": ["sdpa", "eager"]}
 ENDINGS = {

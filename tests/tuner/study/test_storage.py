@@ -13,13 +13,13 @@ import time
 import optuna
 import pytest
 
+from tests.support.plans import open_points, open_study
 from train_fn.contract.trials import Status, TrialResult
 from tuner.console.progress import Progress
 from tuner.driver.trial_source import StudySource
 from tuner.space.points import candidates
 from tuner.study import interrupts
 from tuner.study.storage import RESCUE_FILE, StorageLostError, drop_kept, keep, kept
-from tuner.study.study import open_study
 
 POINTS = candidates(16, 2, ("fp32",), (False, True))
 COMPLETE = TrialResult(
@@ -28,9 +28,9 @@ COMPLETE = TrialResult(
 
 FILLS_UP = """
 import resource, sys, threading, time
+from tests.support.plans import open_study
 from train_fn.contract.trials import Status, TrialResult
 from tuner.space.points import candidates
-from tuner.study.study import open_study
 
 study = open_study("demo", sys.argv[1], candidates(16, 2, ("fp32",), (False, True)), "grid", 0, 100,
                    {"global_batch_size": 16})
@@ -83,6 +83,24 @@ def test_patience_has_an_end_and_the_result_can_be_told_again(tmp_path):
     assert [m.result for m in opened(tmp_path).measured()] == [COMPLETE]
 
 
+def test_a_result_that_got_through_unnoticed_may_be_told_again(tmp_path, monkeypatch):
+    """The server has committed, and its answer is lost with the connection."""
+    study = opened(tmp_path)
+    spec, tell = study.ask(), optuna.Study.tell
+
+    def unheard(*arguments, **options):
+        tell(*arguments, **options)
+        raise ConnectionError
+
+    monkeypatch.setattr(optuna.Study, "tell", unheard)
+    with pytest.raises(ConnectionError):
+        study.tell(spec, COMPLETE)
+    monkeypatch.undo()
+    study.tell(spec, COMPLETE)
+    assert [m.result for m in study.measured()] == [COMPLETE]
+    assert [m.result for m in opened(tmp_path).measured()] == [COMPLETE]
+
+
 def test_a_result_told_when_a_signal_comes_is_kept(tmp_path, monkeypatch):
     study = opened(tmp_path)
     source = StudySource(study, Progress(4, 4, stream=io.StringIO()), lambda: None, rescue_dir=tmp_path)
@@ -108,7 +126,7 @@ def test_trials_in_flight_at_the_end_are_settled_by_the_next_run_where_the_stora
     assert time.monotonic() - started < 20
     other.close()
     again = opened(tmp_path)
-    assert (again.measured(), spec.params in again._state().open) == ([], True)
+    assert (again.measured(), spec.params in open_points(again)) == ([], True)
 
 
 def test_an_interrupt_ends_the_wait(tmp_path, monkeypatch):
@@ -153,7 +171,7 @@ def test_a_result_that_was_kept_is_told_to_the_study_it_belongs_to(tmp_path):
 
     again = opened(tmp_path, rescued=kept(tmp_path))
     assert [(m.number, m.result) for m in again.measured()] == [(0, COMPLETE), (1, COMPLETE)]
-    assert specs[2].params in again._state().open
+    assert specs[2].params in open_points(again)
     drop_kept(tmp_path)
     assert kept(tmp_path) == {}
 

@@ -12,12 +12,12 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from tests.support.plans import open_points, open_study
 from train_fn.contract.faults import InputError
 from train_fn.contract.trials import Status, TrialResult, TrialSpec
 from tuner.search.expected_gain import ModelSettings
 from tuner.search.sampler import make_sampler
 from tuner.space.points import candidates
-from tuner.study.study import open_study
 
 POINTS = candidates(16, 2, ("fp32", "bf16"), (False, True))
 FINGERPRINT = {"global_batch_size": 16, "num_workers": 2, "model": None, "optimizer.learning_rate": 1e-4}
@@ -167,7 +167,7 @@ def test_failed_points_stay_closed(tmp_path):
     study = opened(tmp_path)
     spec = study.ask()
     study.tell(spec, FAILED)
-    assert spec.params not in opened(tmp_path)._state().open
+    assert spec.params not in open_points(opened(tmp_path))
 
 
 def test_an_interrupted_result_opens_its_point_again(tmp_path):

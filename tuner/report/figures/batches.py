@@ -78,7 +78,7 @@ def _speed_traces(run: Run, setting: Setting, shift: float) -> list[Trace]:
 
 
 def _may_fit(run: Run, point: TrialParams) -> bool:
-    memory, budget = run.candidates[point].memory, run.budget_bytes
+    memory, budget = run.candidates[point].memory, run.judged.budget_bytes
     return memory is None or budget is None or memory.low <= budget
 
 
@@ -119,10 +119,10 @@ def memory(run: Run) -> Figure:
     top = _memory_top(run)
     unit, word = (2**30, "GiB") if top >= 2 * 2**30 else (2**20, "MiB")
     layout["yaxis"] |= {"range": [0, top / unit]}
-    if run.budget_bytes:
-        height = run.budget_bytes / unit
+    if run.judged.budget_bytes:
+        height = run.judged.budget_bytes / unit
         layout["shapes"] = [_budget_line(height)]
-        layout["annotations"] = [_budget_note(f"budget {human_bytes(run.budget_bytes)}", height)]
+        layout["annotations"] = [_budget_note(f"budget {human_bytes(run.judged.budget_bytes)}", height)]
     data: list[Trace] = []
     for setting in run.settings:
         data += _memory_traces(run, setting, unit)
@@ -137,8 +137,8 @@ def _memory_top(run: Run) -> float:
     peaks = [max(t.result.peak_memory_bytes, default=0) for t in run.trials if t.number in run.feasible]
     predicted = [c.memory.value for c in run.candidates.values() if c.memory is not None]
     peaks += [p.peak_bytes for p in run.memory_points.values() if p.peak_bytes]
-    if run.budget_bytes:
-        return 1.3 * max(run.budget_bytes, *peaks) if peaks else 1.3 * run.budget_bytes
+    if run.judged.budget_bytes:
+        return 1.3 * max(run.judged.budget_bytes, *peaks) if peaks else 1.3 * run.judged.budget_bytes
     return 1.1 * max([*peaks, *predicted], default=1.0)
 
 
@@ -199,7 +199,7 @@ def _crosses(run: Run, setting: Setting, unit: int, top: float) -> list[Trace]:
     if not points:
         return []
     style = styles(run)[setting]
-    needs = [run.out_of_memory[p] or run.budget_bytes or top for p in points]
+    needs = [run.out_of_memory[p] or run.judged.budget_bytes or top for p in points]
     return [
         {
             **trace_of(run, setting, "markers"),

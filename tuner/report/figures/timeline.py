@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from train_fn.contract.trials import TrialParams
 from tuner.report.facts import Run
+from tuner.space.points import Measured
 
 PHASES = ("hand-over", "setup", "probe", "train", "validate", "release")
 """What a trial spends its time on, in order. `hand-over` is all else: waiting for workers, messages."""
@@ -59,12 +59,14 @@ class Timeline:
 
 def timeline(run: Run) -> Timeline:
     """Every trial's phases on its lane."""
-    raw = list(run.result["trials"])
-    is_exact = bool(raw) and all(t.get("started_at") and t.get("ended_at") for t in raw)
-    ends = _exact_ends(raw) if is_exact else _stacked_ends(raw)
+    written = [trial.get("ended_at") if trial.get("started_at") else None for trial in run.result["trials"]]
+    exact = [datetime.fromisoformat(at).timestamp() for at in written if at]
+    is_exact = bool(written) and len(exact) == len(written)
+    ends = exact if is_exact else _stacked_ends(run.trials)
     spans, breaks = [], []
     cut, latest = 0.0, None
-    for trial, end in sorted(zip(raw, ends, strict=True), key=lambda pair: pair[1] - _total(pair[0])):
+    in_order = sorted(zip(run.trials, ends, strict=True), key=lambda pair: pair[1] - _total(pair[0]))
+    for trial, end in in_order:
         start = end - _total(trial)
         if latest is None:
             cut, latest = start, start
@@ -76,29 +78,25 @@ def timeline(run: Run) -> Timeline:
     return Timeline(spans, breaks, is_exact)
 
 
-def _total(trial: Mapping[str, Any]) -> float:
-    seconds = trial.get("seconds") or {}
-    return float(seconds.get("total") or math.fsum(seconds.get(p) or 0.0 for p in PHASES))
+def _total(trial: Measured) -> float:
+    seconds = trial.result.seconds
+    return seconds.get("total") or math.fsum(seconds.get(p, 0.0) for p in PHASES)
 
 
-def _exact_ends(raw: Sequence[Mapping[str, Any]]) -> list[float]:
-    return [datetime.fromisoformat(t["ended_at"]).timestamp() for t in raw]
-
-
-def _stacked_ends(raw: Sequence[Mapping[str, Any]]) -> list[float]:
-    ends, lanes = [], dict.fromkeys({t.get("lane") for t in raw}, 0.0)
-    for trial in raw:
-        lanes[trial.get("lane")] += _total(trial)
-        ends.append(lanes[trial.get("lane")])
+def _stacked_ends(trials: Sequence[Measured]) -> list[float]:
+    ends, lanes = [], dict.fromkeys((t.result.lane for t in trials), 0.0)
+    for trial in trials:
+        lanes[trial.result.lane] += _total(trial)
+        ends.append(lanes[trial.result.lane])
     return ends
 
 
-def _spans(trial: Mapping[str, Any], start: float) -> list[Span]:
-    seconds = {phase: float((trial.get("seconds") or {}).get(phase) or 0.0) for phase in PHASES}
+def _spans(trial: Measured, start: float) -> list[Span]:
+    seconds = {phase: trial.result.seconds.get(phase, 0.0) for phase in PHASES}
     seconds["hand-over"] = max(_total(trial) - math.fsum(seconds.values()), 0.0)
-    params, found = TrialParams.from_dict(trial["params"]), []
+    lane, found = trial.result.lane or 0, []
     for phase in PHASES:
         if seconds[phase] > 0:
-            found.append(Span(trial.get("lane") or 0, trial["number"], params, phase, start, seconds[phase]))
+            found.append(Span(lane, trial.number, trial.params, phase, start, seconds[phase]))
         start += seconds[phase]
     return found

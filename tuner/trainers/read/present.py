@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from train_fn.contract.knobs import DEFAULTS, value_of
 from train_fn.contract.trials import Status, TrialParams, TrialResult
+from tuner.space.points import Measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class Present:
             ms_swift.decided(p) if is_swift else hf.decided(p) for p in (self.params, recommended)
         )
         mark = "--" if is_swift else ""
-        shown = ms_swift.shell if is_swift else _python
+        shown = ms_swift.shell if is_swift else repr
         lines = []
         for key in dict.fromkeys([*before, *after]):
             if key not in after:
@@ -67,26 +68,20 @@ class Present:
                 lines.append(f"{mark}{key} {shown(before[key])} -> {shown(after[key])}")
         return lines
 
-    def advice(self, trials: Sequence[Mapping[str, Any]], recommended: int) -> list[str]:
+    def advice(self, trials: Sequence[Measured], recommended: int) -> list[str]:
         """The changes, and what they bring where the present point was measured, too.
 
         Args:
-            trials: As in `result.json`.
+            trials: All of the study.
             recommended: Number of the recommended one.
         """
-        best = next(trial for trial in trials if trial["number"] == recommended)
-        changes = self.changes(TrialParams.from_dict(best["params"]))
+        best = next(trial for trial in trials if trial.number == recommended)
+        changes = self.changes(best.params)
         if not changes:
             return [f"Nothing to change: your {self.trainer} settings are the recommended ones."]
-        gain = _gain(TrialResult.from_dict(dict(best)), self._measured(trials), self.params)
+        present = next((t.result for t in trials if _same_point(t.params, self.params)), None)
+        gain = _gain(best.result, present, self.params)
         return [f"What to change in your {self.trainer} settings:", *(f"  {line}" for line in changes), gain]
-
-    def _measured(self, trials: Sequence[Mapping[str, Any]]) -> TrialResult | None:
-        """The trial at the present point, if there is one."""
-        for trial in trials:
-            if _same_point(TrialParams.from_dict(trial["params"]), self.params):
-                return TrialResult.from_dict(dict(trial))
-        return None
 
 
 def _same_point(one: TrialParams, other: TrialParams) -> bool:
@@ -109,7 +104,3 @@ def _gain(best: TrialResult, present: TrialResult | None, params: TrialParams) -
     ratio = best.samples_per_second / present.samples_per_second - 1
     speeds = f"{best.samples_per_second:.4g} samples/s against {present.samples_per_second:.4g}"
     return f"Measured: {speeds} of {named}: {ratio:+.0%}."
-
-
-def _python(value: object) -> str:
-    return repr(value)

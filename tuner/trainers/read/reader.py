@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from train_fn.contract.faults import Fault, InputError
@@ -14,6 +15,28 @@ from tuner.trainers.read.present import Present
 from tuner.trainers.write.hf import CHECKPOINTING
 
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+_IGNORED_BY_ALL = (
+    "output_dir", "run_name", "logging_*", "report_to", "log_*", "save_*", "eval_*", "evaluation_*",
+    "metric_for_best_model", "greater_is_better", "load_best_model_at_end", "num_train_epochs", "max_steps",
+    "lr_scheduler_*", "warmup_*", "seed", "data_seed", "hub_*", "push_to_hub", "per_device_eval_batch_size",
+    "ddp_backend", "ddp_timeout", "disable_tqdm", "dataloader_pin_memory", "dataloader_persistent_workers",
+    "dataloader_prefetch_factor", "use_cpu", "dataset_num_proc",
+)  # fmt: skip
+"""Settings without influence on what is measured, by the names that trainers on top of transformers share."""
+_EXPECTED_BY_ALL: dict[str, Any] = {
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
+    "adam_epsilon": 1e-8,
+    "use_dora": False,
+    "use_rslora": False,
+    "packing": False,
+    "padding_free": False,
+    "group_by_length": False,
+    "use_liger_kernel": False,
+    "ddp_find_unused_parameters": False,
+    "bnb_4bit_use_double_quant": True,
+}
+"""Settings of those that measuring knows in one way only."""
 
 
 class Reader:
@@ -113,16 +136,25 @@ class Reader:
             values = values.setdefault(section, {})
         values[name] = value
 
-    def expect(self, name: str, expected: Any) -> None:
-        """A setting that measuring knows in one way only: another value is left as not understood."""
-        if name in self._left and _same(self._left[name], expected):
-            self._left.pop(name)
+    def rest(self, expected: Mapping[str, Any], ignored: Sequence[str]) -> None:
+        """Leave out what does not matter, beside what matters for no trainer.
 
-    def ignore(self, *names: str) -> None:
-        """Settings without influence on what is measured; `eval_*` stands for all that begin so."""
-        for name in list(self._left):
-            if any(name == known or (known[-1] == "*" and name.startswith(known[:-1])) for known in names):
+        Args:
+            expected: Settings that measuring knows in one way only: another value stays as not understood.
+            ignored: Settings without influence on what is measured; `eval_*` stands for all that begin so.
+        """
+        for name, value in {**_EXPECTED_BY_ALL, **expected}.items():
+            if name in self._left and _same(self._left[name], value):
                 self._left.pop(name)
+        for known in (*_IGNORED_BY_ALL, *ignored):
+            for name in [n for n in self._left if fnmatchcase(n, known)]:
+                self._left.pop(name)
+
+    def optimizer(self, learning_rate: float, weight_decay: float) -> None:
+        """Read the optimizer's settings, with these defaults where they are not given."""
+        self.put("optimizer.learning_rate", float(self.number("learning_rate", learning_rate)))
+        self.put("optimizer.weight_decay", float(self.number("weight_decay", weight_decay)))
+        self.put("optimizer.max_grad_norm", float(self.number("max_grad_norm", 1.0)))
 
     def knob(self, name: str, value: Any) -> None:
         """Pin a knob, unless it is what a trial does anyway."""

@@ -7,8 +7,9 @@ from typing import Any
 from train_fn.contract.knobs import value_of
 from train_fn.contract.precisions import RECORDS
 from train_fn.contract.trials import TrialParams
+from tuner.config.values import yaml_of
 from tuner.trainers.write import hf
-from tuner.trainers.write.notes import comment, head, notes, one_line, to_yaml
+from tuner.trainers.write.notes import comment, head, notes, one_line
 from tuner.trainers.write.setting import Setting
 
 
@@ -60,4 +61,4 @@ def render(setting: Setting) -> str:
     for name, values in parts:
         text += f"#   {name}\n"
         text += "".join(f"#     {key}: {one_line(repr(value))}\n" for key, value in values.items())
-    return text + to_yaml(settings(setting))
+    return text + yaml_of(settings(setting))

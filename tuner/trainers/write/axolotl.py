@@ -9,8 +9,9 @@ from train_fn.contract.job import DataSpec
 from train_fn.contract.knobs import value_of
 from train_fn.contract.precisions import RECORDS
 from train_fn.contract.trials import TrialParams
+from tuner.config.values import yaml_of
 from tuner.trainers.write.hf import CHECKPOINTING
-from tuner.trainers.write.notes import comment, head, notes, to_yaml
+from tuner.trainers.write.notes import comment, head, notes
 from tuner.trainers.write.setting import Setting, lora_alpha, require_model, trainer_knobs
 
 _TYPES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -82,7 +83,7 @@ def render(setting: Setting) -> str:
     """
     require_model(setting, "axolotl")
     text = comment(*head(setting), "Start it with:") + f"#   {command(setting)}\n"
-    return text + comment(*_notes(setting)) + to_yaml(settings(setting))
+    return text + comment(*_notes(setting)) + yaml_of(settings(setting))
 
 
 def _notes(setting: Setting) -> list[str]:

@@ -10,7 +10,8 @@ from train_fn.contract.job import DataSpec
 from train_fn.contract.knobs import value_of
 from train_fn.contract.precisions import RECORDS
 from train_fn.contract.trials import TrialParams
-from tuner.trainers.write.notes import comment, head, notes, to_yaml
+from tuner.config.values import yaml_of
+from tuner.trainers.write.notes import comment, head, notes
 from tuner.trainers.write.setting import (
     Setting,
     lora_alpha,
@@ -105,7 +106,7 @@ def render(setting: Setting) -> str:
     text += comment(
         *_notes(setting), "It knows data by name; dataset_info.json, in dataset_dir, has to hold:"
     )
-    return text + f"#   {json.dumps(dataset_info(setting))}\n" + to_yaml(settings(setting))
+    return text + f"#   {json.dumps(dataset_info(setting))}\n" + yaml_of(settings(setting))
 
 
 def _target(modules: str | list[str]) -> str:

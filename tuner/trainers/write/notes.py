@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from textwrap import wrap
-from typing import Any
-
-import yaml
 
 from train_fn.contract.knobs import DEFAULTS
 from tuner.trainers.write.setting import Setting
@@ -73,24 +70,3 @@ def notes(setting: Setting, *, lean_loss: str, compiles_layers: bool = False) ->
         found.append("The tuner loads data ahead in threads, this trainer in processes.")
     found += [f"Your knob {name}: {value!r}" for name, value in knobs.items() if name not in DEFAULTS]
     return found
-
-
-def to_yaml(values: dict[str, Any]) -> str:
-    """YAML as people write it: plain lists on one line, keys in their order."""
-
-    class Dumper(yaml.SafeDumper):
-        """A dumper of its own, as representers belong to a class."""
-
-    def list_of(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.SequenceNode:
-        plain = all(isinstance(item, str | int | float) for item in items)
-        return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=plain)
-
-    def number(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
-        # YAML 1.1 reads 1e-05 as text, and so do the trainers' parsers; 1.0e-05 is a number.
-        text = repr(value)
-        text = text.replace("e", ".0e") if "e" in text and "." not in text else text
-        return dumper.represent_scalar("tag:yaml.org,2002:float", text)
-
-    Dumper.add_representer(list, list_of)
-    Dumper.add_representer(float, number)
-    return str(yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=1000))
