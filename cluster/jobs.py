@@ -28,7 +28,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.connection.names import STUDY_KEY, job_metadata
+from cluster.connection.names import job_metadata, study_of
 from train_fn.contract.faults import Fault, InputError
 from train_fn.contract.redaction import redacted_output
 
@@ -134,7 +134,7 @@ def status(options: argparse.Namespace) -> int:
 
     job = _find(connect(options.address), options.name)
     print(f"job      {job.submission_id}")
-    print(f"study    {(job.metadata or {}).get(STUDY_KEY, '-')}")
+    print(f"study    {study_of(job) or '-'}")
     print(f"state    {_state(job)}")
     print(f"started  {_started(job)}, {_duration(job)}")
     print(f"command  {job.entrypoint}")
@@ -177,13 +177,10 @@ def list_(options: argparse.Namespace) -> int:
     """List jobs, the latest first."""
     from cluster.connection.job_server import connect
 
-    jobs = [
-        job for job in _jobs(connect(options.address)) if options.all or STUDY_KEY in (job.metadata or {})
-    ]
+    jobs = [job for job in _jobs(connect(options.address)) if options.all or study_of(job)]
     rows = [("JOB", "STUDY", "STATE", "STARTED", "")]
     for job in sorted(jobs, key=lambda job: job.start_time or 0, reverse=True):
-        study = (job.metadata or {}).get(STUDY_KEY, "-")
-        rows.append((job.submission_id, study, _state(job), _started(job), _duration(job)))
+        rows.append((job.submission_id, study_of(job) or "-", _state(job), _started(job), _duration(job)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -223,9 +220,9 @@ def choose_id(study: str, jobs: Iterable[Any]) -> str:
 
 
 def _of_study(study: str, jobs: Sequence[Any]) -> list[Any]:
-    """A study's jobs, the latest first; the driver may have noted a generation of the study instead."""
+    """Its jobs, the latest first."""
     ours = re.compile(rf"{re.escape(study)}-\d+")
-    found = [j for j in jobs if (j.metadata or {}).get(STUDY_KEY) == study or ours.fullmatch(j.submission_id)]
+    found = [j for j in jobs if study_of(j) == study or ours.fullmatch(j.submission_id)]
     return sorted(found, key=lambda job: job.start_time or 0, reverse=True)
 
 

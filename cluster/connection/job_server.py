@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import shlex
 import time
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +48,8 @@ def connect(address: str | None) -> Any:
     import ray
     from ray.job_submission import JobSubmissionClient
 
-    _quiet()
+    for handler in logging.getLogger("ray").handlers:  # its loggers have levels of their own
+        handler.setLevel(logging.ERROR)
     try:
         return JobSubmissionClient()
     except ray.exceptions.AuthenticationError as error:
@@ -160,9 +163,13 @@ def wait_until_ended(client: Any, job_id: str, timeout_seconds: float) -> Any:
 
 
 def _raylet(client: Any, node_id: str) -> list[str]:
-    """The command line of a node's raylet."""
-    found = client._do_request("GET", f"/nodes/{node_id}")
-    return list(found.json()["data"]["detail"].get("cmdline") or []) if found.ok else []
+    """Its command line, as the dashboard's page of the node has it; empty where there is none."""
+    request = urllib.request.Request(f"{client.get_address()}/nodes/{node_id}", headers=token.headers())
+    try:
+        with urllib.request.urlopen(request, timeout=_STARTING_SECONDS) as answer:
+            return list(json.load(answer)["data"]["detail"].get("cmdline") or [])
+    except (OSError, ValueError, KeyError):
+        return []
 
 
 def _nodes(client: Any) -> list[Any]:
@@ -184,14 +191,3 @@ def _host_and_port(address: str) -> str:
     except ValueError:
         return address
     return f"{parts.hostname}:{port}" if port else address
-
-
-def _quiet() -> None:
-    modules = (
-        "dashboard.modules.job.sdk",
-        "dashboard.modules.dashboard_sdk",
-        "_private.runtime_env.packaging",
-    )
-    for name in modules:
-        logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)
-    logging.getLogger("ray._private.runtime_env.working_dir").setLevel(logging.ERROR)

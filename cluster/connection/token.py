@@ -23,6 +23,14 @@ def use_token() -> None:
         os.environ["RAY_AUTH_MODE"] = "token"
 
 
+def headers() -> dict[str, str]:
+    """What an HTTP request to the dashboard has to carry."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        return {}
+    found = os.environ.get("RAY_AUTH_TOKEN") or _token_path().read_text(encoding="utf-8")
+    return {"Authorization": f"Bearer {found.strip()}"}
+
+
 def problem() -> str | None:
     """Why no token can be sent although one should be, in a line: Ray itself would abort the process."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token" or os.environ.get("RAY_AUTH_TOKEN"):

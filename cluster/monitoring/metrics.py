@@ -28,8 +28,8 @@ MAX_LANES = 64
 LANE_STATES = ("starting", "waiting", "measuring", "idle")
 """What a lane does: workers start; GPUs are not free yet; a trial is running; there is no trial to run."""
 
-_SHORTEST_REPORT_SECONDS = 1.0
-"""The least time between two of Ray's exports."""
+_REPEAT_SECONDS = 1.0
+"""Ray exports no more often, however it is configured."""
 
 
 @dataclass(frozen=True)
@@ -90,15 +90,8 @@ class Reporter:
             self._has_failed = True
 
     def _repeat(self) -> None:
-        while not self._ends.wait(report_seconds() / 2):
+        while not self._ends.wait(_REPEAT_SECONDS):
             self.report()
-
-
-def report_seconds() -> float:
-    """How often Ray exports what was set, as it is configured in this process."""
-    import ray
-
-    return max(ray._config.metrics_report_interval_ms() / 1000, _SHORTEST_REPORT_SECONDS)
 
 
 def lane_label(number: int | None) -> str:

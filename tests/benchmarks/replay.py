@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import optuna
-from optuna.trial import FrozenTrial
 from surface import Surface, peak_bytes
 
 from tests.support.plans import plan_of
@@ -128,7 +127,7 @@ def study(surface: Surface, sampler: str, seed: int, max_trials: int, **options:
         directions=list(DIRECTIONS.values()),
         pruner=optuna.pruners.NopPruner(),
     )
-    chosen_by = make_sampler(sampler, surface.points, seed, settings=settings)
+    chosen_by = make_sampler(sampler, surface.points, seed)
     fingerprint = {"global_batch_size": surface.global_batch_size}
     plan = plan_of(
         surface.points, sampler, seed, max_trials, fingerprint=fingerprint, settings=settings, **options
@@ -137,18 +136,10 @@ def study(surface: Surface, sampler: str, seed: int, max_trials: int, **options:
 
 
 class _InMemory(optuna.storages.InMemoryStorage):
-    """What a study asks of `tuner.study.storage.StudyStorage`."""
+    """What a study asks of `tuner.study.storage.PatientStorage`."""
 
-    def begin_trial(self, study_id: int, trial: FrozenTrial) -> tuple[int, int]:
-        trial_id = self.create_new_trial(study_id, trial)
-        return trial_id, self.get_trial_number_from_id(trial_id)
-
-    def end_trial(self, trial_id: int, ended: FrozenTrial) -> None:
-        for key, value in ended.user_attrs.items():
-            self.set_trial_user_attr(trial_id, key, value)
-        for key, value in ended.system_attrs.items():
-            self.set_trial_system_attr(trial_id, key, value)
-        self.set_trial_state_values(trial_id, ended.state, ended.values)
+    def insist(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return call(*args, **kwargs)
 
 
 def _duration(result: TrialResult) -> float:

@@ -14,6 +14,7 @@ import pytest
 
 from cluster import jobs
 from cluster.connection import job_server
+from cluster.connection.names import study_of
 from train_fn.contract.faults import InputError
 
 
@@ -74,6 +75,27 @@ def test_a_study_that_is_worked_on_is_refused_by_name(status: str) -> None:
     (line,) = str(caught.value).splitlines()
     assert line.startswith(f"study.name: s is worked on by job s-2 ({status}, since 2025-11-25 09:12:06 UTC)")
     assert "logs --follow s-2" in line
+
+
+@pytest.mark.parametrize(
+    ("command", "study"),
+    [
+        ("python -m tuner.run --study.name mine --config a.yaml", "mine"),
+        ("/env/bin/python -m tuner.run --study.name='my own'", "my own"),
+        ("python -m tuner.run --config a.yaml", None),
+        ("python -m tuner.run --study.name", None),
+        ("python train.py --study.name other", None),
+        ("echo 'never closed", None),
+        ("", None),
+    ],
+)
+def test_a_job_that_was_submitted_by_hand_is_known_by_its_command(command: str, study: str | None) -> None:
+    by_hand = job("raysubmit_1", "RUNNING", study=None, entrypoint=command)
+    assert study_of(by_hand) == study
+    assert study_of(job("raysubmit_1", study="given", entrypoint=command)) == "given"
+    if study is not None:
+        with pytest.raises(InputError, match="worked on by job raysubmit_1"):
+            jobs.choose_id(study, [by_hand])
 
 
 class Server:

@@ -9,7 +9,8 @@ import pytest
 
 from tests.support.plans import open_study
 from train_fn.contract.trials import MemoryPoint, Reason, Status, TrialResult
-from tuner.search.sampler import search_state
+from tuner.search.ledger import Ledger
+from tuner.search.sampler import finished, params_of
 from tuner.space.points import candidates
 
 POINTS = candidates(32, 2, ("fp32", "bf16"), (False, True), None, {"queue": [1, 2]})
@@ -27,6 +28,16 @@ ENDINGS = [
 ]
 
 
+def of_storage(trials, skip_proven):
+    ledger = Ledger(POINTS, skip_proven)
+    for trial in trials:
+        if not trial.state.is_finished():
+            ledger.start(trial.number, params_of(trial.params, 16))
+    for measured in finished(trials, 16):
+        ledger.finish(*measured)
+    return ledger.state()
+
+
 @pytest.mark.parametrize("skip_proven", [True, False])
 @pytest.mark.parametrize("seed", range(2))
 def test_ledger_and_storage_agree(tmp_path, seed, skip_proven):
@@ -41,7 +52,7 @@ def test_ledger_and_storage_agree(tmp_path, seed, skip_proven):
             flying.append(spec)
         if step % 6:
             continue
-        expected = search_state(POINTS, stored.get_trials(), skip_proven)
+        expected = of_storage(stored.get_trials(), skip_proven)
         state = study._state()
         assert state.measured == expected.measured
         assert state.open == expected.open

@@ -5,9 +5,11 @@ from tests.support.plans import open_points, open_study
 from train_fn.contract.precisions import PRECISIONS
 from train_fn.contract.trials import TrialResult
 from tuner.search.expected_gain import ModelSettings
-from tuner.search.sampler import CandidateSampler, choose_by_grid, make_sampler
+from tuner.search.ledger import Ledger
+from tuner.search.sampler import CandidateSampler, choose_by_grid, make_sampler, values_of
 from tuner.space.points import candidates
 from tuner.space.proofs import Proofs
+from tuner.space.state import SearchState
 
 SAMPLERS = ("model", "tpe", "random", "grid")
 POINTS = candidates(48, 2, ("fp32", "bf16"), (False, True))
@@ -185,12 +187,6 @@ def test_tpe_learns_from_constraints():
     assert good_after_startup >= 12, "of 30; a random order has 7"
 
 
-def test_model_proposes_by_itself_too():
-    study = optuna.create_study(directions=["maximize", "minimize"], sampler=make_sampler("model", POINTS, 0))
-    trial = study.ask(study.sampler.distributions)
-    assert (trial.params["per_device_train_batch_size"], trial.params["precision"]) == (1, "bf16")
-
-
 def test_an_unknown_sampler_names_the_known_ones():
     with pytest.raises(ValueError, match="model, tpe, random, grid"):
         make_sampler("gp", POINTS, 0)
@@ -202,9 +198,14 @@ def test_candidates_of_two_global_batches_are_refused():
 
 
 def test_the_sampler_never_invents_a_point():
-    study = optuna.create_study(sampler=CandidateSampler(POINTS[:1], choose_by_grid))
+    sampler = CandidateSampler(POINTS[:1], choose_by_grid)
+    study = optuna.create_study(sampler=sampler)
+    sampler.plan(Ledger(POINTS[:1]).state(), None)
     with pytest.raises(ValueError, match="learning_rate"):
         study.ask().suggest_float("learning_rate", 0, 1)
-    study.ask(study.sampler.distributions)
+    assert study.ask(sampler.distributions).params == values_of(POINTS[0])
+    sampler.plan(SearchState(POINTS[:1]), None)
     with pytest.raises(RuntimeError, match="no candidate is open"):
-        study.ask(study.sampler.distributions)
+        study.ask(sampler.distributions)
+    sampler.plan(SearchState(POINTS[:1]), POINTS[0])
+    assert study.ask(sampler.distributions).params == values_of(POINTS[0]), "it is settled: a repetition"

@@ -33,21 +33,21 @@ def compiled(base: Any, device: torch.device) -> Iterator[None]:
     if not any(shutil.which(name) for name in wanted):
         tried = ", ".join(wanted)
         raise RuntimeError(f"torch_compile needs a C compiler on the workers, and there is none ({tried})")
-    layers = _layers(base)
+    layers = _layers(base.get_decoder())
     for layer in layers:
-        layer.compile(dynamic=True)
+        layer.forward = torch.compile(layer.forward, dynamic=True)
     try:
         yield
     finally:
         for layer in layers:
-            layer._compiled_call_impl = None
-        torch._dynamo.reset()
+            del layer.forward  # the class's own is left
+        torch.compiler.reset()
 
 
-def _layers(base: Any) -> list[Any]:
-    """What the decoder repeats, by the classes that the model itself names for that; else the decoder."""
-    names, decoder = set(base._no_split_modules or ()), base.get_decoder()
-    return [m for m in decoder.modules() if type(m).__name__ in names] or [decoder]
+def _layers(decoder: Any) -> list[Any]:
+    """What the decoder repeats; where it holds no list of layers, itself."""
+    lists = [child for child in decoder.children() if isinstance(child, torch.nn.ModuleList)]
+    return [layer for layers in lists for layer in layers] or [decoder]
 
 
 def tiny_batches(sizes: list[int], pad_token_id: int) -> Iterator[Batch]:

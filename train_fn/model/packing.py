@@ -59,10 +59,12 @@ def packed_attention(model: Any) -> Iterator[None]:
 
     AttentionInterface.register(_NAME, _attend)  # no mask is registered, so none is made
     before = model.config._attn_implementation
-    if before != "sdpa" or not model._can_set_attn_implementation():
-        raise ValueError(f"attention is {before}, and can't be chosen")
-    model.set_attn_implementation(_NAME)
+    if before != "sdpa":
+        raise ValueError(f"attention is {before}")
     try:
+        model.set_attn_implementation(_NAME)
+        if model.config._attn_implementation != _NAME:
+            raise ValueError("attention can't be chosen")
         yield
     finally:
         model.set_attn_implementation(before)

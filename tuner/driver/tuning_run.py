@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from cluster.connection.head import head_watched
-from cluster.connection.names import name_submitted_job
 from cluster.connection.ray_session import connected, imported_meanwhile, lanes_that_fit
 from cluster.jobs import working_dir_is_copy
 from cluster.lanes.room import Room
@@ -135,7 +134,6 @@ class Search:
             from cluster.monitoring.trackers import make_loggers
 
             stack.enter_context(head_watched(self._leave))
-            name_submitted_job(name)
             source.record = stack.enter_context(shown_in_metrics(name, self._record))
             stack.callback(source.flush)  # so that the last figures are those of all trials
             if self._study.measured():

@@ -17,7 +17,7 @@ import numpy as np
 from train_fn.contract.trials import Status, TrialParams
 from tuner.search.predictions import Beliefs, Draws
 from tuner.space.interval import measured_speed
-from tuner.space.points import Measured, is_out_of_memory
+from tuner.space.points import is_out_of_memory
 from tuner.space.state import SearchState
 
 FASTEST_FIRST = {
@@ -30,6 +30,8 @@ LEANEST_FIRST = ("nf4", "bf16", "fp16", "tf32", "fp32")
 """Precisions in the order of the memory that they take."""
 
 _DRAWS = 512
+_MOST_DRAWN = 200_000
+"""Of all points together: thousands of them are drawn less often, so that a decision takes some seconds."""
 _STOP_PROBABILITY = 0.05
 """The search ends when an open point would prove better than the best by more than `stop_within` in fewer
 draws."""
@@ -105,37 +107,15 @@ class Levels:
         """Gains of open points over the best others, in log samples/sec [draws, open, levels]."""
         return np.maximum(self.speed - self.best[:, None, :], 0.0)
 
-    def left(self, still: np.ndarray) -> Levels:
-        """The levels once some open points are others: `still`, a mask, says which are not."""
-        taken = self.speed[:, ~still].max(axis=1, initial=-np.inf)
-        return Levels(self.speed[:, still], np.maximum(self.best, taken))
-
 
 class Outlook:
     """What measuring each open point may bring, as the study's record stands."""
 
-    def __init__(
-        self,
-        state: SearchState,
-        settings: ModelSettings,
-        beliefs: Beliefs | None = None,
-        front: list[Measured] | None = None,
-        draws: int = _DRAWS,
-    ) -> None:
-        """Look at the record.
-
-        Args:
-            state: What the study knows; only its open points are looked at.
-            settings: See `ModelSettings`.
-            beliefs: Those of the state; None: they are made here.
-            front: The finished trials that others are compared with; None: all that are complete.
-            draws: How many.
-        """
-        self._num_draws = draws
+    def __init__(self, state: SearchState, settings: ModelSettings) -> None:
         self.state, self.settings = state, settings
-        self.beliefs = beliefs_of(state, settings) if beliefs is None else beliefs
+        self.beliefs = beliefs_of(state, settings)
         complete = [m for m in state.measured if m.result.status == Status.COMPLETE]
-        self._front = [m for m in (complete if front is None else front) if measured_speed(m.result)]
+        self._front = [m for m in complete if measured_speed(m.result)]
 
     def choose(self) -> TrialParams:
         """The point to measure next; there must be an open one."""
@@ -181,17 +161,6 @@ class Outlook:
 
         return min(self.state.open, key=risk)  # of equals the first one: candidates are in order
 
-    def after(self, state: SearchState, still: np.ndarray) -> Outlook:
-        """The outlook from the same draws, now that points have been taken: they count as those in flight do.
-
-        Args:
-            state: With the open points that are left.
-            still: Which of this outlook's open points these are, a mask.
-        """
-        later = Outlook(state, self.settings, self.beliefs, self._front, self._num_draws)
-        later._drawn, later._learnt = self._drawn.left(still), self._learnt.left(still)
-        return later
-
     @cached_property
     def _points(self) -> tuple[list[TrialParams], int, int]:
         """Points open, in flight and of the front, in this order; how many are open and of the front."""
@@ -202,7 +171,8 @@ class Outlook:
     def _draws(self) -> Draws:
         """What all points may turn out to be."""
         rng = np.random.default_rng([self.settings.seed, self.state.turn])
-        return self.beliefs.draws(self._points[0], self._num_draws, rng)
+        points, _, _ = self._points
+        return self.beliefs.draws(points, min(_DRAWS, _MOST_DRAWN // len(points) + 1), rng)
 
     @cached_property
     def _drawn(self) -> Levels:

@@ -1,12 +1,12 @@
 """The Optuna sampler of this project: it proposes open points of a finite list, and none of them twice.
 
-`CandidateSampler` works out from the study's trials which candidates are still open and lets a *strategy*
-choose one:
+`CandidateSampler` is told which candidates are still open and lets a *strategy* choose one:
 
 - `grid`: the candidates' own order;
 - `random`: uniform over the open points;
 - `tpe`: the first proposal of Optuna's multi-objective TPE that is open;
-- `model`: the largest expected gain under cost models of memory and time, see `tuner.search.expected_gain`.
+- `model`: the largest expected gain under cost models of memory and time. As that decides, too, when to stop
+  and what to repeat, its point is settled before a trial begins (`tuner.search.strategy`).
 
 Every strategy is a pure function of the study's record and a seed, so a study that is resumed in another
 process goes on as if it had never stopped.
@@ -15,20 +15,18 @@ process goes on as if it had never stopped.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from train_fn.contract.precisions import PRECISIONS
-from train_fn.contract.trials import Knob, TrialParams, TrialResult
+from train_fn.contract.trials import Knob, Reason, TrialParams, TrialResult
 from tuner.config.splits import factorisations
-from tuner.search.expected_gain import ModelSettings, Outlook
-from tuner.search.ledger import Ledger
-from tuner.space.points import knobs_of
+from tuner.space.points import Measured, knobs_of
 from tuner.space.state import SearchState
 
 TPE_EI_CANDIDATES = (24, 4, 1)
@@ -101,42 +99,59 @@ def values_of(point: TrialParams) -> dict[str, Any]:
 
 def result_of(trial: FrozenTrial) -> TrialResult | None:
     """The result that `TuningStudy.tell` stored; None while there is none."""
-    return TrialResult.from_dict(trial.user_attrs) if "status" in trial.user_attrs else None
+    if "status" not in trial.user_attrs:
+        return None
+    return TrialResult.from_dict({key: _read(value) for key, value in trial.user_attrs.items()})
 
 
-def search_state(
-    candidates: Sequence[TrialParams],
-    trials: Iterable[FrozenTrial],
-    skip_proven: bool = True,
-    repeat_disturbed: bool = True,
-) -> SearchState:
-    """Read the study's record, see `tuner.search.ledger.Ledger`."""
-    samples, ledger = samples_per_worker(candidates), Ledger(candidates, skip_proven, repeat_disturbed)
+def _read(value: Any) -> Any:
+    """The inverse of `tuner.study.optuna_view.writable`."""
+    if isinstance(value, str) and value in ("inf", "-inf", "nan"):
+        return float(value)
+    if isinstance(value, dict):
+        return {key: _read(v) for key, v in value.items()}
+    return [_read(v) for v in value] if isinstance(value, list) else value
+
+
+def finished(trials: Iterable[FrozenTrial], samples: int) -> Iterator[Measured]:
+    """The finished trials of a study; interrupted ones are left out.
+
+    Args:
+        trials: Of the study, any of them.
+        samples: The share of the global batch that one worker trains on.
+    """
     for trial in trials:
         params, result = params_of(trial.params, samples), result_of(trial)
-        if params is not None and not trial.state.is_finished():
-            ledger.start(trial.number, params)
-        elif params is not None and result is not None:
-            ledger.finish(trial.number, params, result)
-    return ledger.state()
+        if params is None or result is None or not trial.state.is_finished():
+            continue
+        if result.reason != Reason.INTERRUPTED:
+            yield Measured(trial.number, params, result)
 
 
 class CandidateSampler(optuna.samplers.BaseSampler):
-    """Proposes open candidates only; `choose` decides which."""
+    """Proposes open candidates only, as a whole: `plan` says of which, `choose` decides which."""
 
     def __init__(
         self,
         candidates: Sequence[TrialParams],
-        choose: Strategy,
+        choose: Strategy | None,
         precisions: Sequence[str] = PRECISIONS,
         knobs: Mapping[str, Sequence[Knob]] | None = None,
-        skip_proven: bool = True,
     ) -> None:
-        self._candidates = list(candidates)
         self._choose = choose
-        self._skip_proven = skip_proven
+        self._state = SearchState(candidates)
+        self._point: TrialParams | None = None
         knobs = knobs_of(candidates) if knobs is None else knobs
         self.distributions = distributions(samples_per_worker(candidates), precisions, knobs)
+
+    def plan(self, state: SearchState, point: TrialParams | None) -> None:
+        """Say what the next trial is about.
+
+        Args:
+            state: The record that its point is chosen from.
+            point: What it is, where that is settled.
+        """
+        self._state, self._point = state, point
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -147,20 +162,14 @@ class CandidateSampler(optuna.samplers.BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Choose an open point of what the study holds."""
-        values = values_of(self._chosen(study, trial))
+        """The point that is settled, or an open one."""
+        point = self._point
+        if point is None:
+            if not self._state.open or self._choose is None:
+                raise RuntimeError("no candidate is open: all are measured, running or proven infeasible")
+            point = self._choose(self._state, study, trial)
+        values = values_of(point)
         return {name: values[name] for name in search_space}
-
-    def propose(self, study: optuna.Study, state: SearchState) -> TrialParams:
-        """An open point, of the record as its owner knows it; nothing is written."""
-        return self._choose(state, study, optuna.trial.create_trial(state=TrialState.RUNNING))
-
-    def _chosen(self, study: optuna.Study, trial: FrozenTrial) -> TrialParams:
-        others = (t for t in study.get_trials(deepcopy=False) if t.number != trial.number)
-        state = search_state(self._candidates, others, self._skip_proven)
-        if not state.open:
-            raise RuntimeError("no candidate is open: every point is measured, running or proven infeasible")
-        return self._choose(state, study, trial)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -215,21 +224,12 @@ def _random_of_turn(state: SearchState, seed: int) -> random.Random:
     return random.Random(f"{seed}/{state.turn}")
 
 
-def choose_by_model(
-    state: SearchState, study: optuna.Study, trial: FrozenTrial, *, settings: ModelSettings
-) -> TrialParams:
-    """The point with the largest expected gain, see `tuner.search.expected_gain`."""
-    return Outlook(state, settings).choose()
-
-
 def make_sampler(
     name: str,
     candidates: Sequence[TrialParams],
     seed: int,
     precisions: Sequence[str] = PRECISIONS,
     knobs: Mapping[str, Sequence[Knob]] | None = None,
-    settings: ModelSettings | None = None,
-    skip_proven: bool = True,
 ) -> CandidateSampler:
     """The sampler that `search.sampler` names, for a study that began with these `precisions` and `knobs`.
 
@@ -239,16 +239,14 @@ def make_sampler(
         seed: Of its random choices.
         precisions: See `distributions`.
         knobs: The same; None: those of the candidates.
-        settings: Of `model`.
-        skip_proven: Leave out points that a smaller one's out-of-memory proves infeasible.
     """
     knobs = knobs_of(candidates) if knobs is None else knobs
-    strategies: dict[str, Strategy] = {
-        "model": partial(choose_by_model, settings=settings or ModelSettings(seed=seed)),
+    strategies: dict[str, Strategy | None] = {
+        "model": None,
         "tpe": partial(choose_by_tpe, seed=seed, precisions=precisions, knobs=knobs),
         "random": partial(choose_at_random, seed=seed),
         "grid": choose_by_grid,
     }
     if name not in strategies:
         raise ValueError(f"no sampler {name!r}; there are {', '.join(strategies)}")
-    return CandidateSampler(candidates, strategies[name], precisions, knobs, skip_proven)
+    return CandidateSampler(candidates, strategies[name], precisions, knobs)

@@ -38,16 +38,13 @@ class Step:
     stopped: str | None = None
 
 
-def next_step(
-    state: SearchState, max_trials: int, settings: ModelSettings, outlook: Outlook | None = None
-) -> Step:
+def next_step(state: SearchState, max_trials: int, settings: ModelSettings) -> Step:
     """Measure the best open point; then those to repeat; at the end, the recommended one in full.
 
-    The last trial that the study may have is kept for that. Repetitions come on top. `outlook` is that of the
-    state, if it is there.
+    The last trial that the study may have is kept for that. Repetitions come on top.
     """
     left = max_trials - state.turn
-    outlook, stopped = (outlook or Outlook(state, settings)) if left > 0 else None, None
+    outlook, stopped = Outlook(state, settings) if left > 0 else None, None
     if outlook is not None:
         if state.running and not outlook.can_predict:
             return Step()  # the first trial says more about all points than another one blind would

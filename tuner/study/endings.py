@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from train_fn.contract.trials import Reason, Status, TrialResult
 from tuner.study.compatibility import DIRECTIONS
-from tuner.study.optuna_view import in_words, listed_constraints
+from tuner.study.optuna_view import in_words, writable
 
 STATES = {
     Status.COMPLETE: TrialState.COMPLETE,
@@ -20,18 +22,39 @@ STATES = {
     Status.FAILED: TrialState.FAIL,
 }
 
+_VERY_MUCH = 1e9
+"""In the place of an infinite violation, which JavaScript can't read."""
 
-def ended_trial(result: TrialResult) -> FrozenTrial:
+
+@dataclass(frozen=True)
+class Ending:
+    """What a trial's record is given.
+
+    Attributes:
+        state: How it ended.
+        values: Its objectives, where it is complete.
+        attributes: All else, in the order in which it is to be written: `status` comes last and says that
+            nothing is missing.
+        constraints: Violated above 0.
+    """
+
+    state: TrialState
+    values: list[float] | None
+    attributes: Mapping[str, Any]
+    constraints: Mapping[str, float]
+
+
+def ending_of(result: TrialResult) -> Ending:
     """What came of a trial, as Optuna has it."""
     complete = result.status == Status.COMPLETE
-    attributes = {**dataclasses.asdict(result), **in_words(result), "status": str(result.status)}
-    constraints = _constraints_of(result)
-    return optuna.trial.create_trial(
+    attributes = {**dataclasses.asdict(result), **in_words(result)}
+    del attributes["status"]
+    told = {key: writable(value) for key, value in attributes.items() if value not in (None, [], {})}
+    return Ending(
         state=STATES[result.status],
         values=[getattr(result, objective) for objective in DIRECTIONS] if complete else None,
-        user_attrs={key: value for key, value in attributes.items() if value not in (None, [], {})},
-        system_attrs=listed_constraints(constraints),
-        constraints=constraints,
+        attributes={**told, "status": str(result.status)},
+        constraints=_constraints_of(result),
     )
 
 
@@ -50,7 +73,7 @@ def _is_finite(value: float | None) -> bool:
 
 def _constraints_of(result: TrialResult) -> dict[str, float]:
     """What Optuna's samplers are told to be violated; an infeasible trial always violates something."""
-    constraints = {k: v for k, v in result.constraints.items() if not math.isnan(v)}
+    constraints = {k: min(v, _VERY_MUCH) for k, v in result.constraints.items() if not math.isnan(v)}
     if result.status == Status.INFEASIBLE and not any(v > 0 for v in constraints.values()):
         constraints["memory" if result.reason == Reason.OOM else "finite"] = 1.0
     return constraints

@@ -21,7 +21,7 @@ from optuna.storages import BaseStorage
 from train_fn.contract.faults import Fault, InputError
 from train_fn.contract.trials import TrialParams
 from tuner.recommendation.recommend import Judged
-from tuner.search.sampler import search_state
+from tuner.search.sampler import finished, samples_per_worker
 from tuner.study.identity import Identity, completed, differences, in_words
 
 _IDENTITY = "identity"
@@ -136,7 +136,7 @@ def _comparison(
 
 def _summary(study: optuna.Study, candidates: Sequence[TrialParams], loss_tolerance: float) -> dict[str, Any]:
     trials = study.get_trials(deepcopy=False)
-    measured = search_state(candidates, trials).measured
+    measured = list(finished(trials, samples_per_worker(candidates)))
     number = Judged(measured, loss_tolerance).number
     best = next((m for m in measured if m.number == number), None)
     result = best.result if best else None

@@ -1,10 +1,8 @@
-"""What a study shows in other Optuna tools beside the record itself: words for people, constraints for all.
-
-Nothing of it is read back here.
-"""
+"""What a study shows in other Optuna tools beside the record itself, in a form that they can read."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,11 +12,10 @@ from train_fn.contract.trials import TrialResult
 from tuner.config.values import human_bytes
 from tuner.space.in_words import outcome
 
-_LISTED_CONSTRAINTS = "constraints"
+LISTED_CONSTRAINTS = "constraints"
 """Where tools older than Optuna 5 (its dashboard 0.21 among them) look for constraints, in a list without
-names. Optuna reads both, so to its samplers each violation counts twice, in all trials alike."""
-
-_VERY_MUCH = 1e9
+names: a system attribute. Optuna reads both, so to its samplers each violation counts twice, in all trials
+alike."""
 
 
 def describe_study(study: optuna.Study, fingerprint: Mapping[str, Any]) -> None:
@@ -28,11 +25,16 @@ def describe_study(study: optuna.Study, fingerprint: Mapping[str, Any]) -> None:
             study.set_user_attr(key, value)
 
 
-def listed_constraints(values: Mapping[str, float]) -> dict[str, list[float]]:
-    """A trial's constraints once more, as a system attribute for tools that know no names of them."""
-    # JavaScript knows no infinity.
-    listed = [min(value, _VERY_MUCH) for _, value in sorted(values.items())]
-    return {_LISTED_CONSTRAINTS: listed} if listed else {}
+def writable(value: Any) -> Any:
+    """A value as every tool can read it: numbers that JSON has no word for become those of Python.
+
+    `tuner.search.sampler.result_of` reads them again.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: writable(v) for key, v in value.items()}
+    return [writable(v) for v in value] if isinstance(value, list) else value
 
 
 def in_words(result: TrialResult) -> dict[str, str]:

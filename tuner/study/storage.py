@@ -7,7 +7,6 @@ storage does not take even so is kept in a file of the output folder, and told w
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import random
 import re
@@ -15,22 +14,19 @@ import sqlite3
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy
-from optuna.distributions import distribution_to_json
-from optuna.storages._cached_storage import _CachedStorage
-from optuna.storages._rdb import models
-from optuna.storages._rdb.storage import _create_scoped_session
-from optuna.trial import FrozenTrial
 from sqlalchemy import URL, make_url
-from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 
 from train_fn.contract.faults import Fault, InputError
 from train_fn.contract.trials import TrialResult, TrialSpec
 from tuner.config.values import exact_duration
 from tuner.study import interrupts
+
+T = TypeVar("T")
 
 RESCUE_FILE = "unstored.jsonl"
 
@@ -82,12 +78,12 @@ def engine_options(url: URL) -> dict[str, Any]:
     return {}
 
 
-def open_storage(url: URL) -> StudyStorage:
+def open_storage(url: URL) -> PatientStorage:
     """Connect, and make the tables where there are none; another run may be just making them."""
     address, options = url.render_as_string(hide_password=False), engine_options(url)
     for left in reversed(range(_TRIES_TO_MAKE_TABLES)):
         try:
-            return StudyStorage(PatientStorage(address, engine_kwargs=options))
+            return PatientStorage(address, engine_kwargs=options)
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             if not left or not _MADE_TWICE.search(f"{error} {error.__cause__}"):
                 raise
@@ -107,34 +103,11 @@ class _WriteAheadConnection(sqlite3.Connection):
         self.execute("PRAGMA synchronous = NORMAL")
 
 
-class StudyStorage(_CachedStorage):
-    """Optuna's storage for one driver: a trial begins in one transaction, and ends in one.
-
-    Optuna commits each parameter and attribute by itself and reads the trial in between, a hundred statements
-    for a trial.
-    """
-
-    _backend: PatientStorage
-
-    def be_patient(self, seconds: float, say: Callable[[str], None]) -> None:
-        """See `PatientStorage.be_patient`."""
-        self._backend.be_patient(seconds, say)
-
-    def begin_trial(self, study_id: int, trial: FrozenTrial) -> tuple[int, int]:
-        """Write a running trial down; its id and its number."""
-        return self._backend.begin_trial(study_id, trial)
-
-    def end_trial(self, trial_id: int, ended: FrozenTrial) -> None:
-        """Give a running trial all that came of it, or nothing; a finished one stays as it is."""
-        self._backend.end_trial(trial_id, ended)
-
-
 class PatientStorage(optuna.storages.RDBStorage):
-    """Tries again while the database is locked, full, read-only, restarting or cut off.
+    """Optuna's storage, and how long callers wait while it is locked, full, read-only, restarting or away.
 
     Patience begins with `be_patient`: while a study is being opened, what is wrong is the user's to know at
-    once. What a try repeats is harmless where the one before got through unnoticed: attributes are set to the
-    same values, a trial that nobody knows of is ignored and settled by the next driver.
+    once. What `insist` repeats must be harmless where the try before got through unnoticed.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -148,42 +121,7 @@ class PatientStorage(optuna.storages.RDBStorage):
         if self.engine.name == "sqlite":
             sqlalchemy.event.listen(self.engine, "checkout", _answer_soon)
 
-    def begin_trial(self, study_id: int, trial: FrozenTrial) -> tuple[int, int]:
-        """See `StudyStorage.begin_trial`."""
-
-        def write() -> tuple[int, int]:
-            with _create_scoped_session(self.scoped_session) as session:
-                # Locked: the number is the count of the trials before.
-                models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
-                started = trial.datetime_start
-                row = models.TrialModel(study_id=study_id, state=trial.state, datetime_start=started)
-                session.add(row)
-                session.flush()
-                row.number = row.count_past_trials(session)
-                _set_parameters(session, row.trial_id, trial)
-                _add_attributes(session, models.TrialUserAttributeModel, row.trial_id, trial.user_attrs)
-                return row.trial_id, row.number
-
-        begun: tuple[int, int] = self._insist(write)
-        return begun
-
-    def end_trial(self, trial_id: int, ended: FrozenTrial) -> None:
-        """See `StudyStorage.end_trial`."""
-
-        def write() -> None:
-            with _create_scoped_session(self.scoped_session) as session:
-                trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
-                if trial.state.is_finished():
-                    return
-                _set_attributes(session, models.TrialUserAttributeModel, trial_id, ended.user_attrs)
-                _set_attributes(session, models.TrialSystemAttributeModel, trial_id, ended.system_attrs)
-                for objective, value in enumerate(ended.values or ()):
-                    self._set_trial_value_without_commit(session, trial, objective, value)
-                trial.state, trial.datetime_complete = ended.state, ended.datetime_complete
-
-        self._insist(write)
-
-    def _insist(self, call: Callable[[], Any]) -> Any:
+    def insist(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call until it works, or patience is spent, or the person interrupts.
 
         Raises:
@@ -192,7 +130,7 @@ class PatientStorage(optuna.storages.RDBStorage):
         started, tries = time.monotonic(), 0
         while True:
             try:
-                value = call()
+                value = call(*args, **kwargs)
             except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
                 waited = time.monotonic() - started
                 if not self._patience_seconds or not _may_pass(error):
@@ -211,31 +149,6 @@ class PatientStorage(optuna.storages.RDBStorage):
             return value
 
 
-def _set_parameters(session: Any, trial_id: int, trial: FrozenTrial) -> None:
-    rows = [
-        {
-            "trial_id": trial_id,
-            "param_name": name,
-            "param_value": trial.distributions[name].to_internal_repr(value),
-            "distribution_json": distribution_to_json(trial.distributions[name]),
-        }
-        for name, value in trial.params.items()
-    ]
-    session.execute(sqlalchemy.insert(models.TrialParamModel), rows)
-
-
-def _set_attributes(session: Any, table: Any, trial_id: int, values: Mapping[str, Any]) -> None:
-    """In two statements, however many there are."""
-    session.execute(sqlalchemy.delete(table).where(table.trial_id == trial_id, table.key.in_(list(values))))
-    _add_attributes(session, table, trial_id, values)
-
-
-def _add_attributes(session: Any, table: Any, trial_id: int, values: Mapping[str, Any]) -> None:
-    rows = [{"trial_id": trial_id, "key": k, "value_json": json.dumps(v)} for k, v in values.items()]
-    if rows:
-        session.execute(sqlalchemy.insert(table), rows)
-
-
 def _to_nobody(_: str) -> None:
     pass
 
@@ -245,34 +158,11 @@ def _answer_soon(connection: sqlite3.Connection, *_: object) -> None:
     connection.execute(f"PRAGMA busy_timeout = {_PATIENT_BUSY_TIMEOUT_MS}")
 
 
-def _patiently(name: str) -> Callable[..., Any]:
-    method = getattr(optuna.storages.RDBStorage, name)
-
-    @functools.wraps(method)
-    def insisting(self: PatientStorage, *args: Any, **kwargs: Any) -> Any:
-        return self._insist(lambda: method(self, *args, **kwargs))
-
-    return insisting
-
-
-# What Optuna's cache in front of this storage calls while a study is searched, one transaction each.
-for _name in (
-    "_get_trials",
-    "get_study_directions",
-    "get_study_id_from_name",
-    "get_study_name_from_id",
-    "get_study_system_attrs",
-    "get_study_user_attrs",
-    "set_study_system_attr",
-    "set_study_user_attr",
-):
-    setattr(PatientStorage, _name, _patiently(_name))
-
-
 def _may_pass(error: BaseException) -> bool:
     """Whether the database, not the statement, is at fault."""
     cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
-    return isinstance(cause, OperationalError | InterfaceError)
+    # The last of them: after an error of the first kind Optuna tries to read in another way.
+    return isinstance(cause, OperationalError | InterfaceError | PendingRollbackError)
 
 
 def _reason(error: BaseException) -> str:

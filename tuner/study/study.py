@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from train_fn.contract.faults import Fault, InputError
@@ -26,27 +26,21 @@ from tuner.search.ledger import Ledger
 from tuner.search.predictions import Beliefs
 from tuner.search.sampler import (
     CandidateSampler,
+    finished,
     make_sampler,
     params_of,
     result_of,
     samples_per_worker,
-    values_of,
 )
 from tuner.search.strategy import Step, next_step, spec_of
-from tuner.search.wide import WIDE, WideSearch
 from tuner.space.points import Measured
 from tuner.space.state import SearchState
 from tuner.study.compatibility import DIRECTIONS, check_fingerprint, stored_knobs, stored_precisions
-from tuner.study.endings import ended_trial, with_finite_objectives
+from tuner.study.endings import ending_of, with_finite_objectives
 from tuner.study.generations import Generation, generation_for
+from tuner.study.optuna_view import LISTED_CONSTRAINTS
 from tuner.study.plan import Plan
-from tuner.study.storage import (
-    Rescued,
-    StudyStorage,
-    open_storage,
-    parse_storage,
-    why_not_opened,
-)
+from tuner.study.storage import PatientStorage, Rescued, open_storage, parse_storage, why_not_opened
 
 INTERRUPTED = TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED)
 
@@ -65,7 +59,7 @@ class TuningStudy:
     def __init__(
         self,
         study: optuna.Study,
-        storage: StudyStorage,
+        storage: PatientStorage,
         sampler: CandidateSampler,
         plan: Plan,
         rescued: Rescued | None = None,
@@ -75,16 +69,15 @@ class TuningStudy:
         self.plan = plan
         self.news = generation.news if generation else None
         self.compared_with = generation.compared_with if generation else None
-        self._study = study
+        self._study, self._name = study, str(study.study_name)
         self._storage = storage
-        self._sampler = sampler
+        self._sampler = study.sampler = sampler
         self._study_id = storage.get_study_id_from_name(study.study_name)
         self._samples_per_worker = samples_per_worker(plan.points)
         self._max_trials = plan.config.search.max_trials
         self._settings = plan.settings if plan.config.search.sampler == "model" else None
-        self._wide = WideSearch(self._settings) if self._settings and len(plan.points) > WIDE else None
         self._step: tuple[SearchState, Step] | None = None
-        self._asked: dict[int, int] = {}  # the trials' ids in the storage, by number
+        self._asked: dict[int, optuna.Trial] = {}  # those in flight, by number
         self._times: dict[int, tuple[datetime | None, datetime | None]] = {}
         self._settle_orphans(rescued or {})
         skip_proven, again = plan.config.search.skip_proven, plan.config.cluster.disturbance_check
@@ -93,7 +86,7 @@ class TuningStudy:
     @property
     def name(self) -> str:
         """The study's name."""
-        return str(self._study.study_name)
+        return self._name
 
     def ask(self) -> TrialSpec | None:
         """The next trial; None while there is none, see `has_work`."""
@@ -138,40 +131,31 @@ class TuningStudy:
 
     def beliefs(self) -> Beliefs:
         """What the measurements say about the points that are not measured."""
-        if self._wide is not None:
-            return self._wide.beliefs(self._state())
         return beliefs_of(self._state(), self.plan.settings)
 
     def _next_step(self, state: SearchState) -> Step:
         """What to do next, decided once for each state of the record: lanes that wait ask often."""
         assert self._settings is not None
         if self._step is None or self._step[0] is not state:
-            outlook = self._wide.outlook(state) if self._wide is not None else None
-            self._step = state, next_step(state, self._max_trials, self._settings, outlook)
+            self._step = state, next_step(state, self._max_trials, self._settings)
         return self._step[1]
 
     def _new_trial(self, point: TrialParams | None, state: SearchState) -> tuple[int, TrialParams]:
         """A running trial in the record, of this point or of the one that the sampler chooses."""
-        if point is None:
-            # A study of its own: Optuna goes on with the trials that it has read until *it* is asked for one.
-            fresh = optuna.load_study(study_name=self.name, storage=self._storage)
-            point = self._sampler.propose(fresh, state)
-        attributes = {
-            "gradient_accumulation_steps": point.gradient_accumulation_steps,
-            "global_batch_size": self.plan.config.global_batch_size,
-            "setting": str(point),
-        }
-        trial = optuna.trial.create_trial(
-            state=TrialState.RUNNING,
-            params=values_of(point),
-            distributions=self._sampler.distributions,
-            user_attrs=attributes,
-        )
-        trial_id, number = self._storage.begin_trial(self._study_id, trial)
-        self._asked[number] = trial_id
-        self._times[number] = trial.datetime_start, None
-        self._ledger.start(number, point)
-        return number, point
+        self._sampler.plan(state, point)
+        insist = self._storage.insist
+        trial = insist(self._study.ask)
+        for name, dimension in self._sampler.distributions.items():
+            insist(trial.suggest_categorical, name, dimension.choices)
+        point = params_of(trial.params, self._samples_per_worker)
+        assert point is not None
+        insist(trial.set_user_attr, "gradient_accumulation_steps", point.gradient_accumulation_steps)
+        insist(trial.set_user_attr, "global_batch_size", self.plan.config.global_batch_size)
+        insist(trial.set_user_attr, "setting", str(point))
+        self._asked[trial.number] = trial
+        self._times[trial.number] = trial.datetime_start, None
+        self._ledger.start(trial.number, point)
+        return trial.number, point
 
     def tell(self, spec: TrialSpec, result: TrialResult) -> None:
         """Record what came of a trial; telling a finished one again changes nothing.
@@ -179,17 +163,16 @@ class TuningStudy:
         Raises:
             StorageLostError: The storage did not take it; it may be told again.
         """
-        trial_id = self._asked.get(spec.number)
-        if trial_id is None:
+        trial = self._asked.get(spec.number)
+        if trial is None:
             if spec.number in self._times:
                 return
             raise ValueError(f"trial {spec.number} was not asked for in this run")
         # As the storage gives it back, so that a resumed study is the same to the last type.
         result = TrialResult.from_dict(dataclasses.asdict(with_finite_objectives(result)))
-        ended = ended_trial(result)
-        self._storage.end_trial(trial_id, ended)
+        ended = self._end(trial, result)
         del self._asked[spec.number]
-        self._times[spec.number] = self._times[spec.number][0], ended.datetime_complete
+        self._times[spec.number] = ended.datetime_start, ended.datetime_complete
         self._ledger.finish(spec.number, spec.params, result)
 
     def measured(self) -> list[Measured]:
@@ -229,11 +212,10 @@ class TuningStudy:
 
     def _read(self, ledger: Ledger) -> Ledger:
         """What the storage holds; every later change is this driver's own."""
-        for trial in self._study.get_trials(deepcopy=False):
-            self._times[trial.number] = trial.datetime_start, trial.datetime_complete
-            params, result = params_of(trial.params, self._samples_per_worker), result_of(trial)
-            if params is not None and result is not None and trial.state.is_finished():
-                ledger.finish(trial.number, params, result)
+        trials = self._study.get_trials(deepcopy=False)
+        self._times = {trial.number: (trial.datetime_start, trial.datetime_complete) for trial in trials}
+        for number, params, result in finished(trials, self._samples_per_worker):
+            ledger.finish(number, params, result)
         return ledger
 
     def _settle_orphans(self, rescued: Rescued) -> None:
@@ -243,7 +225,25 @@ class TuningStudy:
             if result is None:
                 params = params_of(trial.params, self._samples_per_worker)
                 result = rescued.get((trial.number, str(params)), INTERRUPTED)
-            self._storage.end_trial(trial._trial_id, ended_trial(result))
+            self._end(optuna.Trial(self._study, self._id_of(trial.number)), result)
+
+    def _id_of(self, number: int) -> int:
+        return int(self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number))
+
+    def _end(self, trial: optuna.Trial, result: TrialResult) -> FrozenTrial:
+        """Give a running trial all that came of it; as often as need be, a finished one stays as it is."""
+        insist, ending = self._storage.insist, ending_of(result)
+        insist(self._constrain, trial, ending.constraints)
+        for key, value in ending.attributes.items():
+            insist(trial.set_user_attr, key, value)
+        return insist(self._study.tell, trial, ending.values, ending.state, skip_if_finished=True)
+
+    def _constrain(self, trial: optuna.Trial, constraints: Mapping[str, float]) -> None:
+        if constraints:
+            listed = [value for _, value in sorted(constraints.items())]
+            self._storage.set_trial_system_attr(self._id_of(trial.number), LISTED_CONSTRAINTS, listed)
+        for name in constraints.keys() - trial.constraints.keys():
+            trial.set_constraint(name, constraints[name])
 
 
 def open_study(plan: Plan, rescued: Rescued | None = None) -> TuningStudy:
@@ -257,7 +257,7 @@ def open_study(plan: Plan, rescued: Rescued | None = None) -> TuningStudy:
         InputError: The storage can't be opened, the study was measured under another fingerprint, or it is
             older than a precision or a knob that is searched.
     """
-    search, settings = plan.config.search, plan.settings
+    search = plan.config.search
     url = parse_storage(plan.storage)
     try:
         storage = open_storage(url)
@@ -269,13 +269,11 @@ def open_study(plan: Plan, rescued: Rescued | None = None) -> TuningStudy:
             pruner=optuna.pruners.NopPruner(),
         )
         check_fingerprint(study, plan.fingerprint)
-        generation = generation_for(study, storage, plan.identity, plan.points, settings.loss_tolerance)
+        generation = generation_for(study, storage, plan.identity, plan.points, search.loss_tolerance)
         study = generation.study
         check_fingerprint(study, plan.fingerprint)
         precisions, knobs = stored_precisions(study, plan.points), stored_knobs(study, plan.points)
-        sampler = make_sampler(
-            search.sampler, plan.points, search.seed, precisions, knobs, settings, search.skip_proven
-        )
+        sampler = make_sampler(search.sampler, plan.points, search.seed, precisions, knobs)
         if study.metric_names is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
