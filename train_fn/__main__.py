@@ -17,7 +17,7 @@ from pathlib import Path
 
 from train_fn.contract.faults import InputError
 from train_fn.contract.job import JobSpec
-from train_fn.contract.precisions import PRECISIONS
+from train_fn.contract.precisions import PLAIN, PRECISIONS
 from train_fn.contract.trials import TrialParams, TrialResult, TrialSpec
 
 
@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument("--job", type=Path, help="JSON file with a JobSpec; default: the built-in demo")
     parser.add_argument("--per-device", type=int, required=True, help="per_device_train_batch_size")
     parser.add_argument("--accumulation", type=int, required=True, help="gradient_accumulation_steps")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    parser.add_argument("--precision", choices=PRECISIONS, default=PLAIN)
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--backend", choices=("gloo", "nccl"), help="default: nccl on CUDA, else gloo")
     args = parser.parse_args()

@@ -12,11 +12,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from train_fn.contract.faults import Fault, InputError
+from train_fn.contract.faults import Fault, InputError, first_line
 from train_fn.contract.job import DataSpec, JobSpec, LoraSpec
 from train_fn.custom import check_function
 from train_fn.data import rows, samples, sources
 from train_fn.data.demo.demo import model_source
+from train_fn.data.image_text import image_paths
 from train_fn.data.images import UnreadableImageError, Vision, auto_class, open_vision, outside_language_model
 from train_fn.data.quiet_libraries import quiet_libraries
 from train_fn.model.weights import WEIGHT_PATTERNS
@@ -53,8 +54,6 @@ def an_image(spec: DataSpec) -> str | None:
 
     Data that can't be read is the check's affair.
     """
-    from train_fn.data.image_text import image_paths
-
     with contextlib.suppress(InputError):
         part = rows.read(spec)[0]
         for value, number in zip(part.dataset[spec.image], part.numbers + 1, strict=True):
@@ -73,9 +72,7 @@ def _load_config(source: str) -> Any:
     try:
         return AutoConfig.from_pretrained(source)
     except Exception as e:  # broken JSON, an unknown architecture, an unreachable hub, a gated model, ...
-        raise InputError(
-            Fault("model", f"{source}: config.json can't be loaded: {rows.first_line(e)}")
-        ) from e
+        raise InputError(Fault("model", f"{source}: config.json can't be loaded: {first_line(e)}")) from e
 
 
 def _load_tokenizer(source: str) -> Any:
@@ -84,7 +81,7 @@ def _load_tokenizer(source: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except Exception as e:
-        raise InputError(Fault("model", f"{source}: no tokenizer can be loaded: {rows.first_line(e)}")) from e
+        raise InputError(Fault("model", f"{source}: no tokenizer can be loaded: {first_line(e)}")) from e
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # what is made up where files are missing
         raise InputError(Fault("model", f"{source} has no tokenizer files, such as tokenizer.json"))
     return tokenizer
@@ -104,7 +101,7 @@ def _check_weights(source: str) -> None:
             with safe_open(path, framework="pt"):
                 pass
         except Exception as e:  # cut off, or a Git LFS pointer
-            raise InputError(Fault("model", f"{path} is no safetensors file: {rows.first_line(e)}")) from e
+            raise InputError(Fault("model", f"{path} is no safetensors file: {first_line(e)}")) from e
 
 
 def _check_targets(config: Any, lora: LoraSpec, with_images: bool) -> None:
@@ -117,14 +114,14 @@ def _check_targets(config: Any, lora: LoraSpec, with_images: bool) -> None:
         with torch.device("meta"):
             model = auto_class(config, with_images).from_config(config)
     except Exception as e:
-        problem = f"{config.model_type} is no causal language model that can be built: {rows.first_line(e)}"
+        problem = f"{config.model_type} is no causal language model that can be built: {first_line(e)}"
         raise InputError(Fault("model", problem)) from e
     try:
         with attached(model, lora, seed=0, gradient_checkpointing=False):
             pass
     except (ValueError, TypeError, re.error) as e:
         linear = ", ".join(_linear_names(model))
-        problem = f"{rows.first_line(e).rstrip('.')}; use all-linear or some of: {linear}"
+        problem = f"{first_line(e).rstrip('.')}; use all-linear or some of: {linear}"
         raise InputError(Fault("lora.target_modules", problem)) from e
 
 
@@ -156,8 +153,8 @@ def _check_data(job: JobSpec, config: Any, tokenizer: Any, vision: Vision | None
 
 def _check_images(job: JobSpec, sets: samples.SampleSets) -> None:
     """Decode the images that trials will: tokenising has read no more than their headers."""
+    from train_fn.data.batching import global_batches
     from train_fn.data.collate import demanding, load_images
-    from train_fn.trial.batching import global_batches
 
     batches = global_batches(sets.train.lengths, job)
     most = job.global_batch_size // job.num_workers

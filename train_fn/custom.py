@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from train_fn.contract.faults import Fault, InputError
+from train_fn.contract.faults import Fault, InputError, first_line
 from train_fn.contract.job import DataSpec, LoraSpec, OptimizerSpec
 from train_fn.contract.trials import TrialParams
 
@@ -194,8 +194,6 @@ def _import(module_name: str) -> Any:
 
 
 def _described(error: BaseException) -> str:
-    from train_fn.data.rows import first_line
-
     frame = traceback.extract_tb(error.__traceback__)[-1]
     where = "" if isinstance(error, SyntaxError) else f" ({Path(frame.filename).name}:{frame.lineno})"
     return f"{type(error).__name__}: {first_line(error)}{where}"

@@ -11,21 +11,18 @@ import torch.distributed as dist
 
 from train_fn.contract import phases
 from train_fn.contract.job import JobSpec
-from train_fn.contract.trials import TrialResult, TrialSpec
 from train_fn.data.demo.demo import model_source
 from train_fn.data.quiet_libraries import quiet_libraries
 from train_fn.data.samples import load
 from train_fn.data.sources import loadable
 from train_fn.memory.base import Memory
-from train_fn.model.base import NUMERICS, BaseModel
+from train_fn.model.base import BaseModel
 from train_fn.parallel import ranks as collectives
 from train_fn.parallel.budget import agreed_memory
 from train_fn.parallel.ranks import COLLECTIVE_GRACE_SECONDS, Ranks, meeting_point
-from train_fn.trainers.custom_trial import run_custom_trial
 from train_fn.trainers.custom_worker import CustomWorker, PostLast, open_custom_worker
-from train_fn.trial import trial
 from train_fn.trial.machine_speed import Drift
-from train_fn.trial.trial import Worker
+from train_fn.trial.trial import Worker, run_trial
 
 __all__ = ["join", "meeting_point", "open_worker", "run_trial"]
 
@@ -67,13 +64,6 @@ def open_worker(
     return _open_own(job, device, say)
 
 
-def run_trial(worker: Worker | CustomWorker, spec: TrialSpec) -> TrialResult:
-    """Measure one point with the training function that the worker was opened for. Collective."""
-    if isinstance(worker, CustomWorker):
-        return run_custom_trial(worker, spec)
-    return trial.run_trial(worker, spec)
-
-
 def _open_own(job: JobSpec, device: torch.device, say: Callable[[str], None]) -> Worker:
     quiet_libraries()
     ranks = Ranks(device)
@@ -113,7 +103,6 @@ def _warm_up(device: torch.device, ranks: Ranks, gradients: int) -> None:
 def _load_first(base: BaseModel, job: JobSpec, memory: Memory) -> None:
     """Load a precision that will be searched and whose weights fit, while nothing waits for it yet."""
     for precision in job.precisions:
-        numerics = NUMERICS[precision]
-        if base.weight_bytes(numerics.base_dtype, numerics.quantized) <= memory.budget_bytes:
-            base.load(numerics.base_dtype, numerics.quantized)
+        if base.weight_bytes(precision) <= memory.budget_bytes:
+            base.load(precision)
             return

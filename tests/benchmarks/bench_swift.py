@@ -40,8 +40,8 @@ import numpy as np
 from train_fn.contract.environment import worker_environment
 from train_fn.contract.job import DataSpec, JobSpec
 from train_fn.contract.trials import TrialResult
+from train_fn.data.batching import global_batches
 from train_fn.data.demo.demo import demo
-from train_fn.trial.batching import global_batches
 
 WORLD_SIZE = 2
 PACKAGES = ["ms-swift==4.6.*", "torch==2.13.0", "numpy>=2"]

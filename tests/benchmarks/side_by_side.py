@@ -29,12 +29,11 @@ from peft.tuners.lora import LoraLayer
 
 from train_fn.contract.job import LoraSpec
 from train_fn.contract.trials import Knobs, Reason, Status, TrialParams, TrialResult, TrialSpec
+from train_fn.data import batching
 from train_fn.data.demo.demo import demo
 from train_fn.data.samples import Samples
 from train_fn.memory.out_of_memory import is_out_of_memory
-from train_fn.model.base import NUMERICS
 from train_fn.session import run_trial
-from train_fn.trial import batching
 from train_fn.trial.trial import Worker
 
 MIB = 1 << 20
@@ -129,7 +128,7 @@ def trainer(
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    base = worker.base.load(NUMERICS[params.precision].base_dtype)
+    base = worker.base.load(params.precision)
     with tempfile.TemporaryDirectory() as folder, adapted(base, job.lora, job.seed) as model:
         yield TimedTrainer(
             model=model,

@@ -5,12 +5,15 @@ Processes that are to see it are started with `FakeDriver.environment`; they loa
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 H100, RTX4090, T4, SECOND_RTX4090 = (
@@ -54,6 +57,10 @@ class FakeDriver:
         new.write_text("".join(f"{line}\n" for line in lines))
         new.replace(self.state)
 
+    def ranks(self) -> list[dict[str, Any]]:
+        """What living ranks have noted of themselves, in rank order: `pid`, `rank`, `device`, `shown`."""
+        return noted(self.state)
+
     def python(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run Python with this driver."""
         return subprocess.run(
@@ -63,3 +70,16 @@ class FakeDriver:
             text=True,
             timeout=100,
         )
+
+
+def noted(state: Path) -> list[dict[str, Any]]:
+    """Of the ranks on a stand-in driver's GPUs, see integration/cuda_on_cpu; those that live."""
+    notes = [json.loads(file.read_text() or "{}") for file in state.parent.glob(f"{state.name}.rank-*")]
+    return sorted((n for n in notes if n and _lives(n["pid"])), key=lambda note: int(note["rank"]))
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

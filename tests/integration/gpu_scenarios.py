@@ -2,7 +2,7 @@
 
     python gpu_scenarios.py SCENARIO ADDRESS FOLDER
 
-There is no CUDA, so a rank's process ends as soon as it wants some: until then, its environment tells.
+There is no CUDA: ranks compute on the CPU, and note what they would have used.
 """
 
 from __future__ import annotations
@@ -17,18 +17,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 from ray import tune
 
 from cluster.connection.ray_session import connected
 from cluster.lanes.lane import Lane, LaneSpec, WorkerGroup
+from cluster.lanes.mailbox import Mailroom
 from cluster.lanes.sweep import run_sweep
 from cluster.lanes.workers import _device, _own_gpu
 from cluster.node.quiet_gpus import Sharing
 from train_fn.contract.environment import worker_environment
 from train_fn.contract.job import JobSpec
 from train_fn.contract.trials import TrialParams, TrialResult, TrialSpec
+
+sys.path.append(str(Path(__file__).parents[1] / "cluster"))
+from fake_driver import noted
 
 BUSY = "process {} 1 3221225472 80"
 TRIAL = TrialSpec(
@@ -44,6 +47,7 @@ TRIAL = TrialSpec(
 
 def lane_spec(gpu_wait: float) -> LaneSpec:
     return LaneSpec(
+        mailroom=ray.remote(num_cpus=0)(Mailroom).remote(600.0),
         job=JobSpec(num_workers=1, device="cuda", memory_budget=1 << 30, global_batch_size=1),
         cpus_per_worker=1.0,
         worker_environment=worker_environment("cuda"),
@@ -68,24 +72,17 @@ def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
 
 
 def rank_processes() -> list[dict[str, Any]]:
-    """Device and GPUs of the processes that measure on this Ray's GPUs."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        try:
-            words = process.info["cmdline"] or []
-            environment = process.environ() if "train_fn.server" in words else {}
-        except psutil.Error:
-            continue
-        if environment.get("FAKE_NVML_STATE") == os.environ["FAKE_NVML_STATE"]:
-            shown = environment["CUDA_VISIBLE_DEVICES"].split(",")
-            found.append({"shown": shown, "device": words[words.index("--device") + 1]})
-    return found
+    """What measures on this Ray's GPUs: its device, and the GPUs that it is shown."""
+    return [
+        {"shown": rank["shown"].split(","), "device": rank["device"]}
+        for rank in noted(Path(os.environ["FAKE_NVML_STATE"]))
+    ]
 
 
 def waits(storage: str) -> dict[str, Any]:
     say(*(BUSY.format(n) for n in range(4)))
     group = WorkerGroup(lane_spec(100.0), storage)
-    text, elsewhere = until(lambda: (w := ray.get(group.mailbox.waiting.remote()))[0] and w)
+    text, elsewhere = until(lambda: (w := group.mailbox.waiting())[0] and w)
     before = rank_processes()
     say()
     process = until(rank_processes)[0]
@@ -97,7 +94,7 @@ def moves(storage: str) -> dict[str, Any]:
     say(BUSY.format(0))
     steps: list[dict[str, Any]] = []
     made = tune.with_parameters(Lane, lane=lane_spec(100.0), storage_path=storage)
-    lane = made({"trial": dataclasses.asdict(TRIAL), "lane": 0})
+    lane = made({"trial": dataclasses.asdict(TRIAL)})
 
     def run() -> None:
         while True:

@@ -147,6 +147,7 @@ def gpu_node(environment, tmp_path_factory) -> Iterator[tuple[Cluster, FakeDrive
     driver = FakeDriver(tmp_path_factory.mktemp("driver"))
     folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
     there = {name: driver.environment[name] for name in ("LD_LIBRARY_PATH", "FAKE_NVML_STATE", "PYTHONPATH")}
+    there["PYTHONPATH"] = f"{Path(__file__).with_name('cuda_on_cpu')}:{there['PYTHONPATH']}"
     running = Cluster(folder, {**environment, **there, "FAKE_NVML_COUNT": "4"})
     yield running, driver
     running.close()

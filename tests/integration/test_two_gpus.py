@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -79,14 +80,18 @@ class TwoGpus:
     def ours(self, run: Run) -> list[str]:
         """The run's ranks as the driver lists them, each on the GPU that it was given."""
         found = []
-        for process in run.ranks():
-            try:
-                uuid = shown(process)[int(device_of(process).removeprefix("cuda:"))]
-            except psutil.Error:  # it has ended
+        workers = {process.pid for process in run.ranks()}
+        for rank in self.driver.ranks():
+            if rank["pid"] not in workers:
                 continue
+            uuid = shown(rank)[int(rank["device"].removeprefix("cuda:"))]
             index = {RTX4090: 1, SECOND_RTX4090: 3}[uuid]
-            found += [f"gpu {index} used={9 * GIB} util=90", f"process {index} {process.pid} {9 * GIB} 90"]
+            found += [f"gpu {index} used={9 * GIB} util=90", f"process {index} {rank['pid']} {9 * GIB} 90"]
         return found
+
+    def both(self) -> list[dict[str, Any]] | None:
+        """Both ranks, once they have begun."""
+        return ranks if len(ranks := self.driver.ranks()) == 2 else None
 
     def measure(self, run: Run, size: int, *during: str, after: Sequence[str] = ()) -> None:
         """Let the first trial of a point run, and something happen while it is timed, or right after."""
@@ -112,15 +117,9 @@ class TwoGpus:
             run.end()
 
 
-def shown(process: psutil.Process) -> list[str]:
+def shown(rank: dict[str, Any]) -> list[str]:
     """The GPUs that a rank sees."""
-    return process.environ()["CUDA_VISIBLE_DEVICES"].split(",")
-
-
-def device_of(process: psutil.Process) -> str:
-    """The device that a rank was started for."""
-    words = process.cmdline()
-    return words[words.index("--device") + 1]
+    return str(rank["shown"]).split(",")
 
 
 @pytest.fixture
@@ -142,15 +141,15 @@ def test_the_second_gpu_is_waited_for_and_watched(two_gpus: TwoGpus) -> None:
     two_gpus.driver.say(OTHERS)
     run = two_gpus.start()
     run.wait_for(lambda: "waits for 2 quiet GPUs" in run.output, 60)
-    assert not run.ranks(), "nothing of ours is started before both are quiet"
+    assert not two_gpus.driver.ranks(), "nothing of ours is started before both are quiet"
     waits = " ".join(run.output.split())
     assert "GeForce RTX 4090 GPU-dddd4444: process 1 of root (3.0 GiB, 80% busy)" in waits
     assert "GPU-aabb2222" not in waits, "nobody is on the first"
 
     two_gpus.driver.say()
-    ranks = run.wait_for(lambda: ranks if len(ranks := run.ranks()) == 2 else None)
+    ranks = run.wait_for(two_gpus.both)
     assert [shown(rank) for rank in ranks] == [[RTX4090, SECOND_RTX4090]] * 2, "they can talk directly"
-    assert sorted(device_of(rank) for rank in ranks) == ["cuda:0", "cuda:1"]
+    assert [rank["device"] for rank in ranks] == ["cuda:0", "cuda:1"]
 
     two_gpus.measure(run, 1, f"process 3 1 {3 * GIB} 30")
     two_gpus.measure(run, 2, "gpu 3 throttle=0x20")
@@ -167,12 +166,12 @@ def test_the_second_gpu_is_waited_for_and_watched(two_gpus: TwoGpus) -> None:
 def test_our_own_memory_is_not_waited_for_where_the_driver_tells_little(two_gpus: TwoGpus) -> None:
     """The first GPU lists no processes, as under WSL2; the second lists them, but no sizes."""
     run = two_gpus.start("--search.per-device-train-batch-size=1,2", "--cluster.gpu-wait=10s")
-    first, second = run.wait_for(lambda: ranks if len(ranks := run.ranks()) == 2 else None)
+    first, second = run.wait_for(two_gpus.both)
     two_gpus.driver.say(
         f"gpu 1 used={20 * GIB} util=90 unlisted=3",
         f"gpu 3 used={20 * GIB} util=90",
-        f"process 3 {first.pid} -1 -1",
-        f"process 3 {second.pid} -1 -1",
+        f"process 3 {first['pid']} -1 -1",
+        f"process 3 {second['pid']} -1 -1",
     )
     two_gpus.let(1, 2)
     assert run.wait() == 0, run.output
@@ -185,14 +184,14 @@ def test_processes_that_wait_for_others_go_and_come_back(two_gpus: TwoGpus) -> N
     """Somebody comes between two trials, and leaves when nothing of ours is on the GPUs any more."""
     run = two_gpus.start("--search.per-device-train-batch-size=1,2", "--cluster.gpu-wait=60s")
     two_gpus.measure(run, 1, after=[OTHERS])
-    ranks = run.ranks()
+    ranks = {rank["pid"] for rank in two_gpus.driver.ranks()}
     run.wait_for(lambda: "waits for 2 quiet GPUs" in run.output, 60)
     two_gpus.let(2)
-    run.wait_for(lambda: not run.ranks(), 60)
+    run.wait_for(lambda: not two_gpus.driver.ranks(), 60)
     two_gpus.driver.say()
     assert run.wait() == 0, run.output
     assert [trial["status"] for trial in run.result()["trials"]] == ["complete"] * 2
-    assert all(not rank.is_running() for rank in ranks)
+    assert not any(psutil.pid_exists(pid) for pid in ranks)
     (waited,) = (t["seconds"]["wait"] for t in run.result()["trials"] if "wait" in t["seconds"])
     assert waited < 60
 
@@ -225,6 +224,6 @@ def test_the_gpus_of_one_kind_are_chosen_as_the_message_says(two_gpus: TwoGpus) 
     assert words[0] == "CUDA_VISIBLE_DEVICES:", mixed.output
     chosen = words[words.index("to") + 1]
     run = two_gpus.start(*flags, FAKE_NVML_GPUS="123", CUDA_VISIBLE_DEVICES=chosen)
-    first, _ = run.wait_for(lambda: ranks if len(ranks := run.ranks()) == 2 else None)
+    first, _ = run.wait_for(two_gpus.both)
     assert shown(first) == [RTX4090, SECOND_RTX4090]
     assert run.wait() == 0, run.output

@@ -7,7 +7,6 @@ By hand: compiling takes a C++ compiler, and a minute where nothing is cached ye
 
 from __future__ import annotations
 
-import torch
 from test_knobs import assert_same_steps, measured, usual, worker
 
 from train_fn.contract.trials import TrialResult
@@ -26,4 +25,4 @@ def test_a_compiled_trial_makes_the_same_steps(worker: Worker, usual: TrialResul
     assert counters["stats"]["unique_graphs"] > 0
     after = measured(worker)
     assert (after.train_loss, after.validation_loss) == (usual.train_loss, usual.validation_loss)
-    assert not any("forward" in vars(m) for m in worker.base.load(torch.float32).modules())
+    assert not any("forward" in vars(m) for m in worker.base.load("fp32").modules())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from train_fn.contract.job import JobSpec
 from train_fn.contract.trials import TrialParams, TrialResult, TrialSpec
+from train_fn.data import batching
 from train_fn.data.collate import IGNORE, collate
 from train_fn.data.demo.demo import demo
 from train_fn.data.samples import Samples, SampleSets, _features
@@ -21,9 +23,11 @@ from train_fn.memory.cpu import CpuMemory
 from train_fn.model.base import BaseModel, attached
 from train_fn.parallel.ranks import Ranks
 from train_fn.session import run_trial
-from train_fn.trial import batching
+from train_fn.trainers.base import StepDone, Trial
+from train_fn.trainers.lean import LeanSteps
+from train_fn.trainers.lean_model import LeanModel, lean_model
 from train_fn.trial.machine_speed import Drift
-from train_fn.trial.trial import Worker, _Trial
+from train_fn.trial.trial import Course, Worker
 
 CPU = torch.device("cpu")
 MIB = 1 << 20
@@ -108,34 +112,46 @@ def ran(worker: Worker, *point: Any, **spec: Any) -> TrialResult:
     return run_trial(worker, TrialSpec(number=0, params=params(*point), **spec))
 
 
-class Recorded(_Trial):
-    """A trial that keeps its gradients, step by step, and a copy of the adapter as it is after training.
+class Recorded(Course):
+    """A trial that keeps its gradients, step by step, and the adapter as it is before and after training.
 
     Args:
         shaken: Draw the adapter's second factors, too. They begin at zero, and then the first step's
             gradient is zero in every first factor, whatever it should be.
     """
 
+    initial: dict[str, torch.Tensor]
     adapter: dict[str, torch.Tensor]
 
     def __init__(self, worker: Worker, trial_params: TrialParams, shaken: bool = False) -> None:
-        super().__init__(worker, TrialSpec(number=0, params=trial_params))
+        spec = TrialSpec(number=0, params=trial_params)
+        trial = Trial(spec, worker.job, worker.ranks, worker.memory, worker.ranks.device)
+        super().__init__(trial, worker.drift)
         self.seen: list[torch.Tensor] = []
-        self._shaken = shaken
+        self._worker, self._shaken = worker, shaken
 
-    def _attach(self, *args: Any) -> Any:
-        attached_model = super()._attach(*args)
-        if self._shaken:
-            shake(self.model)
-        return attached_model
+    def measured(self) -> TrialResult:
+        return self.run(self._steps)
 
-    def _update(self) -> None:
-        self.seen.append(self.gradients.values.clone())
-        super()._update()
+    @contextlib.contextmanager
+    def _steps(self, trial: Trial) -> Iterator[LeanSteps]:
+        with lean_model(trial, self._worker.base) as model:
+            if self._shaken:
+                shake(model.adapted)
+            update = model.update
+            model.update = lambda: (self.seen.append(model.gradients.values.clone()), update())  # type: ignore
+            yield _Kept(self, trial, model, self._worker.samples)
 
-    def _validate(self) -> None:
-        super()._validate()
-        self.adapter = trainable(self.model)
+
+class _Kept(LeanSteps):
+    def __init__(self, record: Recorded, trial: Trial, model: LeanModel, samples: SampleSets) -> None:
+        super().__init__(trial, model, samples)
+        self._record = record
+
+    def train(self, step_done: StepDone) -> None:
+        self._record.initial = trainable(self.model.adapted)
+        super().train(step_done)
+        self._record.adapter = trainable(self.model.adapted)
 
 
 def trainable(model: Any) -> dict[str, torch.Tensor]:
@@ -171,7 +187,7 @@ class Unsplit:
 def plain_training(worker: Worker, shaken: bool = False) -> Unsplit:
     """Whole global batches, full logits, a mean over supervised tokens: what every split must come to."""
     job, train = worker.job, worker.samples.train
-    base = worker.base.load(torch.float32)
+    base = worker.base.load("fp32")
     gradients, losses = [], []
 
     def mean_loss(which: Samples, indices: list[int]) -> torch.Tensor:

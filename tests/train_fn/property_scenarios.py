@@ -105,7 +105,7 @@ def _errors(worker: Worker, case: Case) -> dict[str, float]:
     worker = _prepared(worker, case, steps=2)
     plain = plain_training(worker, shaken=True)
     trial = Recorded(worker, params(*case["split"], "fp32", case["checkpointing"]), shaken=True)
-    result = trial.run()
+    result = trial.measured()
     assert result.status == Status.COMPLETE, result.detail
     found = torch.tensor([*result.train_loss, result.validation_loss])
     errors = [relative_error(g, e) for g, e in zip(trial.seen, plain.gradients, strict=True)]
@@ -130,7 +130,7 @@ def _errors_of_emulated_ranks(worker: Worker, case: Case) -> dict[str, float]:
     for rank in range(case["world_size"]):
         one = dataclasses.replace(worker, ranks=_OneOf(rank, case["world_size"]))
         trial = Recorded(one, params(*case["split"], "fp32", case["checkpointing"]), shaken=True)
-        result = trial.run()
+        result = trial.measured()
         assert result.status == Status.COMPLETE, result.detail
         gradients += trial.seen[0]
         losses += torch.tensor([result.train_loss[0], result.validation_loss])

@@ -76,7 +76,7 @@ def invariance(job: JobSpec, lone: list[Any], paired: list[Any]) -> Any:
 
 def _compared(worker: Worker, plain: Unsplit, batching_name: str, *point: Any) -> dict[str, Any]:
     trial = Recorded(with_job(worker, batching=batching_name), params(*point))
-    result = trial.run()
+    result = trial.measured()
     trained, expected = (
         torch.cat([adapter[k].flatten().double() for k in plain.adapter])
         for adapter in (trial.adapter, plain.adapter)
@@ -100,7 +100,7 @@ def endings(job: JobSpec) -> Any:
     dist.init_process_group("gloo")
     worker = open_worker(job, CPU)
     wild = OptimizerSpec(learning_rate=1e8, max_grad_norm=0.0)
-    worker.base.load(torch.float32)
+    worker.base.load("fp32")
     others = {
         "base too large": with_budget(worker, worker.base.held_bytes // 2),
         "attach too large": with_budget(worker, worker.base.held_bytes + 200_000),
@@ -131,7 +131,7 @@ def images(_: JobSpec, jobs: list[Any]) -> Any:
 
 def _images(job: JobSpec) -> dict[str, Any]:
     worker = open_worker(job, CPU)
-    model = worker.base.load(torch.float32)
+    model = worker.base.load("fp32")
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     plain = plain_training(worker)
     splits: list[Any] = [("balanced", 1, 4), ("balanced", 4, 1), ("plain", 2, 2)]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, SequentialSampler
 
 from train_fn.contract.job import JobSpec
-from train_fn.trial import batching
+from train_fn.data import batching
 
 Case = tuple[np.ndarray, np.ndarray, int, int, int]
 

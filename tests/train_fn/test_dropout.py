@@ -47,7 +47,7 @@ def worker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def trained(worker: Worker, *point: Any, **job: Any) -> tuple[TrialResult, torch.Tensor]:
     """The result, and the gradients of every step, [steps, weights]."""
     trial = Recorded(with_job(worker, **job), params(*point), shaken=True)
-    result = trial.run()
+    result = trial.measured()
     assert result.status == Status.COMPLETE, result.detail
     return result, torch.stack(trial.seen)
 
@@ -84,7 +84,7 @@ def test_the_data_comes_in_the_same_order(worker: Worker) -> None:
 
 def _work(worker: Worker, *point: Any, **job: Any) -> list[float]:
     trial = Recorded(with_job(worker, **job), params(*point))
-    assert trial.run().status == Status.COMPLETE
+    assert trial.measured().status == Status.COMPLETE
     return trial.step_work
 
 

@@ -109,7 +109,7 @@ def test_every_split_makes_the_step_of_the_unsplit_batch(
     family: tuple[str, Worker], unsplit: Unsplit, how: str, point: tuple[Any, ...]
 ) -> None:
     trial = Recorded(with_job(family[1], batching=how), params(*point), shaken=True)
-    result = trial.run()
+    result = trial.measured()
     assert result.status == Status.COMPLETE, result.detail
     assert result.train_loss == pytest.approx(unsplit.train_loss, rel=1e-5)
     assert result.validation_loss == pytest.approx(unsplit.validation_loss, rel=1e-5)

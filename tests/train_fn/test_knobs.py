@@ -20,7 +20,7 @@ from train_fn.contract.job import OptimizerSpec
 from train_fn.contract.trials import Knobs, Reason, Status, TrialResult, TrialSpec
 from train_fn.model.optimizers import allocate_state, make_optimizer
 from train_fn.session import run_trial
-from train_fn.trial.prefetch import made_ahead
+from train_fn.trainers.prefetch import made_ahead
 from train_fn.trial.trial import Worker
 
 # What is allowed.
@@ -164,7 +164,7 @@ def test_knobs_that_change_no_step(worker: Worker, usual: TrialResult, name: str
 
 
 def test_attention_is_what_was_asked_for_and_is_put_back(worker: Worker) -> None:
-    base = worker.base.load(torch.float32)
+    base = worker.base.load("fp32")
     seen: list[str] = []
     hook = base.register_forward_pre_hook(lambda *_: seen.append(base.config._attn_implementation))
     measured(worker, attn_implementation="eager")

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from train_fn.contract.job import LoraSpec
-from train_fn.contract.precisions import PRECISIONS
+from train_fn.contract.precisions import PRECISIONS, RECORDS
 from train_fn.data.demo.demo import demo
 from train_fn.model.base import NUMERICS, BaseModel, attached
 
@@ -58,7 +58,7 @@ def quantized(base: BaseModel) -> Any:
     functional = pytest.importorskip("bitsandbytes.functional")
     if functional.has_avx512bf16():
         pytest.skip("a quantized model is not left as it is by its use on this CPU")
-    return base.load(torch.bfloat16, quantized=True)
+    return base.load("nf4")
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -69,7 +69,7 @@ def test_nothing_stays_behind(
     if precision == "nf4":
         request.getfixturevalue("quantized")
     numerics = NUMERICS[precision]
-    model = base.load(numerics.base_dtype, numerics.quantized)
+    model = base.load(precision)
     before, logits = portrait(model), model(input_ids=TOKENS).logits
     with attached(model, LoraSpec(), 0, checkpointing) as adapted, numerics.autocast(CPU):
         assert portrait(model) != before
@@ -79,7 +79,7 @@ def test_nothing_stays_behind(
 
 
 def test_nothing_stays_behind_after_an_error(base: BaseModel) -> None:
-    model = base.load(torch.float32)
+    model = base.load("fp32")
     before = portrait(model)
     with pytest.raises(ZeroDivisionError), attached(model, LoraSpec(), 0, True):
         raise ZeroDivisionError
@@ -87,7 +87,7 @@ def test_nothing_stays_behind_after_an_error(base: BaseModel) -> None:
 
 
 def test_the_adapter_is_the_same_every_time(base: BaseModel) -> None:
-    model = base.load(torch.float32)
+    model = base.load("fp32")
     with attached(model, LoraSpec(), 3, False) as adapted:
         first = adapter(adapted)
         use(adapted)
@@ -107,10 +107,10 @@ def test_the_adapter_is_the_same_every_time(base: BaseModel) -> None:
 
 def test_the_adapter_does_not_depend_on_the_precision_of_the_base(base: BaseModel) -> None:
     made = {}
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        with attached(base.load(dtype), LoraSpec(), 0, False) as adapted:
-            made[dtype] = adapter(adapted)
-    reference = made[torch.float32]
+    for precision in ("fp32", "bf16", "fp16"):
+        with attached(base.load(precision), LoraSpec(), 0, False) as adapted:
+            made[precision] = adapter(adapted)
+    reference = made["fp32"]
     assert {p.dtype for parameters in made.values() for p in parameters.values()} == {torch.float32}
     for parameters in made.values():
         assert all(torch.equal(parameters[k], reference[k]) for k in reference)
@@ -120,7 +120,7 @@ def test_the_adapter_does_not_depend_on_the_precision_of_the_base(base: BaseMode
 
 def test_the_adapter_is_what_was_asked_for(base: BaseModel) -> None:
     lora = LoraSpec(r=4, alpha=8, dropout=0.1, target_modules=["q_proj", "v_proj"])
-    with attached(base.load(torch.float32), lora, 0, False) as adapted:
+    with attached(base.load("fp32"), lora, 0, False) as adapted:
         names = adapter(adapted)
         assert adapted.training
         assert {n.split(".")[-4] for n in names} == {"q_proj", "v_proj"}
@@ -131,26 +131,26 @@ def test_the_adapter_is_what_was_asked_for(base: BaseModel) -> None:
 
 
 def test_all_linear_leaves_the_output_layer_alone(base: BaseModel) -> None:
-    with attached(base.load(torch.float32), LoraSpec(), 0, False) as adapted:
+    with attached(base.load("fp32"), LoraSpec(), 0, False) as adapted:
         targets = {n.split(".")[-4] for n in adapter(adapted)}
     assert targets == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
 def test_checkpointing_is_on_only_where_asked(base: BaseModel) -> None:
-    model = base.load(torch.float32)
+    model = base.load("fp32")
     for checkpointing in (True, False):
         with attached(model, LoraSpec(), 0, checkpointing):
             assert model.is_gradient_checkpointing is checkpointing
 
 
 def test_the_base_is_loaded_once_per_precision(base: BaseModel) -> None:
-    first = base.load(torch.float32)
-    assert base.load(torch.float32) is first
-    other = base.load(torch.bfloat16)
+    first = base.load("fp32")
+    assert base.load("fp32") is first
+    other = base.load("bf16")
     assert other is not first
     assert {p.dtype for p in other.parameters()} == {torch.bfloat16}
-    assert {p.dtype for p in base.load(torch.float32).parameters()} == {torch.float32}
-    assert not any(p.requires_grad for p in base.load(torch.float32).parameters())
+    assert {p.dtype for p in base.load("fp32").parameters()} == {torch.float32}
+    assert not any(p.requires_grad for p in base.load("fp32").parameters())
 
 
 def test_a_quantized_base(base: BaseModel, quantized: Any) -> None:
@@ -161,8 +161,8 @@ def test_a_quantized_base(base: BaseModel, quantized: Any) -> None:
     assert {dtypes[name] for name in dtypes.keys() - linear} == {torch.bfloat16}
     assert not any(p.requires_grad for p in quantized.parameters())
     held = base.held_bytes
-    assert base.load(torch.bfloat16, quantized=True) is quantized
-    plain = base.load(torch.bfloat16)
+    assert base.load("nf4") is quantized
+    plain = base.load("bf16")
     assert plain is not quantized
     weights = dict(plain.named_parameters())
     in_bf16 = sum(2 * weights[name].numel() for name in linear)
@@ -182,7 +182,7 @@ def test_an_adapter_on_a_quantized_base_learns_as_on_the_same_weights_unpacked(
     }
     gradients = {}
     for packed in (True, False):
-        model = base.load(torch.bfloat16, quantized=packed)
+        model = base.load("nf4" if packed else "bf16")
         for name, p in model.named_parameters():
             if not packed and name in unpacked:
                 p.data.copy_(unpacked[name])
@@ -200,15 +200,15 @@ def test_an_adapter_on_a_quantized_base_learns_as_on_the_same_weights_unpacked(
 
 
 def test_a_dropped_base_is_loaded_anew(base: BaseModel) -> None:
-    first = base.load(torch.float32)
+    first = base.load("fp32")
     base.drop()
     assert base.held_bytes == 0
-    assert base.load(torch.float32) is not first
+    assert base.load("fp32") is not first
 
 
-@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2), (torch.float16, 2)])
-def test_held_bytes(base: BaseModel, dtype: torch.dtype, size: int) -> None:
-    model = base.load(dtype)
+@pytest.mark.parametrize(("precision", "size"), [("fp32", 4), ("bf16", 2), ("fp16", 2)])
+def test_held_bytes(base: BaseModel, precision: str, size: int) -> None:
+    model = base.load(precision)
     weights = sum(p.numel() for p in model.parameters()) * size
     buffers = sum(b.numel() * b.element_size() for b in model.buffers())
     assert base.held_bytes == weights + buffers
@@ -228,7 +228,7 @@ def test_tied_weights_are_held_once(tmp_path: Path) -> None:
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(demo().model).save_pretrained(tmp_path)
     tied = BaseModel(str(tmp_path), CPU)
-    model = tied.load(torch.float32)
+    model = tied.load("fp32")
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
     unique = sum(p.numel() for p in model.parameters()) * 4  # `parameters` leaves repetitions out
     assert tied.held_bytes == unique + sum(b.numel() * b.element_size() for b in model.buffers())
@@ -237,25 +237,25 @@ def test_tied_weights_are_held_once(tmp_path: Path) -> None:
 def test_weights_are_those_of_the_checkpoint(base: BaseModel) -> None:
     expected = AutoModelForCausalLM.from_pretrained(base.source, dtype=torch.float32).state_dict()
     base.drop()
-    actual = base.load(torch.float32).state_dict()
+    actual = base.load("fp32").state_dict()
     assert expected.keys() == actual.keys()
     assert all(torch.equal(expected[k], actual[k]) for k in expected)
 
 
 def test_what_weights_take_is_known_without_loading_them(base: BaseModel) -> None:
-    for dtype in (torch.float32, torch.bfloat16):
+    for precision in ("fp32", "bf16"):
         base.drop()
-        known = base.weight_bytes(dtype)
+        known = base.weight_bytes(precision)
         assert base.held_bytes == 0
-        weights = sum(p.numel() * p.itemsize for p in base.load(dtype).parameters())
+        weights = sum(p.numel() * p.itemsize for p in base.load(precision).parameters())
         assert known == weights <= base.held_bytes
-    assert base.weight_bytes(torch.bfloat16, quantized=True) < base.weight_bytes(torch.bfloat16)
+    assert base.weight_bytes("nf4") < base.weight_bytes("bf16")
 
 
 def test_every_precision_has_its_numerics() -> None:
     assert set(NUMERICS) == set(PRECISIONS)
-    assert [n for n in PRECISIONS if NUMERICS[n].scale_loss] == ["fp16"]
-    assert [n for n in PRECISIONS if NUMERICS[n].tf32] == ["tf32"]
+    assert [n for n in PRECISIONS if RECORDS[n].scale_loss] == ["fp16"]
+    assert [n for n in PRECISIONS if RECORDS[n].switches["tf32"]] == ["tf32"]
 
 
 def test_numerics_compute_as_they_say_and_clean_up() -> None:

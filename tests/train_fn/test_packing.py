@@ -6,16 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from parts import TINY_LLAMA, lone_worker, params, save_model
+from parts import TINY_LLAMA, lone_worker, ran, save_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from train_fn.contract.trials import TrialSpec
+from train_fn.data.batching import balanced, most_tokens
 from train_fn.data.collate import IGNORE, Batch
 from train_fn.model.loss import summed_loss
 from train_fn.model.packing import packed, packed_attention
 from train_fn.model.shortcuts import Shortcuts, find_shortcuts
-from train_fn.trial.batching import balanced, most_tokens
-from train_fn.trial.trial import _Trial
 
 VOCAB = 97
 LENGTHS = (9, 1, 14, 4)
@@ -99,11 +97,11 @@ def test_plain_batching_pads_as_the_trainer_does(tmp_path: Any, how: str) -> Non
     rows = [([5] * n, [1] * n) for n in (9, 3, 14, 4)]
     source = save_model(tmp_path, "llama", **TINY_LLAMA)
     worker = lone_worker(source, rows, rows, global_batch_size=4, steps=1, warmup_steps=0, batching=how)
-    trial, seen = _Trial(worker, TrialSpec(number=0, params=params(2, 2))), []
-    worker.base.load(torch.float32).register_forward_pre_hook(
+    seen: list[tuple[int, ...]] = []
+    worker.base.load("fp32").register_forward_pre_hook(
         lambda _, args, inputs: seen.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
     )
-    result = trial.run()
+    result = ran(worker, 2, 2)
     assert result.status == "complete", result.detail
     if how == "plain":
         assert {shape[0] for shape in seen} == {2}

@@ -21,12 +21,11 @@ from train_fn.check import check
 from train_fn.contract.faults import InputError
 from train_fn.contract.job import DataSpec, JobSpec, LoraSpec
 from train_fn.contract.trials import Status
-from train_fn.data import samples
+from train_fn.data import batching, samples
 from train_fn.data.collate import IGNORE, collate, worst_case
 from train_fn.data.demo.demo import demo
 from train_fn.data.images import Vision, image_size, load_image
 from train_fn.model.base import BaseModel, attached
-from train_fn.trial import batching
 
 CPU = torch.device("cpu")
 
@@ -123,7 +122,7 @@ def test_a_processor_that_can_not_count_is_asked_size_by_size(base: BaseModel) -
     cls = type(base.vision.processor)
     slow = copy.copy(base.vision.processor)
     slow.__class__ = type(cls.__name__, (cls,), {"_get_num_multimodal_tokens": Miscount()})
-    asked = Vision(base.source, slow, base.load(torch.float32).config)
+    asked = Vision(base.source, slow, base.load("fp32").config)
     for width in range(20, 110, 9):
         for height in range(20, 110, 13):
             assert asked.expansion((width, height)) == base.vision.expansion((width, height))
@@ -265,7 +264,7 @@ def test_no_micro_batch_has_more_than_the_worst_case(
     assert mask is not None
     assert bool(mask.all()) == (per_device == 1)
     assert base.vision.token_id not in worst.labels
-    model = base.load(torch.float32)
+    model = base.load("fp32")
     tokens = {"input_ids": worst.input_ids, "attention_mask": mask}
     assert model(**tokens, **worst.extra).logits.isfinite().all()  # it has as many image tokens as features
 
@@ -293,7 +292,7 @@ def test_balanced_batches_count_patches() -> None:
 
 def test_a_patch_is_worth_the_towers_share_of_a_token(base: BaseModel) -> None:
     assert base.vision is not None
-    model = base.load(torch.float32)
+    model = base.load("fp32")
     tower = [p for n, p in model.named_parameters() if "language_model" not in n and "lm_head" not in n]
     layers = [p for n, p in model.named_parameters() if "language_model" in n and "embed" not in n]
     expected = sum(p.numel() for p in tower) / sum(p.numel() for p in layers) / 2
@@ -305,7 +304,7 @@ def test_a_patch_is_worth_the_towers_share_of_a_token(base: BaseModel) -> None:
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "fc1", "qkv", "linear_1", "lm_head"]])
 def test_names_mean_the_language_model_alone(base: BaseModel, targets: Any) -> None:
-    model = base.load(torch.float32)
+    model = base.load("fp32")
     with attached(model, LoraSpec(target_modules=targets), 0, False) as adapted:
         names = [n for n, p in adapted.named_parameters() if p.requires_grad]
     assert names
@@ -314,7 +313,7 @@ def test_names_mean_the_language_model_alone(base: BaseModel, targets: Any) -> N
 
 
 def test_a_regular_expression_reaches_the_tower(internvl: BaseModel) -> None:
-    model = internvl.load(torch.float32)
+    model = internvl.load("fp32")
     with attached(model, LoraSpec(target_modules=r".*vision_tower.*\.fc1"), 0, False) as adapted:
         assert any("vision_tower" in n for n, p in adapted.named_parameters() if p.requires_grad)
 

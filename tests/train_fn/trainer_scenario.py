@@ -9,26 +9,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from parts import Recorded
 
 from train_fn.contract.job import JobSpec
-from train_fn.contract.trials import TrialParams, TrialSpec
+from train_fn.contract.trials import TrialParams
+from train_fn.data.batching import global_batches, plain
 from train_fn.session import open_worker
-from train_fn.trial.batching import global_batches, plain
-from train_fn.trial.trial import Worker, _Trial
+from train_fn.trial.trial import Worker
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-
-
-class _Kept(_Trial):
-    """A trial that keeps a copy of the adapter as it is before and after training."""
-
-    def _train(self) -> None:
-        self.initial = trainable(self.model)
-        super()._train()
-
-    def _validate(self) -> None:
-        self.adapter = trainable(self.model)
-        super()._validate()
 
 
 def trainable(model: Any) -> dict[str, torch.Tensor]:
@@ -72,8 +61,8 @@ def against_trainer(job: JobSpec, points: list[Any]) -> Any:
     found = []
     for split in points:
         params = point(*split)
-        ours = _Kept(worker, TrialSpec(number=0, params=params))
-        result = dataclasses.asdict(ours.run())
+        ours = Recorded(worker, params)
+        result = dataclasses.asdict(ours.measured())
         with trainer(worker, params, batches, logging_strategy="steps", logging_steps=1) as theirs:
             initial, seen = trainable(theirs.model), recorded(theirs)
             theirs.train()

@@ -148,8 +148,8 @@ def test_nf4_says_how_the_model_is_loaded():
     assert all(len(line) < 80 for line in text.splitlines())
     call = " ".join(comments).replace("# ", "").partition("quantization_config=")[2]
     assert " ".join(call.split()) == (
-        'BitsAndBytesConfig( load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, '
-        "bnb_4bit_compute_dtype=torch.bfloat16))"
+        "BitsAndBytesConfig( load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True, "
+        "bnb_4bit_compute_dtype='bfloat16', ))"
     )
 
 

@@ -21,6 +21,12 @@ class Fault:
         return f"{self.key}: {self.problem}"
 
 
+def first_line(error: BaseException) -> str:
+    """Return what an exception says, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
 class InputError(Exception):
     """The user's input is wrong; nothing was started. Carries one `Fault` per line to print."""
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train_fn.contract.faults import Fault, InputError
-from train_fn.data import rows
+from train_fn.contract.faults import Fault, InputError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,7 +64,7 @@ def encoder_of_chats(
                     encode_chats(tokenizer, [chat])
                 except Exception as e:
                     problem = f"row {number} of {source} doesn't go through the model's chat template"
-                    raise InputError(Fault(key, f"{problem}: {rows.first_line(e)}")) from e
+                    raise InputError(Fault(key, f"{problem}: {first_line(e)}")) from e
             raise
 
     return encode

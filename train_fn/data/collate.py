@@ -10,10 +10,7 @@ import numpy as np
 import torch
 
 from train_fn.data.images import UnreadableImageError, load_image
-from train_fn.data.samples import Samples
-
-IGNORE = -100
-"""The label of a position that is not supervised, as everywhere in Hugging Face."""
+from train_fn.data.samples import IGNORE, Samples
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Turns rows with images into tokens: the layouts of `train_fn.data.samples`, with places for images in them.
+"""Turns rows with images into tokens: the layouts of `train_fn.data.text`, with places for images in them.
 
 Images stand where the text says so: by the processor's own image token, which stays as it is, or by
 `<image>`. Without either they come before the text of the user's first turn. Where the processor has a chat
@@ -12,19 +12,16 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from train_fn.contract.faults import Fault, InputError
+from train_fn.contract.faults import Fault, InputError, first_line
 from train_fn.contract.job import DataSpec
 from train_fn.data import rows
 from train_fn.data.chat import Encoded, checked_chat, encoder_of_chats
 from train_fn.data.images import UnreadableImageError, Vision, image_size
-from train_fn.data.samples import edge_tokens, join, texts
-
-if TYPE_CHECKING:
-    from train_fn.data.rows import Rows
+from train_fn.data.text import edge_tokens, join, texts
 
 MARK = "<image>"
 """Where an image belongs, in anyone's text."""
@@ -68,7 +65,7 @@ def image_paths(value: Any, number: int, source: str) -> list[str]:
     return [os.path.abspath(folder / Path(path).expanduser()) for path in paths if path]
 
 
-def images_digest(part: Rows, column: str) -> str:
+def images_digest(part: rows.Rows, column: str) -> str:
     """A hash of all image files by path, size and time of change: cached tokens hold for these alone.
 
     Raises:
@@ -213,7 +210,7 @@ def _expanded(ids: Any, mask: Any, paths: list[str], place: Place, vision: Visio
         except UnreadableImageError as e:
             raise InputError(Fault("data.image", f"{place}: {e}")) from e
         except Exception as e:  # a processor may refuse sizes, such as very narrow ones
-            problem = f"{place}: {path} doesn't go through the model's processor: {rows.first_line(e)}"
+            problem = f"{place}: {path} doesn't go through the model's processor: {first_line(e)}"
             raise InputError(Fault("data.image", problem)) from e
         made += [*ids[start:at], *expansion.tokens]
         made_mask += [*mask[start:at], *[0] * len(expansion.tokens)]

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from train_fn.contract.faults import Fault, InputError
-from train_fn.data.rows import first_line
+from train_fn.contract.faults import Fault, InputError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -249,18 +248,6 @@ class Vision:
         for key in self._type_keys:
             made[key] = torch.tensor(self.processor.create_mm_token_type_ids(input_ids.tolist()))
         return made
-
-    def example(self) -> dict[str, torch.Tensor]:
-        """What a small image alone becomes, as the model's arguments; decoders are loaded on the way."""
-        import torch
-        from PIL import Image
-
-        for kind in ("PNG", "JPEG"):
-            file = io.BytesIO()
-            Image.new("RGB", _TRIAL_SIZE).save(file, kind)
-            image = load_image(file)
-        input_ids = torch.tensor([self.expansion(_TRIAL_SIZE).tokens])
-        return {"input_ids": input_ids, **self.inputs([[image]], input_ids)}
 
     def _process(self, images: list[list[Image]]) -> Any:
         texts = [self.token * len(of_sample) for of_sample in images]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from train_fn.contract.faults import Fault, InputError
+from train_fn.contract.faults import Fault, InputError, first_line
 from train_fn.contract.job import DataSpec
 from train_fn.data import sources
 from train_fn.data.demo.demo import demo
@@ -108,12 +108,6 @@ def columns(data: DataSpec) -> dict[str, str]:
             *(Fault(k, "name a column, or set data.text or data.messages instead") for k in missing)
         )
     return {key: column for key, column in named.items() if column is not None}
-
-
-def first_line(error: BaseException) -> str:
-    """Return what an exception says, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _sources(data: DataSpec) -> tuple[str, str | float]:

@@ -24,16 +24,18 @@ import numpy as np
 from train_fn.contract.faults import Fault, InputError
 from train_fn.contract.job import DataSpec
 from train_fn.data import rows
-from train_fn.data.chat import Encoded, chat_encoder
+from train_fn.data.image_text import image_encoder, images_digest
+from train_fn.data.images import Vision
 from train_fn.data.quiet_libraries import quiet_libraries
+from train_fn.data.text import text_encoder
 
 if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase
 
-    from train_fn.data.images import Vision
+IGNORE = -100
+"""The label of a position that is not supervised, as everywhere in Hugging Face."""
 
-IGNORE_INDEX = -100
 RECIPE_VERSION = 1
 """Part of the cache's fingerprint: count it up when the same input shall give other tokens."""
 IMAGE_RECIPE_VERSION = 1
@@ -75,7 +77,7 @@ class Samples:
 
     def labels(self, index: int) -> np.ndarray:
         """Return a sample's labels (int32): its token ids, -100 where it is not supervised. Not shifted."""
-        return np.where(self._view(self._masks, index) != 0, self.input_ids(index), np.int32(IGNORE_INDEX))
+        return np.where(self._view(self._masks, index) != 0, self.input_ids(index), np.int32(IGNORE))
 
     @functools.cached_property
     def patch_work(self) -> np.ndarray | None:
@@ -139,7 +141,7 @@ def load(
     max_length = min(data.max_length, positions or data.max_length)
     faults: list[Fault] = []
     if data.image is None:
-        encode: Callable[..., list[Any]] = _encoder(data, tokenizer)
+        encode: Callable[..., list[Any]] = text_encoder(data, tokenizer)
         recipe = [RECIPE_VERSION, rows.columns(data), max_length, _identity(tokenizer)]
         tokenise: Callable[[rows.Rows], Samples] = functools.partial(
             _tokenise, encode=encode, max_length=max_length, recipe=recipe
@@ -171,8 +173,6 @@ def _identity(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
 def _image_tokeniser(
     data: DataSpec, vision: Vision, positions: int | None, max_length: int
 ) -> Callable[[rows.Rows], Samples]:
-    from train_fn.data.image_text import image_encoder, images_digest
-
     encode = image_encoder(data, vision, positions)
     recipe = [IMAGE_RECIPE_VERSION, RECIPE_VERSION, rows.columns(data), data.image, max_length, positions]
     recipe += [_identity(vision.tokenizer), vision.identity]
@@ -243,53 +243,3 @@ def _to_table(encoded: list[Any], max_length: int, with_images: bool) -> Any:
         columns["patches"] = pa.array([sample[4] for sample in kept], pa.int64())
         columns["row"] = pa.array([sample[5] for sample in kept], pa.int64())
     return pa.table(columns)
-
-
-def _encoder(data: DataSpec, tokenizer: PreTrainedTokenizerBase) -> Callable[..., list[Encoded]]:
-    """Return what encodes a batch: `(batch, row numbers, source) -> [(ids, mask), ...]`."""
-    if data.text is None and data.messages is not None:
-        return chat_encoder(data.messages, tokenizer)
-    named = rows.columns(data)
-    tokenizer_bos, eos = edge_tokens(tokenizer)
-
-    def encode(batch: dict[str, list[Any]], numbers: np.ndarray, source: str) -> list[Encoded]:
-        columns = [texts(batch[column], key, numbers, source) for key, column in named.items()]
-        tokens = [tokenizer(t, add_special_tokens=False, verbose=False)["input_ids"] for t in columns]
-        return [join(parts, tokenizer_bos, eos) for parts in zip(*tokens, strict=True)]
-
-    return encode
-
-
-def join(parts: tuple[list[int], ...], bos: list[int], eos: list[int]) -> Encoded:
-    """Join (text,) or (prompt, response); a bos or eos that the text itself has is not put twice."""
-    *prompt, answer = parts
-    context = prompt[0] if prompt else []
-    start = [] if (context + answer)[:1] == bos else bos
-    end = [] if answer[-1:] == eos else eos
-    answer = answer + end
-    masked = len(start) + len(context)
-    return start + context + answer, [0] * masked + [1] * len(answer)
-
-
-def edge_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Return what stands first and what stands last in a sample."""
-    bos = [tokenizer.bos_token_id] if _adds_bos(tokenizer) else []
-    return bos, [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-
-
-def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-
-
-def texts(values: list[Any], key: str, numbers: np.ndarray, source: str) -> list[str]:
-    """Return the texts of a column.
-
-    Raises:
-        InputError: A row holds something else.
-    """
-    if source.endswith(".csv"):  # CSV knows no types: a column of numbers is text, too
-        return [str(value) for value in values]
-    for value, number in zip(values, numbers, strict=True):
-        if not isinstance(value, str):
-            raise InputError(Fault(key, rows.not_text(value, number, source)))
-    return values

@@ -14,6 +14,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from train_fn.contract.faults import first_line
+
 TORCH_SECONDS = 120.0
 """How long torch may take to answer; loading it from a slow file system is most of that."""
 
@@ -48,7 +50,7 @@ def _problem() -> str | None:
     try:
         torch.cuda.init()
     except Exception as error:  # no driver, one that is too old, one that does not match its library, ...
-        return f"torch {torch.__version__}: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+        return f"torch {torch.__version__}: {first_line(error)}"
     return None if torch.cuda.device_count() else f"torch {torch.__version__} finds no GPU"
 
 

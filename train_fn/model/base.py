@@ -10,7 +10,6 @@ import contextlib
 import gc
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -18,35 +17,31 @@ import torch
 from torch import nn
 
 from train_fn.contract.job import LoraSpec
+from train_fn.contract.precisions import RECORDS, Precision
 from train_fn.data.images import auto_class, open_vision, outside_language_model
 from train_fn.data.samples import max_positions
 from train_fn.model.shortcuts import NO_SHORTCUTS, Shortcuts, find_shortcuts
 
 
-@dataclass(frozen=True)
 class Numerics:
-    """What a precision means.
+    """What a precision means to torch.
 
     Attributes:
-        base_dtype: The frozen weights are kept in it. Adapter and optimizer are always fp32.
+        precision: Its record.
+        base_dtype: The frozen weights are kept in it.
         autocast_dtype: Compute in it under autocast; None computes in fp32.
-        tf32: Let CUDA multiply fp32 matrices in TF32.
-        scale_loss: Gradients need a scaler (fp16's range is narrow).
-        quantized: Linear layers of the base, but for the output layer, are kept in 4 bits (NF4); the rest
-            of it in `base_dtype`. Needs bitsandbytes.
     """
 
-    base_dtype: torch.dtype
-    autocast_dtype: torch.dtype | None = None
-    tf32: bool = False
-    scale_loss: bool = False
-    quantized: bool = False
+    def __init__(self, precision: Precision) -> None:
+        self.precision = precision
+        self.base_dtype: torch.dtype = getattr(torch, precision.dtype)
+        self.autocast_dtype = self.base_dtype if precision.autocast else None
 
     @contextlib.contextmanager
     def matmuls(self) -> Iterator[None]:
         """Multiply fp32 matrices as this precision says, inside the block."""
         before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
+        torch.set_float32_matmul_precision("high" if self.precision.switches["tf32"] else "highest")
         try:
             yield
         finally:
@@ -63,13 +58,7 @@ class Numerics:
         return torch.autocast(device.type, self.autocast_dtype, enabled=enabled, cache_enabled=False)
 
 
-NUMERICS = {
-    "fp32": Numerics(torch.float32),
-    "tf32": Numerics(torch.float32, tf32=True),
-    "bf16": Numerics(torch.bfloat16, torch.bfloat16),
-    "fp16": Numerics(torch.float16, torch.float16, scale_loss=True),
-    "nf4": Numerics(torch.bfloat16, torch.bfloat16, quantized=True),
-}
+NUMERICS = {name: Numerics(record) for name, record in RECORDS.items()}
 
 
 class BaseModel:
@@ -92,29 +81,26 @@ class BaseModel:
         self.vision = open_vision(source, config) if with_images else None
         self._auto_class = auto_class(config, with_images)
         self._model: nn.Module | None = None
-        self._kind: tuple[torch.dtype, bool] | None = None
-        self._shortcuts: dict[tuple[torch.dtype, bool], Shortcuts] = {}
+        self._kind: tuple[str, str | None] | None = None
+        self._shortcuts: dict[tuple[str, str | None], Shortcuts] = {}
 
     @property
     def pad_token_id(self) -> int:
         """The token to pad with: any will do where the tokenizer has none, as padding is masked."""
         return int(self.tokenizer.pad_token_id or 0)
 
-    def load(self, dtype: torch.dtype, quantized: bool = False) -> Any:
-        """The model in `dtype`, from the cache if it is the resident one.
-
-        Args:
-            dtype: Of all weights, but for those that are quantized.
-            quantized: Linear layers in 4 bits, see `Numerics`.
-        """
-        if self._model is None or self._kind != (dtype, quantized):
+    def load(self, precision: str) -> Any:
+        """Return the model as a precision keeps it, from the cache if it is the resident one."""
+        record = RECORDS[precision]
+        kind = (record.dtype, record.quantization)
+        if self._model is None or self._kind != kind:
             self.drop()
-            self._model = _load(self._auto_class, self.source, dtype, quantized, self.device)
-            self._kind = (dtype, quantized)
-            if self._kind not in self._shortcuts:
-                self._shortcuts[self._kind] = find_shortcuts(self._model, self.device)
-            self.shortcuts = self._shortcuts[self._kind]
-            if not quantized:  # packed weights have fewer elements; another precision was resident before
+            self._model = _load(self._auto_class, self.source, record, self.device)
+            self._kind = kind
+            if kind not in self._shortcuts:
+                self._shortcuts[kind] = find_shortcuts(self._model, self.device)
+            self.shortcuts = self._shortcuts[kind]
+            if record.quantization is None:  # packed weights have fewer elements; others were resident before
                 self.tokens_per_target = _tokens_per_target(self._model)
         return self._model
 
@@ -124,15 +110,13 @@ class BaseModel:
         gc.collect()  # modules refer to each other in cycles
         torch.cuda.empty_cache()  # or the next base is laid into this one's blocks, which then can't be freed
 
-    def weight_bytes(self, dtype: torch.dtype, quantized: bool = False) -> int:
+    def weight_bytes(self, precision: str) -> int:
         """Return what the weights take at least, from their shapes alone; nothing is loaded.
 
-        Args:
-            dtype: See `load`.
-            quantized: See `load`: half a byte for each weight of a linear layer but the output layer.
+        Half a byte for each that is quantized.
         """
-        model, packed = self._skeleton, set()
-        if quantized:
+        model, packed, dtype = self._skeleton, set(), NUMERICS[precision].base_dtype
+        if RECORDS[precision].quantization is not None:
             head = model.get_output_embeddings()
             packed = {m.weight for m in model.modules() if isinstance(m, nn.Linear) and m is not head}
         sizes = (p.numel() * (0.5 if p in packed else dtype.itemsize) for p in model.parameters())
@@ -175,29 +159,19 @@ def _quantization_tensors(parameter: Any) -> Iterator[torch.Tensor]:
         state = state.state2  # the scales' own scales
 
 
-def _load(
-    auto_class: Any, source: str, dtype: torch.dtype, quantized: bool, device: torch.device
-) -> nn.Module:
-    if quantized:
+def _load(auto_class: Any, source: str, precision: Precision, device: torch.device) -> nn.Module:
+    if precision.quantization is not None:
+        from transformers import BitsAndBytesConfig
+
+        config = BitsAndBytesConfig(**precision.quantization_arguments)
         # Put in place while loading: a quantized model can't be moved afterwards.
         model = auto_class.from_pretrained(
-            source, dtype=dtype, quantization_config=_nf4_config(dtype), device_map={"": device}
+            source, dtype=precision.dtype, quantization_config=config, device_map={"": device}
         )
     else:
-        model = auto_class.from_pretrained(source, dtype=dtype, low_cpu_mem_usage=True).to(device)
+        model = auto_class.from_pretrained(source, dtype=precision.dtype, low_cpu_mem_usage=True).to(device)
     model.requires_grad_(False)
     return model
-
-
-def _nf4_config(compute_dtype: torch.dtype) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype,
-    )
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from typing import NoReturn, TypeVar
 
 import torch
 
+from train_fn.contract.faults import first_line
 from train_fn.contract.trials import Reason, Status
 from train_fn.memory.base import Memory
 from train_fn.memory.out_of_memory import is_out_of_memory
@@ -164,5 +165,4 @@ def constraints(failure: Failure | None, peak_bytes: int, budget_bytes: int) -> 
 
 def one_line(error: BaseException) -> str:
     """The first line of an exception's text, without PyTorch's source location, at most 200 characters."""
-    text = re.sub(r"^\[enforce fail at [^\]]*\] [^.]*\. ", "", str(error).strip())
-    return (text.splitlines() or [type(error).__name__])[0][:200]
+    return re.sub(r"^\[enforce fail at [^\]]*\] [^.]*\. ", "", first_line(error))[:200]

@@ -1,1 +1,1 @@
-"""What makes the steps of a trial other than our own: a training function of yours."""
+"""What makes the steps of a trial: our own lean trainer, or a training function of yours."""

@@ -1,1 +1,1 @@
-"""The course of one trial: its batches, its probe, its steps, and when it may end."""
+"""The course of one trial: its probe, its steps, when it may end, and what came of it."""

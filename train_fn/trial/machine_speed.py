@@ -15,6 +15,7 @@ from statistics import fmean, median
 
 import torch
 
+from train_fn.contract.precisions import PLAIN
 from train_fn.model.base import NUMERICS
 
 _SIZE = 2048
@@ -57,7 +58,7 @@ class Drift:
 
     def tick(self) -> None:
         """Time the work once: in fp32, whatever the trial's precision is, and after what is still running."""
-        with NUMERICS["fp32"].matmuls():
+        with NUMERICS[PLAIN].matmuls():
             self._wait()
             started = time.perf_counter()
             self._work()

@@ -15,9 +15,7 @@ from train_fn.contract.trials import MemoryPoint, Reason, TrialParams
 from train_fn.memory.base import Memory, Peak
 from train_fn.parallel.attempts import Attempts, Failure, TrialStoppedError
 from train_fn.parallel.ranks import Ranks
-
-Turned = Callable[[TrialParams], contextlib.AbstractContextManager[None]]
-"""Turns the attached model into that of a sibling, for the length of a block."""
+from train_fn.trainers.base import WorstCase
 
 
 class Probe:
@@ -43,12 +41,8 @@ class Probe:
         self._own, self.sizes = own, sorted({own, *others})
         self._kept = self._held = Peak()
 
-    def run(self, worst: Callable[[int], object], tokens: Callable[[int], int]) -> None:
+    def run(self, worst: WorstCase) -> None:
         """Probe by ascending size, until one above the trial's own runs out of memory. Collective.
-
-        Args:
-            worst: Runs the worst micro-batches of this size.
-            tokens: Of the worst micro-batch of training of this size.
 
         Raises:
             TrialStoppedError: The trial's own size ran out, or anything but memory failed a smaller one.
@@ -59,7 +53,7 @@ class Probe:
             if size < self._own and smaller_ran_out:
                 continue
             self._memory.restart_peak()
-            failure, peak = self._measure(worst, size, tokens(size))
+            failure, peak = self._measure(worst, size)
             if failure is None:
                 self._kept = peak if size == self._own else self._kept
             elif size < self._own and failure.reason == Reason.OOM:
@@ -71,55 +65,47 @@ class Probe:
         if self.sizes[-1] > self._own:
             self._memory.restart_peak()
 
-    def run_siblings(
-        self,
-        siblings: Sequence[TrialParams],
-        turned: Turned,
-        worst: Callable[[int], object],
-        tokens: Callable[[int], int],
-    ) -> None:
+    def run_siblings(self, worst: WorstCase, siblings: Sequence[TrialParams]) -> None:
         """Probe other settings, each by ascending size until it runs out of memory. Collective.
 
-        Nothing that fails here is the trial's business, but for its time.
+        Nothing that fails here is the trial's business, but for its time; a sibling that the model can't be
+        turned into is left out.
 
         Args:
+            worst: Of the trial.
             siblings: See `TrialSpec.probe_siblings`.
-            turned: See `Turned`; one that can't be is left out.
-            worst: As in `run`.
-            tokens: As in `run`.
 
         Raises:
             TrialStoppedError: Time is over.
         """
+        if worst.turned is None:
+            return
         self._kept = self.peak()
         for _, points in groupby(siblings, lambda p: (p.gradient_checkpointing, p.knobs)):
-            self._run_setting(list(points), turned, worst, tokens)
+            self._run_setting(worst, list(points))
             self._memory.restart_peak()
 
-    def _run_setting(
-        self,
-        points: list[TrialParams],
-        turned: Turned,
-        worst: Callable[[int], object],
-        tokens: Callable[[int], int],
-    ) -> None:
+    def _run_setting(self, worst: WorstCase, points: list[TrialParams]) -> None:
+        turned = worst.turned
+        assert turned is not None
         with contextlib.ExitStack() as stack:
             if self._attempts.tried(lambda: stack.enter_context(turned(points[0]))) is not None:
                 return
             for point in points:
                 self._memory.restart_peak()
                 size = point.per_device_train_batch_size
-                failure, _ = self._measure(worst, size, tokens(size), point)
+                failure, _ = self._measure(worst, size, point)
                 if failure is not None:
                     if failure.reason == Reason.TIMEOUT:
                         raise TrialStoppedError(failure)
                     return
 
     def _measure(
-        self, worst: Callable[[int], object], size: int, tokens: int, sibling: TrialParams | None = None
+        self, worst: WorstCase, size: int, sibling: TrialParams | None = None
     ) -> tuple[Failure | None, Peak]:
         """(Why it failed, or None; this rank's peak); what that says of memory goes to the points."""
-        failure = self._attempts.tried(lambda: worst(size))
+        tokens = worst.tokens(size)
+        failure = self._attempts.tried(lambda: worst.run(size))
         peak = self._memory.peak().joined(self._held)
         point = MemoryPoint(per_device_train_batch_size=size, tokens=tokens, peak_bytes=None, sibling=sibling)
         if failure is None:
@@ -127,7 +113,7 @@ class Probe:
             held = dataclasses.replace(point, peak_bytes=allocated, peak_reserved_bytes=reserved or None)
             self.points.append(held)
         elif failure.reason == Reason.OOM:
-            needed_bytes = self._needed_bytes(lambda: worst(size))
+            needed_bytes = self._needed_bytes(lambda: worst.run(size))
             failure = dataclasses.replace(failure, needed_bytes=needed_bytes or failure.needed_bytes)
             self.points.append(dataclasses.replace(point, needed_bytes=needed_bytes))
         return failure, peak

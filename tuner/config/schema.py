@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from train_fn.contract.job import DataSpec, JobSpec, LoraSpec, OptimizerSpec
-from train_fn.contract.precisions import PRECISIONS
+from train_fn.contract.precisions import PRECISIONS, RECORDS
 from train_fn.contract.redaction import redact_url
 from train_fn.contract.trials import TrialParams
 from train_fn.custom import EXPECTED, FUNCTION_NAME
@@ -112,6 +112,10 @@ def _knob_values(name: object, given: object) -> list[Any]:
     if len({value for _, value in distinct}) < len(distinct):
         raise ValueError(f"values of {name} must differ, and true equals 1, false 0, 1.0 equals 1")
     return [value for _, value in distinct]
+
+
+_ON_REQUEST = ", ".join(name for name, record in RECORDS.items() if record.is_on_request)
+_BY_DEFAULT = f"what the device supports, without {_ON_REQUEST}"
 
 
 def _known_precisions(values: list[str] | None) -> list[str] | None:
@@ -244,8 +248,9 @@ class Search(_Section):
 
     per_device_train_batch_size: Annotated[list[Count] | None, *_List] = None
     """Values to try, such as 1,2,4; null: every divisor of global_batch_size / num_workers."""
-    precision: Annotated[list[str] | None, *_List, AfterValidator(_known_precisions)] = None
-    """Values to try out of fp32, tf32, bf16, fp16, nf4; null: what the device supports, without nf4."""
+    precision: Annotated[list[str] | None, *_List, AfterValidator(_known_precisions)] = Field(
+        None, description=f"Values to try out of {', '.join(PRECISIONS)}; null: {_BY_DEFAULT}."
+    )
     gradient_checkpointing: Annotated[list[bool], *_List] = [False, True]
     """Values to try."""
     knobs: Annotated[dict[str, list[Any]], BeforeValidator(parse_knobs)] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from train_fn.contract.precisions import RECORDS
 from train_fn.contract.trials import Reason
 from tuner.space.points import Measured
 
@@ -17,10 +18,13 @@ def next_step(trials: Sequence[Measured]) -> str:
     return "Next: " + _STEPS.get(str(reasons.most_common(1)[0][0]), _look(trials)) + "."
 
 
+_SMALLER = " or ".join(name for name, record in RECORDS.items() if record.is_on_request)
+_NARROW = " and ".join(name for name, record in RECORDS.items() if record.scale_loss)
 _STEPS: dict[str, str] = {
     Reason.OOM: "raise cluster.memory_budget, lower data.max_length or lora.r, let "
-    "search.gradient_checkpointing be [false, true], or take a smaller model or search.precision nf4 (CUDA)",
-    Reason.DIVERGED: "lower optimizer.learning_rate, or leave fp16 out of search.precision",
+    "search.gradient_checkpointing be [false, true], or take a smaller model or search.precision "
+    f"{_SMALLER} (CUDA)",
+    Reason.DIVERGED: f"lower optimizer.learning_rate, or leave {_NARROW} out of search.precision",
     Reason.CROWDED: "lower cluster.memory_budget to what others on the device leave, or wait for them",
     Reason.TIMEOUT: "raise trial.timeout, or lower trial.steps",
 }

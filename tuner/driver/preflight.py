@@ -10,6 +10,7 @@ from cluster.connection.ray_session import Node, lanes_that_fit
 from cluster.node.quiet_gpus import short
 from train_fn.contract.faults import Fault
 from train_fn.contract.job import JobSpec
+from train_fn.contract.precisions import RECORDS
 from train_fn.data.demo.demo import is_all
 from tuner.config.schema import Config
 from tuner.driver import places
@@ -143,6 +144,9 @@ def _check_precisions(wanted: list[str], device: str, offered: tuple[str, ...]) 
     if missing := [p for p in wanted if p not in offered]:
         problem = f"{', '.join(missing)} is not supported on {device} here; use some of: {', '.join(offered)}"
         return [Fault("search.precision", problem)]
-    if "nf4" in wanted and find_spec("bitsandbytes") is None:
-        return [Fault("search.precision", "nf4 needs bitsandbytes: pip install 'lora-batch-tuner[nf4]'")]
-    return []
+    needs = [(p, package) for p in wanted if (package := RECORDS[p].package)]
+    return [
+        Fault("search.precision", f"{p} needs {package}: pip install 'lora-batch-tuner[{p}]'")
+        for p, package in needs
+        if find_spec(package) is None
+    ]

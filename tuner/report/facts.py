@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from train_fn.contract.faults import Fault, InputError
+from train_fn.contract.precisions import PLAIN
 from train_fn.contract.trials import MemoryPoint, Status, TrialParams
 from tuner.recommendation.recommend import Feasible, Judged, violates
 from tuner.results.output import CONFIG_FILE, RESULT_FILE, Output, split_place
@@ -210,11 +211,11 @@ class Run:
         return self.best is not None and self.best.params == self._largest(None)
 
     def _default(self) -> TrialParams | None:
-        """Per-device 1 in fp32; of several with other knobs one that was measured, else the first."""
+        """Per-device 1, plain; of several with other knobs one that was measured, else the first."""
         plain = [
             p
             for p in self.candidates
-            if (p.per_device_train_batch_size, p.precision, p.gradient_checkpointing) == (1, "fp32", False)
+            if (p.per_device_train_batch_size, p.precision, p.gradient_checkpointing) == (1, PLAIN, False)
         ]
         measured = {t.params for t in self.trials}
         return min(plain, key=lambda p: p not in measured, default=None)

@@ -14,20 +14,12 @@ from functools import cached_property
 
 import numpy as np
 
+from train_fn.contract.precisions import RECORDS
 from train_fn.contract.trials import Status, TrialParams
 from tuner.search.predictions import Beliefs, Draws
 from tuner.space.interval import measured_speed
 from tuner.space.points import is_out_of_memory
 from tuner.space.state import SearchState
-
-FASTEST_FIRST = {
-    "cuda": ("bf16", "fp16", "nf4", "tf32", "fp32"),
-    "cpu": ("fp32", "tf32", "bf16", "fp16", "nf4"),
-}
-"""Precisions in the order in which they usually train on a device."""
-
-LEANEST_FIRST = ("nf4", "bf16", "fp16", "tf32", "fp32")
-"""Precisions in the order of the memory that they take."""
 
 _DRAWS = 512
 _MOST_DRAWN = 200_000
@@ -152,12 +144,13 @@ class Outlook:
         Once memory has run out, the leanest first.
         """
         lean = any(is_out_of_memory(m.result) for m in self.state.measured)
-        order = LEANEST_FIRST if lean else FASTEST_FIRST[self.settings.device]
 
-        def risk(point: TrialParams) -> tuple[int, bool, int]:
-            checkpointing = point.gradient_checkpointing
-            size, rank = point.per_device_train_batch_size, order.index(point.precision)
-            return size, not checkpointing if lean else checkpointing, rank
+        def risk(point: TrialParams) -> tuple[int, bool, float, float]:
+            checkpointing, record = point.gradient_checkpointing, RECORDS[point.precision]
+            weights = record.weights.ratio if lean else 0.0
+            is_risky = not checkpointing if lean else checkpointing
+            seconds = record.seconds[self.settings.device].ratio
+            return point.per_device_train_batch_size, is_risky, weights, seconds
 
         return min(self.state.open, key=risk)  # of equals the first one: candidates are in order
 

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
-from tuner.search.cost_model import Effect, Priors
+from train_fn.contract.precisions import RECORDS, Expected, Precision
+from tuner.search.cost_model import Effect, Feature, Priors
+
+
+def _by_precision(believed: Callable[[Precision], Expected]) -> dict[Feature, Effect]:
+    expected = {name: believed(record) for name, record in RECORDS.items()}
+    return {("precision", name): Effect(math.log(e.ratio), e.sd) for name, e in expected.items()}
+
 
 MEMORY = Priors(
-    constant={
-        ("precision", "fp32"): Effect(0.0, 0.05),
-        ("precision", "tf32"): Effect(0.0, 0.05),
-        ("precision", "bf16"): Effect(math.log(0.55), 0.2),
-        ("precision", "fp16"): Effect(math.log(0.55), 0.2),
-        ("precision", "nf4"): Effect(math.log(0.3), 0.3),
-        ("gradient_checkpointing", True): Effect(0.0, 0.15),
-    },
+    constant={**_by_precision(lambda p: p.weights), ("gradient_checkpointing", True): Effect(0.0, 0.15)},
     slope={
-        ("precision", "fp32"): Effect(0.0, 0.05),
-        ("precision", "tf32"): Effect(0.0, 0.05),
-        ("precision", "bf16"): Effect(math.log(0.6), 0.2),
-        ("precision", "fp16"): Effect(math.log(0.6), 0.2),
-        ("precision", "nf4"): Effect(math.log(0.6), 0.3),
+        **_by_precision(lambda p: p.activations),
         ("gradient_checkpointing", True): Effect(math.log(0.4), 0.5),
     },
     own_sd=(0.05, 0.15),
@@ -28,22 +25,14 @@ MEMORY = Priors(
     curvature_sd=0.02,
     slope_share=0.3,
 )
-"""Weights and activations in half the bytes; checkpointing keeps one input per layer instead of all."""
-
-_LOW_PRECISION = {"cuda": Effect(math.log(0.5), 0.5), "cpu": Effect(math.log(1.5), 0.9)}
-"""Matrix units of GPUs want 16 bits; a CPU has such instructions, or is ten times slower without."""
+"""Checkpointing keeps one input per layer instead of all."""
 
 
 def speed_priors(device: str) -> Priors:
     """What is believed of the time of a step."""
-    low = _LOW_PRECISION[device]
     return Priors(
         constant={
-            ("precision", "fp32"): Effect(0.0, 0.02),
-            ("precision", "tf32"): Effect(math.log(0.6), 0.3),
-            ("precision", "bf16"): low,
-            ("precision", "fp16"): low,
-            ("precision", "nf4"): Effect(low.mean + math.log(1.3), low.sd),
+            **_by_precision(lambda p: p.seconds[device]),
             # A third pass beside forward and backward (frozen weights have no gradients of their own).
             ("gradient_checkpointing", True): Effect(math.log(1.35), 0.12),
         },

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from train_fn.contract.precisions import RECORDS
 from train_fn.contract.trials import Knob, KnownSteps, Status, TrialParams, TrialSpec
 from tuner.recommendation.recommend import Judged
 from tuner.search.expected_gain import ModelSettings, Outlook
@@ -17,10 +18,6 @@ from tuner.space.points import Setting, same_numerics, same_setting, setting_of
 from tuner.space.proofs import Proofs, budget_of
 from tuner.space.repeats import failed_last, may_try_again
 from tuner.space.state import SearchState
-
-SAME_STEPS_TOLERANCE = {"fp32": 1e-3, "tf32": 2e-3, "bf16": 1e-2, "fp16": 5e-3, "nf4": 1e-2}
-"""Relative difference of training losses up to which two trials make the same steps: what rounding in another
-order adds up to, with room; an error in a split is larger by far."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +175,7 @@ def _known_steps(state: SearchState, point: TrialParams) -> KnownSteps | None:
         complete = result.status == Status.COMPLETE and not result.is_loss_borrowed
         same = complete and same_numerics(params, point)
         if same and result.validation_loss is not None and result.train_loss:
-            tolerance = SAME_STEPS_TOLERANCE[point.precision]
+            tolerance = RECORDS[point.precision].same_steps
             return KnownSteps(
                 number=number,
                 train_loss=result.train_loss,

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from train_fn.contract.knobs import DEFAULTS, TRAINER_NAMES
+from train_fn.contract.precisions import RECORDS
 from train_fn.contract.trials import Knob, Status, TrialParams, TrialResult
 from tuner.config.values import human_bytes
 from tuner.space.interval import measured_speed
-
-_NF4_CONFIG = """
-    # and from_pretrained(..., quantization_config=BitsAndBytesConfig(
-    #     load_in_4bit=True, bnb_4bit_quant_type="nf4",
-    #     bnb_4bit_use_double_quant=True,
-    #     bnb_4bit_compute_dtype=torch.bfloat16))"""
 
 
 def outcome(result: TrialResult) -> str:
@@ -51,14 +46,20 @@ def training_arguments(params: TrialParams) -> str:
     chosen = {
         "per_device_train_batch_size": params.per_device_train_batch_size,
         "gradient_accumulation_steps": params.gradient_accumulation_steps,
-        "bf16": params.precision in ("bf16", "nf4"),
-        "fp16": params.precision == "fp16",
-        "tf32": params.precision == "tf32",
+        **RECORDS[params.precision].switches,
         "gradient_checkpointing": params.gradient_checkpointing,
     }
     lines = [f"    {name}={value}," for name, value in chosen.items()]
     lines += [_knob_argument(name, value) for name, value in params.knobs.items()]
-    return "\n".join(lines) + (_NF4_CONFIG if params.precision == "nf4" else "")
+    return "\n".join(lines + _quantization(params.precision))
+
+
+def _quantization(precision: str) -> list[str]:
+    arguments = RECORDS[precision].quantization_arguments
+    if not arguments:
+        return []
+    named = [f"    #     {name}={value!r}," for name, value in arguments.items()]
+    return ["    # and from_pretrained(..., quantization_config=BitsAndBytesConfig(", *named, "    # ))"]
 
 
 def _knob_argument(name: str, value: Knob) -> str:

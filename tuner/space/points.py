@@ -10,16 +10,9 @@ from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
 
-from train_fn.contract.precisions import PRECISIONS
+from train_fn.contract.precisions import PRECISIONS, RECORDS
 from train_fn.contract.trials import Knob, Knobs, MemoryPoint, Reason, Status, TrialParams, TrialResult
 from tuner.config.splits import factorisations
-
-AMPERE = (8, 0)
-"""The first CUDA compute capability whose tensor cores know bf16 and tf32."""
-
-ON_REQUEST = ("nf4",)
-"""Searched only where the user names them: they change the base model, not just how it computes."""
-
 
 Setting = tuple[str, bool, Knobs]
 """All of a point but the split of the batch: precision, checkpointing, knobs."""
@@ -87,20 +80,19 @@ def knobs_of(points: Iterable[TrialParams]) -> dict[str, list[Knob]]:
 
 
 def precisions_of(device: str, compute_capability: tuple[int, int] | None) -> tuple[str, ...]:
-    """The precisions that a device computes natively, those `ON_REQUEST` last.
-
-    An unknown CUDA capability counts as a modern one.
-    """
+    """The precisions that a device computes natively; an unknown CUDA capability counts as a modern one."""
     if device == "cpu":
-        return ("fp32", "bf16")
-    if compute_capability is not None and tuple(compute_capability) < AMPERE:
-        return ("fp32", "fp16")
-    return PRECISIONS
+        return tuple(name for name, record in RECORDS.items() if record.on_cpu)
+    return tuple(
+        name
+        for name, record in RECORDS.items()
+        if compute_capability is None or tuple(compute_capability) >= record.compute_capability
+    )
 
 
 def searched_by_default(precisions: Iterable[str]) -> tuple[str, ...]:
     """What `search.precision: null` means where these can be had."""
-    return tuple(p for p in precisions if p not in ON_REQUEST)
+    return tuple(p for p in precisions if not RECORDS[p].is_on_request)
 
 
 def is_out_of_memory(result: TrialResult) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from train_fn.contract.faults import Fault, InputError
+from train_fn.contract.precisions import RECORDS, kept_in, switched
 from tuner.trainers.read.layout import layout_of
 from tuner.trainers.read.present import Present
 from tuner.trainers.read.reader import Reader
@@ -23,7 +24,6 @@ FLAG = "--from-hf"
 EXPECTED = "expected a JSON or YAML file with keys of TrainingArguments"
 _GROUPS = ("training_arguments", "lora_config", "peft_config", "from_pretrained", "model_init_kwargs")
 _LORA_NAMES = {"r": "lora_r", "lora_rank": "lora_r", "target_modules": "lora_target_modules"}
-_DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
 _IGNORED = (
     "overwrite_output_dir", "project", "do_*", "ddp_broadcast_buffers", "dataset_text_field",
     "remove_unused_columns", "label_names", "resume_*", "local_rank", "prediction_loss_only", "include_*",
@@ -179,19 +179,15 @@ def _read_optimizer(reader: Reader) -> None:
 
 def _read_precision(reader: Reader) -> str:
     dtype = reader.text("dtype", "torch_dtype")
-    bf16, fp16 = reader.switch("bf16", False), reader.switch("fp16", False)
-    tf32 = reader.switch("tf32", False)
+    precision = switched(reader.switches())
     if reader.switch("load_in_4bit", False):
-        if reader.text("bnb_4bit_quant_type") not in (None, "nf4"):
-            raise reader.fault("bnb_4bit_quant_type can only be nf4")
-        return "nf4"
+        return reader.quantized()
     if reader.switch("load_in_8bit", False):
         raise reader.fault("load_in_8bit can't be tuned; load_in_4bit can")
-    precision = "bf16" if bf16 else "fp16" if fp16 else "tf32" if tf32 else "fp32"
-    base = _DTYPES.get(str(dtype).removeprefix("torch."))
-    if base is not None and precision in ("fp32", "tf32"):
-        reader.notes.append(f"A base in {base} without autocast is measured in {base}.")
-        return base
+    base = kept_in(str(dtype).removeprefix("torch."))
+    if base is not None and base.autocast and not RECORDS[precision].autocast:
+        reader.notes.append(f"A base in {base.name} without autocast is measured in {base.name}.")
+        return base.name
     return precision
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from train_fn.contract.faults import Fault, InputError
 from train_fn.contract.knobs import CHOICES, DEFAULTS, TRAINER_NAMES, problem_with
+from train_fn.contract.precisions import RECORDS, SWITCHES
 from train_fn.contract.trials import Knobs, TrialParams
 from tuner.trainers.read.present import Present
 from tuner.trainers.write.hf import CHECKPOINTING
@@ -97,6 +98,23 @@ class Reader:
         if text in TRUE or text in FALSE:
             return text in TRUE
         raise self.fault(f"{name} must be true or false, got {_shown(value)}")
+
+    def switches(self, on: Container[str] = ()) -> str | None:
+        """Read which of the switches for precisions is on; None: none.
+
+        Args:
+            on: Those that are on by default.
+        """
+        found = [name for name in SWITCHES if self.switch(name, name in on)]
+        return found[0] if found else None
+
+    def quantized(self) -> str:
+        """Read the precision of a base in 4 bits."""
+        kind = self.text("bnb_4bit_quant_type")
+        known = {r.quantization: r.name for r in RECORDS.values() if r.quantization}
+        if kind is not None and kind not in known:
+            raise self.fault(f"bnb_4bit_quant_type can only be {' or '.join(known)}")
+        return known[kind] if kind else next(iter(known.values()))
 
     def mapping(self, name: str) -> dict[str, Any]:
         """A mapping, or the JSON of one."""

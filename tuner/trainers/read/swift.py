@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from train_fn.contract.precisions import RECORDS, SWITCHES, kept_in, switched
 from tuner.trainers.read.command import FLAG, parse
 from tuner.trainers.read.layout import layout_of
 from tuner.trainers.read.present import Present
@@ -24,7 +25,6 @@ DEFAULT_GLOBAL_BATCH = 16
 """What ms-swift accumulates up to where it is not told how much."""
 NO_LIMIT = 1_000_000
 """Longer than any model: without max_length, ms-swift leaves the limit to the model."""
-_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 _IGNORED = (
     "add_version", "create_checkpoint_symlink", "max_epochs", "load_from_cache_file", "dataset_shuffle",
     "train_dataloader_shuffle", "strict", "model_name", "model_author", "model_type", "check_model",
@@ -172,24 +172,19 @@ def _read_split(reader: Reader, workers: int) -> dict[str, Any]:
 def _read_precision(reader: Reader) -> str:
     method, bits = reader.text("quant_method"), reader.text("quant_bits")
     if method == "bnb" and bits == "4":
-        if reader.text("bnb_4bit_quant_type") not in (None, "nf4"):
-            raise reader.fault("bnb_4bit_quant_type can only be nf4")
-        for name in ("torch_dtype", "bf16", "fp16", "tf32"):
+        for name in ("torch_dtype", *SWITCHES):
             reader.take(name)
-        return "nf4"
+        return reader.quantized()
     if method is not None:
         raise reader.fault(f"quant_method {method} with {bits} bits can't be tuned; bnb with 4 bits can")
-    dtype = _DTYPES.get(reader.text("torch_dtype") or _dtype_of_model(reader.values["model"]), "")
-    if not dtype:
-        dtype = "bf16"
-        reader.notes.append("The model is taken to be kept in bfloat16; give --torch_dtype if not.")
-    bf16 = reader.switch("bf16", dtype == "bf16")
-    fp16 = reader.switch("fp16", dtype in ("fp16", "fp32"))
-    tf32 = reader.switch("tf32", False)
-    mixed = "bf16" if bf16 else "fp16" if fp16 else "tf32" if tf32 else "fp32"
-    if dtype[:2] != mixed[:2] and not (mixed == "tf32" and dtype == "fp32"):
-        reader.notes.append(f"The base is measured in {mixed}, too, not in {dtype}.")
-    return mixed
+    dtype = reader.text("torch_dtype") or _dtype_of_model(reader.values["model"])
+    if (base := kept_in(dtype)) is None:
+        base = RECORDS["bf16"]
+        reader.notes.append(f"The model is taken to be kept in {base.dtype}; give --torch_dtype if not.")
+    precision = switched(reader.switches({base.switch or "fp16"}))  # what is kept in fp32 trains in fp16
+    if base.dtype != RECORDS[precision].dtype:
+        reader.notes.append(f"The base is measured in {precision}, too, not in {base.name}.")
+    return precision
 
 
 def _dtype_of_model(model: str) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from train_fn.contract.knobs import value_of
+from train_fn.contract.precisions import RECORDS
 from train_fn.contract.trials import TrialParams
 from tuner.config.values import yaml_of
 from tuner.trainers.write import hf
 from tuner.trainers.write.notes import comment, head, notes, one_line
-from tuner.trainers.write.setting import MIXED, Setting
+from tuner.trainers.write.setting import Setting
 
 
 def decided(params: TrialParams) -> dict[str, Any]:
@@ -17,7 +18,7 @@ def decided(params: TrialParams) -> dict[str, Any]:
     compiled = bool(value_of(params.knobs, "torch_compile"))
     backend = {"dynamo_backend": "INDUCTOR", "dynamo_use_regional_compilation": True}
     return {
-        "mixed_precision": MIXED[params.precision],
+        "mixed_precision": RECORDS[params.precision].mixed,
         **({"dynamo_config": backend} if compiled else {}),
     }
 

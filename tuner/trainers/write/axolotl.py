@@ -7,27 +7,30 @@ from typing import Any
 
 from train_fn.contract.job import DataSpec
 from train_fn.contract.knobs import value_of
+from train_fn.contract.precisions import RECORDS
 from train_fn.contract.trials import TrialParams
 from tuner.config.values import yaml_of
 from tuner.trainers.write.hf import CHECKPOINTING
 from tuner.trainers.write.notes import comment, head, notes
-from tuner.trainers.write.setting import Setting, autocast_flags, lora_alpha, require_model, trainer_knobs
+from tuner.trainers.write.setting import Setting, lora_alpha, require_model, trainer_knobs
 
 _TYPES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 def decided(params: TrialParams) -> dict[str, Any]:
     """What the tuner chose."""
-    is_quantized = params.precision == "nf4"
+    precision = RECORDS[params.precision]
+    quantization = precision.quantization_arguments
     keys: dict[str, Any] = {
         "micro_batch_size": params.per_device_train_batch_size,
         "gradient_accumulation_steps": params.gradient_accumulation_steps,
-        **autocast_flags(params.precision),
-        "adapter": "qlora" if is_quantized else "lora",
-        "load_in_4bit": is_quantized,
+        **precision.switches,
+        "adapter": "qlora" if quantization else "lora",
+        "load_in_4bit": bool(quantization),
     }
-    if is_quantized:
-        keys["bnb_config_kwargs"] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    if quantization:
+        names = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
+        keys["bnb_config_kwargs"] = {name: quantization[name] for name in names}
     keys["gradient_checkpointing"] = params.gradient_checkpointing
     if params.gradient_checkpointing:
         keys["gradient_checkpointing_kwargs"] = CHECKPOINTING

@@ -5,19 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from train_fn.contract.knobs import value_of
+from train_fn.contract.precisions import RECORDS
 from train_fn.contract.trials import TrialParams
 from tuner.trainers.write.notes import comment, head, notes
-from tuner.trainers.write.setting import DTYPES, Setting, autocast_flags, lora_alpha, trainer_knobs
+from tuner.trainers.write.setting import Setting, lora_alpha, trainer_knobs
 
 CHECKPOINTING = {"use_reentrant": False}
 """The kind of checkpointing that trials use."""
-QUANTIZATION = {
-    "load_in_4bit": True,
-    "bnb_4bit_quant_type": "nf4",
-    "bnb_4bit_use_double_quant": True,
-    "bnb_4bit_compute_dtype": "bfloat16",
-}
-"""What precision nf4 means, as `BitsAndBytesConfig` takes it."""
 LEAN_LOSS = "set use_liger_kernel=True"
 
 
@@ -100,7 +94,7 @@ def _arguments(params: TrialParams) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "per_device_train_batch_size": params.per_device_train_batch_size,
         "gradient_accumulation_steps": params.gradient_accumulation_steps,
-        **autocast_flags(params.precision),
+        **RECORDS[params.precision].switches,
         "gradient_checkpointing": params.gradient_checkpointing,
     }
     if params.gradient_checkpointing:
@@ -109,12 +103,13 @@ def _arguments(params: TrialParams) -> dict[str, Any]:
 
 
 def _loading(params: TrialParams) -> dict[str, Any]:
-    loading: dict[str, Any] = {"dtype": DTYPES[params.precision]}
+    precision = RECORDS[params.precision]
+    loading: dict[str, Any] = {"dtype": precision.dtype}
     attention = value_of(params.knobs, "attn_implementation")
     if attention is not None:
         loading["attn_implementation"] = attention
-    if params.precision == "nf4":
-        loading["quantization_config"] = QUANTIZATION
+    if quantization := precision.quantization_arguments:
+        loading["quantization_config"] = quantization
     return loading
 
 

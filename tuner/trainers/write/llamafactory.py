@@ -8,12 +8,12 @@ from typing import Any
 
 from train_fn.contract.job import DataSpec
 from train_fn.contract.knobs import value_of
+from train_fn.contract.precisions import RECORDS
 from train_fn.contract.trials import TrialParams
 from tuner.config.values import yaml_of
 from tuner.trainers.write.notes import comment, head, notes
 from tuner.trainers.write.setting import (
     Setting,
-    autocast_flags,
     lora_alpha,
     require_model,
     trainer_knobs,
@@ -26,13 +26,14 @@ DATASET, VALIDATION = "tuned", "tuned_validation"
 
 def decided(params: TrialParams) -> dict[str, Any]:
     """What the tuner chose."""
+    precision = RECORDS[params.precision]
     keys: dict[str, Any] = {
         "per_device_train_batch_size": params.per_device_train_batch_size,
         "gradient_accumulation_steps": params.gradient_accumulation_steps,
-        **autocast_flags(params.precision),
+        **precision.switches,
     }
-    if params.precision == "nf4":
-        keys |= {"quantization_bit": 4, "quantization_type": "nf4", "double_quantization": True}
+    if (kind := precision.quantization) is not None:
+        keys |= {"quantization_bit": 4, "quantization_type": kind, "double_quantization": True}
     # Its own switches: checkpointing is on unless disabled, whatever `gradient_checkpointing` says.
     keys["disable_gradient_checkpointing"] = not params.gradient_checkpointing
     if params.gradient_checkpointing:
@@ -117,7 +118,7 @@ def _target(modules: str | list[str]) -> str:
 def _notes(setting: Setting) -> list[str]:
     job, params = setting.job, setting.params
     found = notes(setting, lean_loss="set enable_liger_kernel: true")
-    if params.precision in ("fp32", "tf32"):
+    if not setting.precision.autocast:
         found.append(
             f"Measured in {params.precision}: it has no key for that. Without bf16 and fp16 it loads the "
             "base in 16 bits wherever the GPU can."

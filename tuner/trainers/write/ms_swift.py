@@ -8,13 +8,12 @@ from typing import Any
 
 from train_fn.contract.job import DataSpec
 from train_fn.contract.knobs import value_of
+from train_fn.contract.precisions import RECORDS
 from train_fn.contract.trials import TrialParams
 from tuner.trainers.write.hf import CHECKPOINTING
 from tuner.trainers.write.notes import comment, head, notes
 from tuner.trainers.write.setting import (
-    DTYPES,
     Setting,
-    autocast_flags,
     lora_alpha,
     require_model,
     trainer_knobs,
@@ -26,16 +25,17 @@ RAW_TEMPLATE = "dummy"
 
 def decided(params: TrialParams) -> dict[str, Any]:
     """What the tuner chose, as flags."""
+    precision = RECORDS[params.precision]
     flags: dict[str, Any] = {
         "per_device_train_batch_size": params.per_device_train_batch_size,
         "gradient_accumulation_steps": params.gradient_accumulation_steps,
-        "torch_dtype": DTYPES[params.precision],
+        "torch_dtype": precision.dtype,
         # Left out, they follow from torch_dtype, and float32 trains in fp16.
-        **autocast_flags(params.precision),
+        **precision.switches,
     }
-    if params.precision == "nf4":
-        flags |= {"quant_method": "bnb", "quant_bits": 4, "bnb_4bit_quant_type": "nf4"}
-        flags |= {"bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": "bfloat16"}
+    if quantization := precision.quantization_arguments:
+        del quantization["load_in_4bit"]
+        flags |= {"quant_method": "bnb", "quant_bits": 4, **quantization}
     flags["gradient_checkpointing"] = params.gradient_checkpointing
     if params.gradient_checkpointing:
         flags["gradient_checkpointing_kwargs"] = CHECKPOINTING

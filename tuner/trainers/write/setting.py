@@ -11,16 +11,12 @@ from typing import Any
 from train_fn.contract.faults import Fault, InputError
 from train_fn.contract.job import JobSpec, LoraSpec
 from train_fn.contract.knobs import DEFAULTS, TRAINER_NAMES, value_of
+from train_fn.contract.precisions import RECORDS, Precision
 from train_fn.contract.trials import Status, TrialParams, TrialResult
 from tuner.config.values import human_bytes
 from tuner.results.output import CONFIG_FILE, Output, split_place
 from tuner.results.result_file import restored
 from tuner.space.interval import NOT_KNOWN, ends, measured_speed
-
-DTYPES = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16", "nf4": "bfloat16"}
-"""The type that the base's weights are kept in, or, where they are quantized, computed with."""
-MIXED = {"fp32": "no", "tf32": "no", "bf16": "bf16", "fp16": "fp16", "nf4": "bf16"}
-"""What the forward pass is autocast to, by accelerate's names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,18 +42,14 @@ class Setting:
         return self.job.num_workers * split
 
     @property
+    def precision(self) -> Precision:
+        """The point's."""
+        return RECORDS[self.params.precision]
+
+    @property
     def on_cpu(self) -> bool:
         """Whether it was measured on a CPU."""
         return self.job.device == "cpu"
-
-
-def autocast_flags(precision: str) -> dict[str, bool]:
-    """The switches that all trainers on top of Hugging Face's have for a precision."""
-    return {
-        "bf16": MIXED[precision] == "bf16",
-        "fp16": MIXED[precision] == "fp16",
-        "tf32": precision == "tf32",
-    }
 
 
 def trainer_knobs(params: TrialParams) -> dict[str, Any]:

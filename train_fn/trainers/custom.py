@@ -15,24 +15,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import operator
 import random
 import re
 import time
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from train_fn.contract.timing import rate_with_interval, timing_notes
-from train_fn.contract.trials import MEASURED, Reason, Status, TrialResult, TrialSpec
+from train_fn.contract.trials import Reason, TrialResult
 from train_fn.custom import TrialContext
-from train_fn.model.base import NUMERICS
-from train_fn.parallel.attempts import Attempts, Failure, TrialStoppedError, constraints, gravest
+from train_fn.parallel.attempts import Failure, TrialStoppedError, gravest
+from train_fn.trainers.base import Step, StepDone, Trial
 from train_fn.trainers.custom_worker import CustomWorker
 from train_fn.trainers.watchdog import Watchdog
 
@@ -42,8 +39,9 @@ _RETURN = "return (summed validation loss, what it is summed over)"
 _PHASES = ("probing", "reporting", "returned")
 
 
-def run_custom_trial(worker: CustomWorker, spec: TrialSpec) -> TrialResult:
-    """Measure one point. Collective over all ranks; returns the same result on each.
+@contextlib.contextmanager
+def custom_steps(worker: CustomWorker, trial: Trial) -> Iterator[CustomSteps]:
+    """Get ready for a trial of the user's function; see `trainers.base.Trainer`.
 
     The function alone decides what it probes and how long it trains: of the spec, `probe_sizes`,
     `probe_siblings`, `known_steps` and `slow_below` are ignored, and the validation loss is always measured.
@@ -54,52 +52,36 @@ def run_custom_trial(worker: CustomWorker, spec: TrialSpec) -> TrialResult:
         RuntimeError: Another rank is gone, or the device is unusable.
     """
     worker.trials += 1
-    return _CustomTrial(worker, spec).run()
+    trial.memory.start_probe(None)  # what the module keeps from trial to trial counts in each
+    steps = CustomSteps(worker, trial)
+    with steps.watched(), _settings(trial.job.seed):
+        try:
+            yield steps
+        except TrialStoppedError:
+            if len(set(trial.ranks.gather(_collectives_so_far()))) > 1:
+                trial.last_word = steps.leave_together  # a collective of the function's is open on some rank
+            raise
 
 
-class _CustomTrial:
-    """The state of one trial on one rank; its context's recorder."""
+class CustomSteps:
+    """The function's steps (see `trainers.base.Steps`), and its context's recorder."""
 
-    def __init__(self, worker: CustomWorker, spec: TrialSpec) -> None:
-        self.worker, self.params = worker, spec.params
-        self.job = dataclasses.replace(worker.job, steps=spec.steps or worker.job.steps)
-        self.ranks, self.memory = worker.ranks, worker.memory
-        self.numerics = NUMERICS[self.params.precision]
-        self.attempts = Attempts(self.ranks, self.memory, self.job.timeout_seconds)
+    def __init__(self, worker: CustomWorker, trial: Trial) -> None:
+        self.worker, self.trial = worker, trial
+        self.job, self.ranks, self.memory = trial.job, trial.ranks, trial.memory
+        self.attempts, self.train_loss = trial.attempts, trial.train_loss
         self.stopped: Failure | None = None
         self.lost_peer: Exception | None = None
         self.limit = contextlib.ExitStack()
-        self.train_loss: list[float] = []
-        self.reported_at: list[float] = []
-        self.step_seconds: list[float] = []
-        self.validation_loss: float | None = None
-        self.seconds: dict[str, float] = {}
-
-    def run(self) -> TrialResult:
-        """Call the function, whatever happens in it, and clean up after it."""
-        started = time.perf_counter()
-        self.memory.start_probe(None)  # what the module keeps from trial to trial counts in each
-        failure: Failure | None = None
-        with self._watched(), self.numerics.matmuls(), _settings(self.job.seed):
-            try:
-                self._end(self._call())
-            except TrialStoppedError as stopped:
-                failure = stopped.failure
-            in_step = failure is None or len(set(self.ranks.gather(_collectives_so_far()))) == 1
-        self._divide_time(started)
-        result = self._result(failure)
-        self.memory.release()
-        self.seconds["total"] = time.perf_counter() - started
-        if not in_step:  # a collective of the function's is still open on some rank
-            self._leave_together(result)
-        return result
+        self._step_done: StepDone = lambda _: False
+        self._reported_at: float | None = None
+        self._share = (0.0, 0.0)
 
     # What the function calls.
 
     def report_step(self, num_samples: int, loss: float) -> None:
         """Collective: take a step's figures; the clock is read when all ranks are done."""
-        if self.worker.device.type == "cuda":
-            torch.cuda.synchronize(self.worker.device)
+        self.trial.synchronize()
         self.attempts.run(lambda: None, within=contextlib.nullcontext())  # for the deadline
         samples, value = 0, 0.0
         try:
@@ -112,20 +94,25 @@ class _CustomTrial:
             self._stop(Reason.ERROR, f"reported more than the {self.job.steps} steps of context.steps")
         if total != self.job.global_batch_size:
             self._stop(Reason.ERROR, self._wrong_samples(step, int(total)))
-        self.train_loss.append(summed / total)
-        if not math.isfinite(summed):
-            self._stop(Reason.DIVERGED, f"loss is {summed / total} in optimizer step {step}")
-        self.reported_at.append(time.perf_counter())
+        now, before = time.perf_counter(), self._reported_at
+        self.trial.enter("train" if step < self.job.steps else "validate")
+        try:
+            seconds = None if before is None else now - before  # the first report starts the clock
+            self._step_done(Step(loss=summed / total, seconds=seconds))
+        except TrialStoppedError as stopped:
+            self.stopped = stopped.failure
+            raise
+        self._reported_at = time.perf_counter()
 
     def probe(self, work: Callable[[], object]) -> None:
         """Collective: run the worst case; from here on, memory is kept for speed."""
-        started = time.perf_counter()
+        phase = self.trial.enter("probe")
         self.attempts.run(work, within=contextlib.nullcontext())  # the limit is on
         self.limit.close()
         self._measure_need(work)
         self._round("probing")
         self.memory.start_training()
-        self.seconds["probe"] = self.seconds.get("probe", 0.0) + time.perf_counter() - started
+        self.trial.enter(phase)
 
     def _measure_need(self, work: Callable[[], object]) -> None:
         """Say of a worst case that ran out of memory what it needs."""
@@ -136,9 +123,26 @@ class _CustomTrial:
 
     def autocast(self) -> torch.autocast:
         """The precision's autocast on this device."""
-        return self.numerics.autocast(self.worker.device)
+        return self.trial.numerics.autocast(self.trial.device)
 
-    # The trial's course.
+    # What the trial's course calls.
+
+    def worst_case(self) -> None:
+        """The function probes by itself, if it does."""
+
+    def train(self, step_done: StepDone) -> None:
+        """Call the function; what it reports goes to `step_done`."""
+        self._step_done = step_done
+        self.trial.enter("setup")  # lasts to the first report
+        self._end(self._call())
+
+    def validate(self) -> tuple[float, float]:
+        """Add up what the function has returned on all ranks."""
+        summed, count = self.ranks.sum(*self._share)
+        if not count:
+            problem = "the validation loss is summed over nothing on every rank"
+            self.trial.stop(Reason.ERROR, f"{problem}; {_RETURN}")
+        return summed, count
 
     def _call(self) -> Any:
         """What the function returns; None when it failed, or was stopped."""
@@ -162,11 +166,11 @@ class _CustomTrial:
     def _context(self) -> TrialContext:
         job = self.job
         return TrialContext(
-            params=self.params,
+            params=self.trial.params,
             global_batch_size=job.global_batch_size,
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
-            device=self.worker.device,
+            device=self.trial.device,
             steps=job.steps,
             warmup_steps=job.warmup_steps,
             seed=job.seed,
@@ -178,29 +182,22 @@ class _CustomTrial:
         )
 
     def _end(self, returned: Any) -> None:
-        """Collective: agree that the function has done all it must, and take its validation loss."""
+        """Collective: agree that the function has done all it must; keep this rank's part of the loss."""
         if not dist.is_initialized():
             self._fail("the function destroyed the process group; leave that to the service")
             self._leave_word()
-            self.worker.leave(self.result_alone(self.stopped or self.attempts.failure))
+            self._leave(self.stopped or self.attempts.failure)
         if self.stopped is not None:
             raise TrialStoppedError(self.stopped)
         if self.lost_peer is not None:
             if self.ranks.rank == 0 and (failures := self.failures()):  # it left word before it went
-                self.worker.leave(self.result_alone(gravest(failures)))
+                self._leave(gravest(failures))
             raise RuntimeError("another rank is gone") from self.lost_peer
-        share = self._share(returned) if self.attempts.failure is None else (0.0, 0.0)
+        if self.attempts.failure is None:
+            self._share = self._checked(returned)
         self._round("returned")
-        summed, count = self.ranks.sum(*share)
-        if not count:
-            self._stop(Reason.ERROR, f"the validation loss is summed over nothing on every rank; {_RETURN}")
-        self.validation_loss = summed / count
-        if not math.isfinite(self.validation_loss):
-            self._stop(Reason.DIVERGED, f"validation loss is {self.validation_loss}")
-        times = [after - before for before, after in pairwise(self.reported_at)]
-        self.step_seconds = self.ranks.max(times[max(self.job.warmup_steps, 1) - 1 :])
 
-    def _share(self, returned: Any) -> tuple[float, float]:
+    def _checked(self, returned: Any) -> tuple[float, float]:
         """This rank's part of the validation loss, if all that must be there is there."""
         done, steps = len(self.train_loss), self.job.steps
         if not done:
@@ -272,69 +269,25 @@ class _CustomTrial:
                 found.append(Failure(**{**values, "reason": Reason(values["reason"])}))
         return found
 
-    def _watched(self) -> contextlib.AbstractContextManager[None]:
-        """Rank 0 alone has the last word."""
+    def watched(self) -> contextlib.AbstractContextManager[None]:
+        """Give rank 0 alone the last word."""
         if self.ranks.rank != 0:
             return contextlib.nullcontext()
-        return Watchdog(
-            self.failures,
-            lambda failure: self.worker.leave(self.result_alone(failure)),
-            self.job.timeout_seconds,
-        )
+        return Watchdog(self.failures, self._leave, self.job.timeout_seconds)
 
     def _key(self, rank: int) -> str:
         return f"custom-trial/{self.worker.trials}/{rank}"
 
-    def _leave_together(self, result: TrialResult) -> NoReturn:
+    def _leave(self, failure: Failure | None) -> NoReturn:
+        """End this process with what one rank can say without the others."""
+        self.worker.leave(self.trial.result(failure))
+
+    def leave_together(self, result: TrialResult) -> NoReturn:
         """Collective: rank 0 posts before any process ends."""
         if self.ranks.rank == 0:
             self.worker.post_last(result)
         self.ranks.sum(0.0)
         self.worker.leave(None)
-
-    # The result.
-
-    def _divide_time(self, started: float) -> None:
-        """`setup` lasts to the first report, which starts the clock; `validate` follows the last one."""
-        ended = time.perf_counter()
-        reports = self.reported_at or [ended]
-        self.seconds["setup"] = reports[0] - started - self.seconds.get("probe", 0.0)
-        self.seconds["train"] = reports[-1] - reports[0]
-        self.seconds["validate"] = ended - reports[-1]
-
-    def _result(self, failure: Failure | None) -> TrialResult:
-        """Collective: the trial's result, the same on every rank."""
-        peaks = self.ranks.gather(self.memory.peak())
-        rate, interval, notes = None, None, []
-        if failure is None:
-            work = [1.0] * len(self.step_seconds)
-            rate, interval = rate_with_interval(self.job.global_batch_size, self.step_seconds, work)
-            notes = timing_notes(rate, interval, len(self.step_seconds))
-        return dataclasses.replace(
-            self.result_alone(failure, max(max(p) for p in peaks)),
-            samples_per_second=rate,
-            samples_per_second_ci95=interval,
-            validation_loss=self.validation_loss,
-            validation_loss_source=MEASURED if failure is None else None,
-            step_seconds=self.step_seconds,
-            peak_memory_bytes=[p.allocated_bytes for p in peaks],
-            peak_reserved_bytes=[p.reserved_bytes for p in peaks if p.reserved_bytes],
-            notes=notes,
-        )
-
-    def result_alone(self, failure: Failure | None, peak_bytes: int = 0) -> TrialResult:
-        """What one rank can say without the others."""
-        budget = self.memory.budget_bytes
-        return TrialResult(
-            status=failure.status if failure else Status.COMPLETE,
-            reason=failure.reason if failure else None,
-            detail=failure.detail if failure else None,
-            train_loss=self.train_loss,
-            memory_budget_bytes=budget,
-            constraints=constraints(failure, peak_bytes, budget),
-            seconds=self.seconds,
-            disturbed=[failure.detail] if failure and failure.reason == Reason.CROWDED else [],
-        )
 
 
 @contextlib.contextmanager
