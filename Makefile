@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test format lint types imports unit bench bench-train-fn bench-search bench-control-plane \
+.PHONY: demo test test-ray format lint types imports unit bench bench-train-fn bench-search bench-control-plane \
 	report-picture surfaces faults fault-table clean
 
 demo: .venv/installed
@@ -30,6 +30,11 @@ imports: .venv/installed-dev
 unit: .venv/installed-dev
 	$(BIN)/pytest -m 'not ray and not faults' --numprocesses 2 --dist loadfile
 	$(BIN)/pytest -m 'ray and not faults'
+
+# The tests that start a Ray, under another version of it: make test-ray RAY=2.58.1
+RAY ?= 2.58.1
+test-ray: .venv-ray-$(RAY)/installed
+	.venv-ray-$(RAY)/bin/pytest -m 'ray and not faults'
 
 # Warm lanes against one TorchTrainer.fit() per trial; takes some minutes.
 bench: .venv/installed-dev
@@ -75,5 +80,13 @@ surfaces: .venv/installed-dev
 	$(PIP) --editable '.[dev]'
 	touch $@
 
+# As .venv, but for Ray.
+.venv-ray-%/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(@D)
+	grep --invert-match '^ray==' constraints.txt > $(@D)/constraints.txt
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --constraint $(@D)/constraints.txt \
+		--editable '.[dev]' 'ray[default,train,tune]==$*'
+	touch $@
+
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-ray-* build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -83,6 +83,24 @@ def test_patience_has_an_end_and_the_result_can_be_told_again(tmp_path):
     assert [m.result for m in opened(tmp_path).measured()] == [COMPLETE]
 
 
+def test_a_result_that_got_through_unnoticed_may_be_told_again(tmp_path, monkeypatch):
+    """The server has committed, and its answer is lost with the connection."""
+    study = opened(tmp_path)
+    spec, tell = study.ask(), optuna.Study.tell
+
+    def unheard(*arguments, **options):
+        tell(*arguments, **options)
+        raise ConnectionError
+
+    monkeypatch.setattr(optuna.Study, "tell", unheard)
+    with pytest.raises(ConnectionError):
+        study.tell(spec, COMPLETE)
+    monkeypatch.undo()
+    study.tell(spec, COMPLETE)
+    assert [m.result for m in study.measured()] == [COMPLETE]
+    assert [m.result for m in opened(tmp_path).measured()] == [COMPLETE]
+
+
 def test_a_result_told_when_a_signal_comes_is_kept(tmp_path, monkeypatch):
     study = opened(tmp_path)
     source = StudySource(study, Progress(4, 4, stream=io.StringIO()), lambda: None, rescue_dir=tmp_path)

@@ -9,6 +9,7 @@ One driver works on a study at a time: opening it declares the trials that are s
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
@@ -233,9 +234,10 @@ class TuningStudy:
     def _end(self, trial: optuna.Trial, result: TrialResult) -> FrozenTrial:
         """Give a running trial all that came of it; as often as need be, a finished one stays as it is."""
         insist, ending = self._storage.insist, ending_of(result)
-        insist(self._constrain, trial, ending.constraints)
-        for key, value in ending.attributes.items():
-            insist(trial.set_user_attr, key, value)
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            insist(self._constrain, trial, ending.constraints)
+            for key, value in ending.attributes.items():
+                insist(trial.set_user_attr, key, value)
         return insist(self._study.tell, trial, ending.values, ending.state, skip_if_finished=True)
 
     def _constrain(self, trial: optuna.Trial, constraints: Mapping[str, float]) -> None:
