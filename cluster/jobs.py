@@ -220,7 +220,7 @@ def choose_id(study: str, jobs: Iterable[Any]) -> str:
 
 
 def _of_study(study: str, jobs: Sequence[Any]) -> list[Any]:
-    """Its jobs, the latest first."""
+    """A study's jobs, the latest first."""
     ours = re.compile(rf"{re.escape(study)}-\d+")
     found = [j for j in jobs if study_of(j) == study or ours.fullmatch(j.submission_id)]
     return sorted(found, key=lambda job: job.start_time or 0, reverse=True)

@@ -18,7 +18,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.backend import BackendConfig
 
 from cluster.connection.folders import StartFolder
 from cluster.connection.names import lane_name, train_run_name
@@ -296,11 +296,21 @@ def _interrupted(detail: str) -> TrialResult:
     return TrialResult(status=Status.FAILED, reason=Reason.INTERRUPTED, detail=detail)
 
 
-def _trainer(lane: LaneSpec, mailbox: Any, storage_path: str) -> DataParallelTrainer:
+@dataclasses.dataclass
+class OwnProcessGroup(BackendConfig):
+    """Ranks set up the process group themselves, so that Ray Train's controller need not import torch."""
+
+    backend: str = "own"
+
+
+def _trainer(lane: LaneSpec, mailbox: Any, storage_path: str) -> Any:
+    from ray.train.torch import TorchTrainer  # imports torch, which only a lane's actor needs
+
     job = lane.job
     on_gpu = job.device == "cuda"
-    return DataParallelTrainer(
+    return TorchTrainer(
         serve,
+        torch_config=OwnProcessGroup(),
         train_loop_config={
             "mailbox": mailbox,
             "job": dataclasses.asdict(job),

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -21,7 +21,7 @@ from train_fn.contract.trials import TrialResult
 from train_fn.custom import TrainFunction, load_function
 from train_fn.memory.base import Memory
 from train_fn.parallel.budget import agreed_memory
-from train_fn.parallel.ranks import COLLECTIVE_GRACE_SECONDS, Ranks
+from train_fn.parallel.ranks import COLLECTIVE_GRACE_SECONDS, Ranks, meeting_point
 
 PostLast = Callable[[TrialResult], None]
 """Delivers the last result of a process; the process ends right after it."""
@@ -70,7 +70,7 @@ def open_custom_worker(
     say(phases.TALKING)
     timeout = timedelta(seconds=job.timeout_seconds + COLLECTIVE_GRACE_SECONDS)
     ranks = Ranks(torch.device("cpu"), dist.new_group(backend="gloo", timeout=timeout))
-    store = _store_of_its_own()
+    store = _store_of_its_own(ranks)
     _warm_up(device)
     gc.collect()
     gc.freeze()
@@ -81,11 +81,12 @@ def open_custom_worker(
     return CustomWorker(job, function, device, memory, ranks, store, post_last)
 
 
-def _store_of_its_own() -> dist.Store:
-    """The default group's store over a connection that another thread may use meanwhile."""
-    store: Any = dist.distributed_c10d._get_default_store()
-    clone: dist.Store = store.clone()
-    return clone
+def _store_of_its_own(ranks: Ranks) -> dist.Store:
+    """Collective: a store beside the process group's, which a thread may use while that one is in use."""
+    address = os.environ.get("MASTER_ADDR", "127.0.0.1")
+    opened = meeting_point(address) if ranks.rank == 0 else None
+    port = ranks.broadcast(opened and opened.port)
+    return opened or meeting_point(address, port)
 
 
 def _warm_up(device: torch.device) -> None:
