@@ -12,7 +12,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from tests.support.plans import open_points, open_study
+from tests.support.plans import open_study
 from train_fn.contract.trials import Status, TrialResult
 from tuner.search.expected_gain import ModelSettings
 from tuner.space.points import candidates
@@ -89,7 +89,7 @@ def test_the_search_goes_on_and_measures_nothing_twice(url, sampler):
 
 def test_a_disturbed_trial_of_the_earlier_version_is_repeated(url):
     study = endings(url)
-    while open_points(study):
+    while study._state().open:
         study.tell(study.ask(), COMPLETE)
     assert study.ask().params == study.measured()[1].params
 
