@@ -17,6 +17,7 @@ from cluster.connection.ray_session import connected, imported_meanwhile, lanes_
 from cluster.jobs import working_dir_is_copy
 from cluster.lanes.room import Room
 from train_fn.contract.environment import worker_environment
+from train_fn.contract.faults import first_line
 from train_fn.data.sources import with_paths
 from tuner.config.values import human_seconds
 from tuner.console.final_table import print_table
@@ -185,5 +186,5 @@ class Search:
 
 def _in_a_line(error: Exception) -> str:
     """An error's first line; of a traceback's text, as Tune wraps what it catches, the last one."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[-1 if lines[0].startswith("Traceback") else 0]
+    line = first_line(error)
+    return str(error).strip().splitlines()[-1].strip() if line.startswith("Traceback") else line

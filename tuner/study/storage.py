@@ -21,7 +21,7 @@ import sqlalchemy
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 
-from train_fn.contract.faults import Fault, InputError
+from train_fn.contract.faults import Fault, InputError, first_line
 from train_fn.contract.trials import TrialResult, TrialSpec
 from tuner.config.values import exact_duration
 from tuner.study import interrupts
@@ -168,8 +168,7 @@ def _may_pass(error: BaseException) -> bool:
 def _reason(error: BaseException) -> str:
     """The driver's own words, in one line; they hold no password, unlike SQLAlchemy's."""
     cause = error.__cause__ or error
-    lines = str(getattr(cause, "orig", None) or cause).strip().splitlines()
-    return lines[0] if lines else type(cause).__name__
+    return first_line(getattr(cause, "orig", None) or cause)
 
 
 def keep(output_dir: Path | str, spec: TrialSpec, result: TrialResult) -> None:
@@ -207,9 +206,7 @@ def drop_kept(output_dir: Path | str) -> None:
 def why_not_opened(url: URL, error: BaseException) -> str:
     """One line out of a stack of wrapped exceptions, without the password."""
     shown = url.set(query={}).render_as_string(hide_password=True)
-    cause = error.__cause__ or error
-    lines = str(getattr(cause, "orig", None) or cause).strip().splitlines() or [type(cause).__name__]
-    reason = lines[0]
+    reason = _reason(error)
     if isinstance(error, ImportError) and url.get_backend_name() == "postgresql":
         reason = "its driver is missing, install lora-batch-tuner[postgresql]"
     if isinstance(error, FileExistsError | NotADirectoryError):

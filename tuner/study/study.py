@@ -259,7 +259,7 @@ def open_study(plan: Plan, rescued: Rescued | None = None) -> TuningStudy:
         InputError: The storage can't be opened, the study was measured under another fingerprint, or it is
             older than a precision or a knob that is searched.
     """
-    search, settings = plan.config.search, plan.settings
+    search = plan.config.search
     url = parse_storage(plan.storage)
     try:
         storage = open_storage(url)
@@ -271,7 +271,7 @@ def open_study(plan: Plan, rescued: Rescued | None = None) -> TuningStudy:
             pruner=optuna.pruners.NopPruner(),
         )
         check_fingerprint(study, plan.fingerprint)
-        generation = generation_for(study, storage, plan.identity, plan.points, settings.loss_tolerance)
+        generation = generation_for(study, storage, plan.identity, plan.points, search.loss_tolerance)
         study = generation.study
         check_fingerprint(study, plan.fingerprint)
         precisions, knobs = stored_precisions(study, plan.points), stored_knobs(study, plan.points)
