@@ -18,7 +18,7 @@ LONGER = {
 
 COVERED_BY = {
     "tests/integration": """
-        cluster/connection/head cluster/lanes/guard cluster/lanes/lane cluster/lanes/losses
+        cluster/connection/head cluster/lanes/guard cluster/lanes/lane
         cluster/lanes/workers train_fn/contract/phases""",  # there is nothing of them without a Ray
     "tests/gpu/test_cuda.py": "train_fn/memory/cuda",
     "tests/cluster/connection/test_ray_session.py": "cluster/connection/token",

@@ -224,6 +224,7 @@ class Lane(tune.Trainable):
             self._open_group()
         elif not self._group.is_alive:
             self._check_started()
+            self._group.close()
             self._open_group()
         self._watch.enter("measuring" if self._is_warm else "starting")
         (self._group.mailbox.put(self._trial))

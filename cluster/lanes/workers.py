@@ -59,6 +59,7 @@ def serve(config: dict[str, Any]) -> None:
             `sharing` (a `Sharing` as a dictionary), `driver` (its `pid` and `node_id`), `folder` (a
             `StartFolder` as a dictionary).
     """
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # a line for each report would hide what matters
     with contextlib.suppress(ray.exceptions.RayActorError):  # no mailbox any more: the lane is gone
         rank = Rank(config)
         try:
