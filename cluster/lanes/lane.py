@@ -238,7 +238,7 @@ class Lane(tune.Trainable):
                 self._is_warm = True
                 return result
             if lost := gone(mailbox.nodes()):
-                self._group.close()  # the next one finds its own place
+                self._group.close(0.0)  # the next one finds its own place
                 return _interrupted(f"node {lost.pop()[:8]} died during the trial")
             if result is not None:
                 self._is_warm = False

@@ -23,8 +23,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
 
 POINTS = 18
 PACE = 90
-"""Trials of some 20 s. Tune gives a trial for which a lane is being made to a lane that becomes free meanwhile,
-and begins to make that lane again: one is added only once no other ends a trial for as long as that takes."""
+"""Trials of some 20 s. Tune gives a trial for which a lane is being made to a lane that is free sooner, and
+begins to make that lane again: one is added only once no other ends a trial for as long as that takes."""
 
 
 class Nodes:
@@ -144,7 +144,7 @@ def test_lanes_follow_the_nodes_and_a_killed_node_loses_no_point(start, nodes, f
 
     result = run.result()
     assert [t["status"] for t in result["trials"]] == ["complete"] * POINTS
-    assert {t["lane"] for t in result["trials"]} >= {0, 1, 2, 3}
+    assert len({t["lane"] for t in result["trials"]}) >= 4
     lost = [t for t in recorded(run.output_dir) if t.user_attrs.get("reason") == "interrupted"]
     assert [t.user_attrs["status"] for t in lost] == ["failed"] * len(lost)
     assert any(re.fullmatch(r"node \w{8} died during the trial", t.user_attrs["detail"]) for t in lost)
