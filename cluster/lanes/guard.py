@@ -48,15 +48,15 @@ class Guard:
         refused = self._wait(QUIET_READINGS, self._sharing.gpu_wait - self._waited_seconds)
         if refused is not None:
             in_vain = f"{refused}; gave up after {self._sharing.gpu_wait:g} s (cluster.gpu_wait)"
-            (self._mailbox.report_broken(in_vain))
+            self._mailbox.report_broken(in_vain)
             return False
         self._before = nvml.states(self._uuids) if self._uuids else []
-        (self._mailbox.set_admitted())
+        self._mailbox.set_admitted()
         return True
 
     def look_around(self, driver: dict[str, Any]) -> None:
         """Get to know the group's processes once they run."""
-        pids = [worker["pid"] for worker in (self._mailbox.workers()).values()]
+        pids = [worker["pid"] for worker in self._mailbox.workers().values()]
         context = ray.get_runtime_context()
         driver_pid = driver.get("pid") if driver.get("node_id") == context.get_node_id() else None
         own = OwnProcesses(driver_pid, context.get_session_name(), context.get_job_id())

@@ -124,7 +124,7 @@ class WorkerGroup:
     @property
     def has_died(self) -> bool:
         """Whether a worker of the group that joined last is dead; Ray Train is about to replace it."""
-        for worker in (self.mailbox.workers()).values():
+        for worker in self.mailbox.workers().values():
             try:
                 ray.get(worker["actor"].__ray_ready__.remote(), timeout=1.0)
             except ray.exceptions.RayActorError:
@@ -135,7 +135,7 @@ class WorkerGroup:
 
     def kill_workers(self) -> None:
         """Kill the present workers; the Train run starts new ones, unless the mailbox is closed."""
-        for worker in (self.mailbox.workers()).values():
+        for worker in self.mailbox.workers().values():
             ray.kill(worker["actor"])
 
     def close(self, timeout_seconds: float = 30.0) -> None:
@@ -227,7 +227,7 @@ class Lane(tune.Trainable):
             self._group.close()
             self._open_group()
         self._watch.enter("measuring" if self._is_warm else "starting")
-        (self._group.mailbox.put(self._trial))
+        self._group.mailbox.put(self._trial)
 
     def _run(self) -> TrialResult | None:
         """The trial's result; None when it waits for something new."""
@@ -264,7 +264,7 @@ class Lane(tune.Trainable):
                 self._group.kill_workers()
 
     def _check_started(self) -> None:
-        if why := (self._group.mailbox.never_started()):
+        if why := self._group.mailbox.never_started():
             raise NeverStartedError(why)
 
     def _has_moved(self) -> bool:

@@ -116,7 +116,7 @@ class Rank:
         """Collective: wait for quiet GPUs; False where no trial will come."""
         if self._guard is None:
             return bool(self._hear("admitted"))
-        admitted = not (self._mailbox.is_closed()) and self._guard.admits()
+        admitted = not self._mailbox.is_closed() and self._guard.admits()
         self._tell("admitted", admitted)
         return admitted
 
@@ -139,7 +139,7 @@ class Rank:
         gc.enable()
         self._say(phases.WAITING)
         worker.ranks.sum(0.0)  # no rank takes a trial before all are ready for one
-        (self._mailbox.join(self._group, self.number))
+        self._mailbox.join(self._group, self.number)
         if self._guard is not None:
             self._guard.look_around(self._driver)
         return worker
@@ -167,7 +167,7 @@ class Rank:
             return trial
         if not self._guard.lets_begin():
             return GIVES_WAY  # a trial that was not begun is the next group's
-        (self._mailbox.begin(self._group))
+        self._mailbox.begin(self._group)
         return trial
 
     def _measure(self, run: Callable[[], TrialResult]) -> None:
@@ -180,7 +180,7 @@ class Rank:
         ray.train.report({key: getattr(result, key) for key in shown})
 
     def _post(self, result: TrialResult) -> None:
-        (self._mailbox.post(self._group, result))
+        self._mailbox.post(self._group, result)
 
     def _enter_environment(self) -> None:
         """Work where the program was started, and set what torchrun would, before torch is imported."""
@@ -211,7 +211,7 @@ class Rank:
         return store if self.number == 0 else meeting_point(self._address, port)
 
     def _tell(self, name: str, value: Any) -> None:
-        (self._mailbox.tell(self._group, name, value))
+        self._mailbox.tell(self._group, name, value)
 
     def _hear(self, name: str) -> Any:
         return self._mailbox.hear(self._group, name)
